@@ -1,0 +1,58 @@
+# Two commands do everything on a fresh machine: make demo, make test. They need Python 3.10 to 3.12 and Java 17.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Spark starts its Python workers with this one; without it, whatever python3 is on the PATH.
+export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: java
+java:
+	@java -version 2>&1 | grep -qE 'version "(1[7-9]|2[0-9])' || { \
+		echo "Spark needs Java 17 or newer, found: $$(java -version 2>&1 | head -1)"; \
+		echo "On Debian or Ubuntu:  sudo apt-get install openjdk-17-jre-headless"; \
+		echo "On macOS:             brew install openjdk@17"; exit 2; }
+
+# The marker is newer than what it was made from exactly when the environment is up to date.
+$(VENV)/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), f"Python 3.10 to 3.12 is needed, found {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+.PHONY: setup
+setup: java $(VENV)/ready ## Make the virtual environment (.venv) with everything in it
+
+.PHONY: demo
+demo: setup ## Score real photographs and published embeddings by spark-submit, and write a page
+	$(BIN)/bash_demo
+
+.PHONY: test
+test: lint unit ## Everything that must pass: lint, types, tests
+
+.PHONY: lint
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: setup
+	$(BIN)/pytest
+
+.PHONY: lock
+lock: setup ## Resolve the dependencies again (requirements.lock)
+	printf 'pyspark==4.2.0\ndelta-spark==4.4.0\n' | $(BIN)/uv pip compile pyproject.toml --all-extras --universal \
+		--python-version 3.10 --constraints - --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Remove what the targets made
+	rm -rf $(VENV) build dist demo-output spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache

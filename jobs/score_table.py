@@ -1,0 +1,92 @@
+"""Score a Delta table: spark-submit --properties-file conf/local.conf jobs/score_table.py --help.
+
+The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 something must be put right first,
+said in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+
+from pyspark import SparkConf
+from pyspark.sql import SparkSession
+
+from spark_aesthetic import AestheticError, score_table
+from spark_aesthetic.predictors import DEFAULT
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="score_table", description="Add aesthetic scores to a Delta table.")
+    parser.add_argument("--source", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rows to score")
+    parser.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
+    column = parser.add_mutually_exclusive_group(required=True)
+    column.add_argument("--image-col", metavar="COL", help="column of image bytes")
+    column.add_argument("--embedding-col", metavar="COL", help="column of CLIP embeddings")
+    parser.add_argument(
+        "--scores", metavar="TABLE_OR_PATH", help="narrow Delta table for the scores (default: in place)"
+    )
+    parser.add_argument("--view", metavar="NAME", help="with --scores: a view that joins both")
+    parser.add_argument(
+        "--predictor", default=DEFAULT, metavar="NAME", help="name, or JSON file (default: %(default)s)"
+    )
+    parser.add_argument("--model-path", metavar="PATH", help="folder of the weights files, or the backbone's file")
+    parser.add_argument("--with-embedding", action="store_true", help="also keep the CLIP embeddings")
+    parser.add_argument(
+        "--batch-size", type=int, default=-1, metavar="N", help="rows in a forward pass (default: chosen)"
+    )
+    parser.add_argument(
+        "--num-threads", type=int, default=-1, metavar="N", help="threads a task (default: spark.task.cpus)"
+    )
+    parser.add_argument(
+        "--decode", choices=("exact", "fast"), default="exact", help="as the reference, or DCT-scaled JPEG"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything and count, write nothing")
+    return parser.parse_args()
+
+
+def session() -> SparkSession:
+    conf = SparkConf()
+    if conf.get("spark.master", "local[*]").startswith("local"):
+        # Else the workers run whatever python3 is on the PATH.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("spark-aesthetic: score_table")
+    if not conf.contains("spark.ui.showConsoleProgress"):
+        builder = builder.config("spark.ui.showConsoleProgress", "true")
+    return builder.getOrCreate()
+
+
+def main() -> int:
+    args = arguments()
+    # PySpark writes the whole Java stack of an error to stderr even where it is caught.
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)
+    spark = session()
+    try:
+        summary = score_table(
+            spark,
+            source=args.source,
+            key=args.key.split(","),
+            image_col=args.image_col,
+            embedding_col=args.embedding_col,
+            scores=args.scores,
+            view=args.view,
+            predictor=args.predictor,
+            with_embedding=args.with_embedding,
+            dry_run=args.dry_run,
+            batch_size=args.batch_size,
+            num_threads=args.num_threads,
+            decode=args.decode,
+            model_path=args.model_path,
+        )
+    except AestheticError as error:
+        print(f"score_table: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps(summary.to_dict()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

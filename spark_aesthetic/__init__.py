@@ -1,0 +1,60 @@
+"""Score the visual appeal of images, or of their CLIP embeddings, where they already live: in Spark tables.
+
+>>> import spark_aesthetic as sa
+>>> sa.resolve(sa.DEFAULT).name
+'laion-aesthetics-v2'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "aesthetic_score",
+    "aesthetic_score_from_embedding",
+    "clip_embedding",
+    "score_image",
+    "register",
+    "score_table",
+    "Predictor",
+    "DEFAULT",
+    "resolve",
+    "Options",
+    "AestheticError",
+]
+
+if TYPE_CHECKING:
+    from spark_aesthetic.errors import AestheticError
+    from spark_aesthetic.functions import aesthetic_score, aesthetic_score_from_embedding, clip_embedding, score_image
+    from spark_aesthetic.options import Options
+    from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
+    from spark_aesthetic.sql import register
+    from spark_aesthetic.tables import score_table
+
+_HOME = {
+    "aesthetic_score": "functions",
+    "aesthetic_score_from_embedding": "functions",
+    "clip_embedding": "functions",
+    "score_image": "functions",
+    "register": "sql",
+    "score_table": "tables",
+    "Predictor": "predictors",
+    "DEFAULT": "predictors",
+    "resolve": "predictors",
+    "Options": "options",
+    "AestheticError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package must load neither torch nor pyspark: a name loads its module on first use.
+    if name not in _HOME:
+        raise AttributeError(f"module 'spark_aesthetic' has no attribute {name!r}")
+    return getattr(import_module(f"spark_aesthetic.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,135 @@
+"""Image bytes to pixels, or to the reason why not.
+
+Follows the preprocessing of the reference, open_clip's `image_transform`, on the PIL image: shorter side to
+the target (bicubic, antialiased), centre crop, and only then conversion to RGB. So an alpha channel is
+dropped, not laid over a background: a transparent pixel keeps the colour that the file stores for it. A
+palette image is resized by nearest neighbour. EXIF rotation is not applied. One departure: 16-bit greyscale
+is brought to 8 bits first (the high byte), where the reference would clip nearly all of it to white.
+
+Pure functions of bytes, safe in threads: Pillow releases the GIL while it decodes and resizes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+# Only these decoders are tried: the rest of Pillow's reach from rare to unsafe (EPS runs Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+_SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+_TO_RGB = {"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+
+# Largest "fast" JPEG shrink keeps this many times the target side; 1 costs 2.1 of 255 in the mean pixel, 2
+# costs 0.4 (measured on 1600 x 1068 photographs).
+_FAST_SIDE_FACTOR = 2
+
+# The header is checked against max_pixels right after it is read, so Pillow's warning adds nothing.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class Rejection(str):
+    """Why an image has no pixels, short and without figures, so that rows can be grouped by it."""
+
+
+NULL = Rejection("null")
+EMPTY = Rejection("decode: empty")
+NOT_AN_IMAGE = Rejection("decode: not an image")
+TOO_MANY_PIXELS = Rejection("decode: more pixels than max_pixels")
+
+
+def decode(data: bytes | None, *, side: int, max_pixels: int, fast: bool = False) -> Pixels | Rejection:
+    """Decode one image to the square that the backbone takes.
+
+    Args:
+        data: The bytes of a file, or None.
+        side: Height and width of the result in pixels.
+        max_pixels: Most pixels that are decoded, by the header; also the most that resizing may make of
+            a very long and thin image.
+        fast: Let libjpeg shrink a JPEG while decoding.
+
+    Returns:
+        uint8 of shape (side, side, 3), RGB, row-major; or a `Rejection`. Damage in a file is never raised.
+    """
+    if data is None:
+        return NULL
+    if not data:
+        return EMPTY
+    name = _sniff(data)
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            name = image.format if image.format in FORMATS else name
+            if image.width * image.height > max_pixels:
+                return TOO_MANY_PIXELS
+            if image.mode not in _TO_RGB and image.mode not in _SIXTEEN_BIT:
+                return Rejection(f"decode: unsupported mode {image.mode}")
+            if name == "PNG" and _PNG_END not in data:
+                return Rejection("decode: truncated PNG")
+            if fast:
+                # draft never goes below the size asked for, and does nothing where a format cannot.
+                image.draft(None, (_FAST_SIDE_FACTOR * side, _FAST_SIDE_FACTOR * side))
+            width, height = _resized(image.width, image.height, side)
+            if width * height > max(max_pixels, side * side):
+                return TOO_MANY_PIXELS
+            return _square(_eight_bit(image), width, height, side)
+    except Image.DecompressionBombError:
+        return TOO_MANY_PIXELS
+    except UnidentifiedImageError:
+        return NOT_AN_IMAGE if name is None else _damaged(data, name, "")
+    # Decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, struct.error, ...),
+    # and whatever it is, it costs this row only.
+    except Exception as error:
+        return _damaged(data, name or "image", str(error))
+
+
+def _resized(width: int, height: int, side: int) -> tuple[int, int]:
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode not in _SIXTEEN_BIT:
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _square(image: Image.Image, width: int, height: int, side: int) -> Pixels:
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    # Rounds halves to even, as torchvision's center_crop does.
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    square = resized.crop((left, top, left + side, top + side))
+    return np.array(square.convert("RGB"), dtype=np.uint8)
+
+
+# Type and checksum of the chunk that ends every PNG; Pillow accepts a file that lost it.
+_PNG_END = b"IEND\xae\x42\x60\x82"
+
+_MAGIC = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG", "PNG"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (4, b"ftypavi", "AVIF"),
+)
+
+
+def _sniff(data: bytes) -> str | None:
+    return next((name for at, magic, name in _MAGIC if data[at : at + len(magic)] == magic), None)
+
+
+def _damaged(data: bytes, name: str, message: str) -> Rejection:
+    # A RIFF file states its length; libwebp does not say why it refuses a file.
+    cut_off = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    word = "truncated" if cut_off or "truncated" in message.lower() else "damaged"
+    return Rejection(f"decode: {word} {name}")

@@ -1,0 +1,68 @@
+"""What can go wrong with a call, as one tree.
+
+    AestheticError
+    ├── PredictorError (ValueError)            no such predictor, or a recipe that cannot be
+    ├── OptionError (ValueError)               an option outside its values
+    ├── WeightsError                           a weights file that cannot be used as it is
+    │   ├── WeightsNotFoundError               nowhere, and the network did not help
+    │   └── ChecksumError                      found, but not the file that was asked for
+    ├── TableError (ValueError)                source, column, type, key or scores table
+    ├── ResourceError (RuntimeError)           a device that Spark or the machine cannot give
+    └── MissingDependencyError (ImportError)   an extra that is not installed
+
+These are faults of the call. Each message says what was expected, what was found and what to do.
+A fault of one row, such as a truncated image, is never raised: the row gets a null score and a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AestheticError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class PredictorError(AestheticError, ValueError):
+    """A predictor that is unknown, malformed or does not fit its weights."""
+
+
+class OptionError(AestheticError, ValueError):
+    """An option with an unknown name or a value outside its range."""
+
+
+class WeightsError(AestheticError):
+    """A weights file that cannot be used."""
+
+
+class WeightsNotFoundError(WeightsError):
+    """A weights file that is in none of the places looked at."""
+
+
+class ChecksumError(WeightsError):
+    """A weights file whose sha256 is not the expected one; it is never deserialised."""
+
+
+class TableError(AestheticError, ValueError):
+    """A table, column, type or key that the job cannot work on."""
+
+
+class ResourceError(AestheticError, RuntimeError):
+    """A device that was asked for and is not there."""
+
+
+class MissingDependencyError(AestheticError, ImportError):
+    """A Python package that this call needs and that is not installed."""
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """Name the valid choice nearest to a wrong one, and all of them.
+
+    >>> nearest("exat", ["exact", "fast"])
+    "did you mean 'exact'? Valid: exact, fast"
+    """
+    choices = list(valid)
+    close = get_close_matches(wrong, choices, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Valid: {', '.join(choices)}"

@@ -1,0 +1,99 @@
+"""The options that all image functions share, checked where they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from spark_aesthetic.errors import OptionError, nearest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# Pillow warns above this many pixels and refuses twice as many (its MAX_IMAGE_PIXELS, a quarter
+# of a gibibyte of RGB). Past the refusal no option of ours can help, so none is accepted there.
+PILLOW_WARNS_PIXELS = 89_478_485
+PILLOW_REFUSES_PIXELS = 2 * PILLOW_WARNS_PIXELS
+
+DECODES = ("exact", "fast")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+class OptionArgs(TypedDict, total=False):
+    """Keyword arguments of the image functions, see `Options`."""
+
+    batch_size: int
+    device: str
+    dtype: str
+    decode: str
+    num_threads: int
+    max_pixels: int
+    model_path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How images are scored; none of it changes what the score means.
+
+    Attributes:
+        batch_size: Rows in one forward pass; -1 chooses for the device.
+        device: "auto" is the GPU that Spark gave to the task, else the CPU. Otherwise a torch device
+            such as "cpu" or "cuda:1", used as it is by every task.
+        dtype: "auto" is float16 on a GPU, as in the reference, and float32 on a CPU.
+        decode: "exact" gives the pixels of the reference preprocessing, bit for bit. "fast" lets
+            libjpeg shrink a JPEG while decoding it, never below twice the target side.
+        num_threads: Threads for decoding and for inference on a CPU, in each Python worker;
+            -1 takes the cores that Spark gave to the task (`spark.task.cpus`).
+        max_pixels: An image of more pixels, by its header, gets a null score before it is decoded.
+        model_path: A folder with the weights files, or the backbone's file itself, as the workers see it.
+
+    Raises:
+        OptionError: A value outside its range.
+
+    >>> Options(decode="exat")
+    Traceback (most recent call last):
+      ...
+    spark_aesthetic.errors.OptionError: decode='exat': did you mean 'exact'? Valid: exact, fast
+    """
+
+    batch_size: int = -1
+    device: str = "auto"
+    dtype: str = "auto"
+    decode: str = "exact"
+    num_threads: int = -1
+    max_pixels: int = PILLOW_WARNS_PIXELS
+    model_path: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, valid in (("decode", DECODES), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            if value not in valid:
+                raise OptionError(f"{name}={value!r}: {nearest(str(value), valid)}")
+        for name in ("batch_size", "num_threads"):
+            value = getattr(self, name)
+            if not _is_whole(value) or (value < 1 and value != -1):
+                raise OptionError(f"{name}={value!r}: expected a whole number of at least 1, or -1 to choose")
+        if not _is_whole(self.max_pixels) or not 1 <= self.max_pixels <= PILLOW_REFUSES_PIXELS:
+            raise OptionError(
+                f"max_pixels={self.max_pixels!r}: expected 1 to {PILLOW_REFUSES_PIXELS}; Pillow decodes no larger image"
+            )
+
+    @classmethod
+    def of(cls, **given: Unpack[OptionArgs]) -> Options:
+        """Make options of keyword arguments, naming the nearest valid one for a misspelt name.
+
+        >>> Options.of(bach_size=8)
+        Traceback (most recent call last):
+          ...
+        spark_aesthetic.errors.OptionError: no option 'bach_size': did you mean 'batch_size'? Valid: batch_size, \
+device, dtype, decode, num_threads, max_pixels, model_path
+        """
+        valid = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in valid:
+                raise OptionError(f"no option {name!r}: {nearest(name, valid)}")
+        return cls(**given)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

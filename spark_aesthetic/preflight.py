@@ -1,0 +1,240 @@
+"""What must be right before a job does any work: each check raises an error that says what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType
+
+from spark_aesthetic import weights
+from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError, nearest
+from spark_aesthetic.predictors import Predictor
+
+# As many embeddings are looked at to tell a wrong predictor from a few wrong rows.
+_SAMPLE_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Delta table at one version, so that every pass of a run sees the same rows.
+
+    Attributes:
+        identifier: As SQL takes it.
+        version: The version that was current when the run began.
+        rows: All of its rows and columns.
+    """
+
+    identifier: str
+    version: int
+    rows: DataFrame
+
+
+def identifier(table: str) -> str:
+    """A table as SQL takes it: a catalog name as it is, a path (anything with a slash) as delta.`path`.
+
+    >>> identifier("main.default.photos"), identifier("/data/photos")
+    ('main.default.photos', 'delta.`/data/photos`')
+    """
+    if "/" not in table:
+        return table
+    return f"delta.`{table.replace('`', '``')}`"
+
+
+def check_gpu_scheduling(spark: SparkSession) -> None:
+    """Refuse settings under which Spark would wait for ever.
+
+    Raises:
+        ResourceError: A local master with GPU amounts: it has no GPUs to give, and its tasks never start.
+    """
+    master = spark.conf.get("spark.master", "")
+    amount = spark.conf.get("spark.task.resource.gpu.amount", None)
+    # Databricks' single-node clusters are local masters that do schedule GPUs.
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return
+    if master is not None and master.split("[")[0] == "local" and amount is not None and float(amount) > 0:
+        raise ResourceError(
+            f"spark.task.resource.gpu.amount: expected no GPU amounts with master {master!r}, found {amount}; a local "
+            "master never grants them and would wait for ever. Remove the spark.*.resource.gpu.* settings, or use "
+            "a standalone, YARN or Kubernetes master"
+        )
+
+
+def open_source(spark: SparkSession, table: str) -> Source:
+    """Open a Delta table at its current version.
+
+    Raises:
+        TableError: There is no such table, or it is not a Delta table, or the session has no Delta.
+    """
+    name = identifier(table)
+    if not is_delta(spark, table):
+        raise TableError(f"source {table!r}: expected a Delta table, found none; check the name or path")
+    version = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").select("version").collect()[0][0]
+    return Source(name, version, spark.read.option("versionAsOf", version).table(name))
+
+
+def is_delta(spark: SparkSession, table: str) -> bool:
+    """Whether a Delta table is there; False where nothing is.
+
+    Raises:
+        TableError: Something else is there, or the session cannot read Delta tables.
+    """
+    try:
+        found = spark.sql(f"DESCRIBE DETAIL {identifier(table)}").select("format").collect()[0][0]
+    except AnalysisException as error:
+        condition = error.getCondition() or ""
+        if "NOT_FOUND" in condition or "MISSING_DELTA_TABLE" in condition or "PATH_DOES_NOT_EXIST" in condition:
+            return False
+        raise TableError(
+            f"table {table!r}: expected a Delta table, found: {_first_line(error)}{_delta_hint(spark)}"
+        ) from error
+    if found != "delta":
+        raise TableError(
+            f"table {table!r}: expected a Delta table, found format {found!r}; CONVERT TO DELTA or copy it"
+        )
+    return True
+
+
+def _delta_hint(spark: SparkSession) -> str:
+    if "delta" in (spark.conf.get("spark.sql.extensions", "") or "").lower():
+        return ""
+    return ". This session has no Delta Lake: submit with --properties-file conf/local.conf"
+
+
+def column_type(rows: DataFrame, column: str, option: str) -> DataType:
+    """The type of a column, which may be a field of a struct.
+
+    Raises:
+        TableError: There is no such column.
+    """
+    try:
+        return rows.select(column).schema[0].dataType
+    except AnalysisException as error:
+        raise TableError(f"{option}: no column {column!r} in the source: {nearest(column, rows.columns)}") from error
+
+
+def check_image_column(rows: DataFrame, column: str) -> None:
+    """Raise TableError unless the column holds bytes."""
+    found = column_type(rows, column, "--image-col")
+    if not isinstance(found, BinaryType):
+        raise TableError(
+            f"--image-col {column}: expected binary (the bytes of image files), found {found.simpleString()}; "
+            "read files with format binaryFile, decode base64 with unbase64, score embeddings with --embedding-col"
+        )
+
+
+def check_embedding_column(rows: DataFrame, column: str, dimension: int, predictor: Predictor) -> bool:
+    """Check the type of a column of embeddings, and that some have the predictor's length.
+
+    Returns:
+        Whether they are ml Vectors.
+
+    Raises:
+        TableError: Another type, or none of the first embeddings has the length that the head takes.
+    """
+    found = column_type(rows, column, "--embedding-col")
+    is_array = isinstance(found, ArrayType) and isinstance(found.elementType, FloatType | DoubleType)
+    is_vector = found.typeName() == "vector"
+    if not is_array and not is_vector:
+        raise TableError(
+            f"--embedding-col {column}: expected array<float>, array<double> or an ml Vector, "
+            f"found {found.simpleString()}; cast it, or score image bytes with --image-col"
+        )
+    if is_vector:
+        return True
+    lengths = rows.select(F.size(column).alias("length")).where(F.col(column).isNotNull()).limit(_SAMPLE_ROWS)
+    counted = {row.length: row["count"] for row in lengths.groupBy("length").count().collect()}
+    if counted and dimension not in counted:
+        raise TableError(
+            f"--embedding-col {column}: expected {dimension} numbers for {predictor.name}, found "
+            f"{max(counted, key=counted.__getitem__)}; choose the --predictor whose backbone made the embeddings"
+        )
+    return False
+
+
+def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> int:
+    """Check that the key columns identify a row each, reading only them.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        TableError: A key column is missing or reserved, or there are nulls or duplicates.
+    """
+    for column in key:
+        if column.lower() not in [name.lower() for name in rows.columns]:
+            raise TableError(f"--key: no column {column!r} in the source: {nearest(column, rows.columns)}")
+        if column.lower() in reserved:
+            raise TableError(f"--key: expected a column of your own, found {column!r}, which the job writes; rename it")
+    named = ", ".join(key)
+    has_null = F.lit(False)
+    for column in key:
+        has_null = has_null | F.col(quoted(column)).isNull()
+    groups = rows.groupBy(*[F.col(quoted(column)) for column in key]).count()
+    found = groups.agg(
+        F.coalesce(F.sum("count"), F.lit(0)).alias("rows"),
+        F.coalesce(F.sum(F.when(has_null, F.col("count"))), F.lit(0)).alias("null_rows"),
+        F.coalesce(F.sum(F.when(F.col("count") > 1, F.col("count"))), F.lit(0)).alias("repeated_rows"),
+    ).collect()[0]
+    if found.null_rows or found.repeated_rows:
+        raise TableError(
+            f"--key {named}: expected a value of its own in each row, found {found.null_rows} rows with a null and "
+            f"{found.repeated_rows} rows that share theirs, of {found.rows}; add a column to the key or drop duplicates"
+        )
+    return int(found.rows)
+
+
+def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *, required: bool) -> None:
+    """Check the types of columns that the job is going to write.
+
+    Args:
+        rows: The table.
+        expected: Types by column name.
+        table: Named in errors.
+        required: Whether all must be there already.
+
+    Raises:
+        TableError: A column has another type, or is missing.
+    """
+    found = {field.name.lower(): field.dataType for field in rows.schema}
+    for name, data_type in expected.items():
+        there = found.get(name.lower())
+        if there is None and not required:
+            continue
+        if there != data_type:
+            raise TableError(
+                f"table {table!r}, column {name}: expected {data_type.simpleString()}, "
+                f"found {'none' if there is None else there.simpleString()}; rename it or choose another table"
+            )
+
+
+def check_weights(predictor: Predictor, model_path: str | None) -> None:
+    """Check that images can be scored: packages, backbone and head, each verified by its checksum.
+
+    Raises:
+        MissingDependencyError: The extra "image" is not installed.
+        WeightsError: A file is missing or another one.
+    """
+    missing = [name for name in ("torch", "open_clip", "PIL") if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"--image-col: expected the packages of the extra 'image', found no {', '.join(missing)}; "
+            "pip install 'spark-aesthetic[image]' on the driver and on the executors"
+        )
+    if not predictor.backbone_weights.startswith("untrained:"):
+        weights.backbone_file(predictor, model_path)
+    weights.load_head(predictor, model_path)
+
+
+def quoted(column: str) -> str:
+    """A top-level column's name as SQL takes it, whatever characters it has."""
+    return f"`{column.replace('`', '``')}`"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,255 @@
+"""Weights files: where they are, whether they are the right ones, and what their content is called.
+
+A file is looked for in `model_path`; in the folder `$SPARK_AESTHETIC_WEIGHTS`; at its own path; in the
+cache; and on the network. The first one found is the one: if its checksum differs it is refused, not passed over.
+Nothing is deserialised before its checksum was compared, and nothing is unpickled that had none to compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from functools import lru_cache
+from importlib import resources
+from importlib.abc import Traversable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from platformdirs import user_cache_path
+from safetensors import safe_open
+
+from spark_aesthetic import head as heads
+from spark_aesthetic.download import download
+from spark_aesthetic.errors import (
+    ChecksumError,
+    MissingDependencyError,
+    PredictorError,
+    WeightsError,
+    WeightsNotFoundError,
+)
+from spark_aesthetic.head import Head
+from spark_aesthetic.predictors import PACKAGED, UNTRAINED, Predictor
+
+# For the message of a node without a network; sizes as published (OpenAI's in MiB, as its client shows them).
+_KNOWN_SIZES = {
+    "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb": "1,710,540,580 bytes",
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "about 338 MiB",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "about 335 MiB",
+    "0af3254c651d55b7ea851429c20f26ec880bb0169805a4df85b814bd7966f3e4": "3,714,887 bytes",
+}
+
+
+def cache_dir() -> Path:
+    """The node's cache: `$SPARK_AESTHETIC_CACHE`, or the user's cache folder.
+
+    Raises:
+        WeightsError: It cannot be written to, as on executors that have no home folder.
+    """
+    folder = Path(os.environ.get("SPARK_AESTHETIC_CACHE") or user_cache_path("spark-aesthetic"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"expected a cache folder that can be written, found: {error}; set SPARK_AESTHETIC_CACHE to one "
+            "(on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE)"
+        ) from error
+    return folder
+
+
+def pin(predictor: Predictor, model_path: str | None = None) -> Predictor:
+    """Fill in the checksums that a predictor leaves open, so that `model_id` names its content.
+
+    Runs on the driver. Reads (and if need be downloads) only files whose checksum is not given; the
+    published predictors touch no file here.
+
+    Raises:
+        WeightsError: A file is missing, or is an archive or pickle whose checksum was not given.
+    """
+    backbone_sha256, head_sha256 = predictor.backbone_sha256, predictor.head_sha256
+    if backbone_sha256 is None:
+        backbone_sha256 = _content_sha256(predictor.backbone_weights, predictor.backbone, "backbone", model_path)
+    if head_sha256 is None:
+        head_sha256 = _content_sha256(predictor.head_weights, "", "head", model_path)
+    return replace(predictor, backbone_sha256=backbone_sha256, head_sha256=head_sha256)
+
+
+def backbone_file(predictor: Predictor, model_path: str | None = None) -> Path:
+    """Find, fetch and verify the backbone's weights file of a predictor that is not untrained.
+
+    Raises:
+        WeightsNotFoundError: It is nowhere; the message says what to put where.
+        ChecksumError: The file found is another one.
+    """
+    return _find(predictor.backbone_weights, predictor.backbone_sha256, model_path)
+
+
+def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
+    """Load the head of a pinned predictor. Needs torch only for a .pth file.
+
+    Raises:
+        WeightsError: Missing, not the right file, or no head.
+    """
+    source = predictor.head_weights
+    if source.startswith(UNTRAINED):
+        return heads.untrained(*_untrained_numbers(source, 2))
+    if source.startswith(PACKAGED):
+        with resources.as_file(_packaged(source)) as path:
+            return _read_head(path)
+    return _read_head(_find(source, predictor.head_sha256, _folder_only(model_path)))
+
+
+def backbone_seed(predictor: Predictor) -> int:
+    """The seed of an untrained backbone."""
+    return _untrained_numbers(predictor.backbone_weights, 1)[0]
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file has the safetensors layout: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def load_torch(path: Path) -> dict[str, object]:
+    """Load a verified .pth file of tensors onto the CPU, running none of the code a pickle can hold.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} is no safetensors file and takes torch to read: pip install 'spark-aesthetic[image]'"
+        ) from error
+    # The published V2 heads were saved from a GPU.
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"{path}: expected a dictionary of tensors, found {type(loaded).__name__}")
+    return loaded
+
+
+def read_head(path: Path, *, sha256: str | None) -> Head:
+    """Read a head from a file of one's own choosing, once its checksum was compared.
+
+    Raises:
+        ChecksumError: It is another file.
+        WeightsError: It holds no head.
+    """
+    _verify(path, sha256)
+    return _read_head(path)
+
+
+def _read_head(path: Path) -> Head:
+    if not is_safetensors(path):
+        tensors = {name: np.asarray(tensor) for name, tensor in load_torch(path).items()}
+        return heads.from_tensors(tensors, source=str(path))
+    with safe_open(path, framework="np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return heads.from_tensors(tensors, source=str(path), activation=(file.metadata() or {}).get("activation"))
+
+
+def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
+    remote = "://" in source
+    name = Path(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    cached = cache_dir() / "downloads" / (sha256 or hashlib.sha256(source.encode()).hexdigest())[:12] / name
+    places = [*_named_places(name, model_path), *([] if remote else [Path(source)]), cached]
+    for path in places:
+        if path.is_file():
+            _verify(path, sha256)
+            return path
+    looked = ", ".join(str(path) for path in places)
+    if not remote:
+        raise WeightsNotFoundError(f"weights file {name}: expected at one of {looked}; found at none. Put it there")
+    try:
+        return download(source, cached, sha256=sha256)
+    except WeightsNotFoundError as error:
+        size = _KNOWN_SIZES.get(sha256 or "", "size not known")
+        raise WeightsNotFoundError(
+            f"weights file {name} ({size}, sha256 {sha256 or 'not given'}): expected at one of {looked}; found at "
+            f"none, and {error}. Fetch it from {source} on a machine with a network and put it into a folder that "
+            "SPARK_AESTHETIC_WEIGHTS or model_path names, on the driver and on every executor"
+        ) from error
+
+
+def _named_places(name: str, model_path: str | None) -> list[Path]:
+    places = []
+    if model_path is not None:
+        given = Path(model_path)
+        if not given.exists():
+            raise WeightsNotFoundError(f"model_path: expected a folder or a file, found nothing at {model_path!r}")
+        places.append(given if given.is_file() else given / name)
+    folder = os.environ.get("SPARK_AESTHETIC_WEIGHTS")
+    if folder:
+        places.append(Path(folder) / name)
+    return places
+
+
+def _folder_only(model_path: str | None) -> str | None:
+    """A model_path that is a file is the backbone's; the head is then looked for beside it."""
+    if model_path is not None and Path(model_path).is_file():
+        return str(Path(model_path).parent)
+    return model_path
+
+
+def _verify(path: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    found = sha256_of(path)
+    if found != sha256:
+        raise ChecksumError(
+            f"{path}: expected sha256 {sha256}, found {found}; the file was not opened. "
+            "Replace it, or name it in a Predictor of your own"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, taken once a process for as long as the file does not change."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _content_sha256(source: str, architecture: str, part: str, model_path: str | None) -> str:
+    if source.startswith(UNTRAINED):
+        return hashlib.sha256(f"{source} {architecture}".encode()).hexdigest()
+    if source.startswith(PACKAGED):
+        with resources.as_file(_packaged(source)) as path, safe_open(path, framework="np") as file:
+            return str(file.metadata()["source_sha256"])
+    path = _find(source, None, model_path if part == "backbone" else _folder_only(model_path))
+    found = sha256_of(path)
+    if not is_safetensors(path):
+        raise WeightsError(
+            f"{path}: expected safetensors, or {part}_sha256 in the predictor, found an archive without one. "
+            f'Reading it can run code: if you trust it, add {part}_sha256="{found}"'
+        )
+    return found
+
+
+def _packaged(source: str) -> Traversable:
+    folder = resources.files("spark_aesthetic.heads")
+    file = folder / (source.removeprefix(PACKAGED) + ".safetensors")
+    if not file.is_file():
+        packaged = sorted(item.name for item in folder.iterdir() if item.name.endswith(".safetensors"))
+        raise PredictorError(f"head {source!r} is not in the package; found {', '.join(packaged)}")
+    return file
+
+
+def _untrained_numbers(source: str, count: int) -> list[int]:
+    form = UNTRAINED + ":".join(("SEED", "DIMENSION")[:count])
+    try:
+        numbers = [int(number) for number in source.removeprefix(UNTRAINED).split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise PredictorError(f"untrained weights: expected {form!r}, found {source!r}")
+    return numbers

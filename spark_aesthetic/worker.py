@@ -1,0 +1,108 @@
+"""What runs inside a Python worker of Spark: the place of the task, and columns in and out as pandas.
+
+Imported by name on the workers, so the model cache of `spark_aesthetic.engine` lives as long as the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark import TaskContext
+
+from spark_aesthetic import weights
+from spark_aesthetic.embeddings import score_embeddings
+from spark_aesthetic.errors import ResourceError, TableError
+from spark_aesthetic.options import Options
+from spark_aesthetic.predictors import Predictor
+
+
+def granted(options: Options) -> Options:
+    """Fill in the device and the threads that are left open, from what Spark gave to this task.
+
+    "auto" becomes the first GPU address of the task, or the CPU where Spark gave none. Spark does not set
+    CUDA_VISIBLE_DEVICES, so the address is torch's device number.
+    """
+    context = TaskContext.get()
+    gpu = context.resources().get("gpu") if context is not None else None
+    device = options.device
+    if device == "auto":
+        device = f"cuda:{gpu.addresses[0]}" if gpu is not None else "cpu"
+    threads = options.num_threads
+    if threads == -1:
+        threads = context.cpus() if context is not None else 1
+    return replace(options, device=device, num_threads=threads)
+
+
+def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Options) -> Iterator[pd.DataFrame]:
+    """Score columns of image bytes.
+
+    Yields:
+        Frames with the columns score (float32), error (text or None) and embedding (float32 arrays or None),
+        together as many rows as came in, in their order but in batches of their own.
+    """
+    # torch and open_clip load here, on the worker, not where the function is made.
+    from spark_aesthetic.engine import ImageScorer
+
+    options = granted(options)
+    _check_device(options.device)
+    scorer = ImageScorer(predictor, options)
+    for rows in scorer.score(_images(batches)):
+        embeddings = [
+            None if error is not None else row for row, error in zip(rows.embeddings, rows.errors, strict=True)
+        ]
+        yield pd.DataFrame(
+            {
+                "score": rows.scores,
+                "error": pd.Series(rows.errors, dtype=object),
+                "embedding": pd.Series(embeddings, dtype=object),
+            }
+        )
+
+
+def score_vectors(
+    batches: Iterable[pd.Series], predictor: Predictor, normalize: bool, model_path: str | None
+) -> Iterator[pd.DataFrame]:
+    """Score columns of embeddings: arrays or ml Vectors.
+
+    Yields:
+        Frames with the columns score (float32) and error (text or None), batch for batch.
+    """
+    head = weights.load_head(predictor, model_path)
+    for batch in batches:
+        vectors = [value.toArray() if hasattr(value, "toArray") else value for value in batch]
+        scores, errors = score_embeddings(head, vectors, normalize=normalize)
+        yield pd.DataFrame({"score": scores, "error": pd.Series(errors, dtype=object)})
+
+
+def _images(batches: Iterable[pd.Series]) -> Iterator[bytes | None]:
+    for batch in batches:
+        for value in batch:
+            yield _bytes(value)
+
+
+def _bytes(value: Any) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview | np.bytes_):
+        return bytes(value)
+    raise TableError(
+        f"image column: expected the bytes of image files (binary), found {type(value).__name__} {str(value)[:60]!r}; "
+        "read files with spark.read.format('binaryFile'), and decode base64 with unbase64"
+    )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if not device.startswith("cuda"):
+        return
+    number = torch.device(device).index or 0
+    if number >= torch.cuda.device_count():
+        raise ResourceError(
+            f"device {device}: expected a GPU that torch can use, found {torch.cuda.device_count()} of them; install a "
+            "CUDA build of torch and the driver on the executors, or correct the discovery script's addresses"
+        )

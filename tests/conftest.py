@@ -1,0 +1,74 @@
+"""One Spark session for all tests, and the places where the real inputs lie."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before anything of ours is imported: nothing in a test may come from a cache or a weights folder of the machine.
+os.environ.pop("SPARK_AESTHETIC_WEIGHTS", None)
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared"
+DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache for the whole run; the workers inherit it."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SPARK_AESTHETIC_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:  # noqa: F821, UP037
+    from pyspark.sql import SparkSession
+
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    session = (
+        SparkSession.builder.master("local[2]")
+        .appName("tests")
+        .config("spark.jars.packages", DELTA_PACKAGE)
+        .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
+        .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
+        .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        # A handful of rows: the defaults of 200 and 50 tasks would be most of the suite's time.
+        .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.databricks.delta.snapshotPartitions", "2")
+        .config("spark.default.parallelism", "2")
+        # Small, so that a few rows already cross a border between Arrow batches.
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "7")
+        .config("spark.sql.execution.arrow.pythonUDF.columnarInput.enabled", "false")
+        .config("spark.driver.memory", "2g")
+        .config("spark.driver.host", "127.0.0.1")
+        # On: the tests read how many rows each plan node saw from the store behind it.
+        .config("spark.ui.enabled", "false")
+        .getOrCreate()
+    )
+    session.sparkContext.setLogLevel("OFF")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(autouse=True)
+def doctest_names(request: pytest.FixtureRequest, doctest_namespace: dict[str, object]) -> None:
+    """What the doctests of Spark modules take as given."""
+    if type(request.node).__name__ == "DoctestItem":
+        doctest_namespace["np"] = np
+        if request.node.name.split(".")[1] in ("functions", "sql"):
+            doctest_namespace["spark"] = request.getfixturevalue("spark")
+
+
+@pytest.fixture(scope="session")
+def published_heads() -> Path:
+    """The folder of the published .pth files, which are not part of the project."""
+    folder = SHARED / "weights"
+    if not folder.is_dir():
+        pytest.skip("the published .pth files are not beside the project (../shared/weights)")
+    return folder
