@@ -1,0 +1,68 @@
+"""What importing costs, and what works without the heavy packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import spark_aesthetic
+
+# As if the packages of the extra "image" were not installed.
+WITHOUT_TORCH = """
+import sys
+from importlib.abc import MetaPathFinder
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "open_clip", "PIL"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_loads_neither_torch_nor_pyspark() -> None:
+    code = "import spark_aesthetic, sys; print([n for n in ('torch', 'pyspark', 'numpy') if n in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_importing_the_functions_loads_no_torch() -> None:
+    code = "import spark_aesthetic.functions, spark_aesthetic.tables, sys; print('torch' in sys.modules)"
+    # PySpark warns of its own on import under -W error, so this one runs without it.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in spark_aesthetic.__all__:
+        assert getattr(spark_aesthetic, name) is not None
+    assert set(spark_aesthetic.__all__) < set(dir(spark_aesthetic))
+
+
+def test_a_misspelt_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'aesthetic_scor'"):
+        spark_aesthetic.aesthetic_scor  # noqa: B018
+
+
+def test_embeddings_are_scored_without_torch() -> None:
+    code = WITHOUT_TORCH + (
+        "from spark_aesthetic import weights, resolve, testing\n"
+        "head = weights.load_head(weights.pin(resolve('laion-aesthetics-v2')))\n"
+        "print([round(float(score), 3) for score in head(testing.published_embeddings())])"
+    )
+    assert python(code) == "[1.655, 2.359, 3.07, 3.672, 4.238, 4.701, 5.073, 5.365, 5.577, 5.747]"
+
+
+def test_image_bytes_without_torch_say_what_to_install() -> None:
+    code = WITHOUT_TORCH + (
+        "from spark_aesthetic.errors import MissingDependencyError\n"
+        "try:\n    import spark_aesthetic.clip\n"
+        "except MissingDependencyError as error:\n    print(error)"
+    )
+    assert "pip install 'spark-aesthetic[image]'" in python(code)
