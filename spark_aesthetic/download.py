@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import BinaryIO
 
 import fsspec
 from filelock import FileLock
@@ -15,14 +14,17 @@ from spark_aesthetic.errors import ChecksumError, WeightsNotFoundError
 # Larger than fsspec's own 5 MiB: a range request to a hub costs a redirect each time.
 _BLOCK_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
+# aiohttp's own limit is 300 s for a whole answer, however well it flows; here only silence ends it.
+_HTTP_TIMEOUT_SECONDS = {"total": None, "sock_connect": 30, "sock_read": 60}
 
 
 def download(url: str, target: Path, *, sha256: str | None) -> Path:
     """Fetch `url` (any scheme that fsspec knows) to `target`, unless another process has done so.
 
-    The bytes go to `target` + ".part", which a later call continues; the checksum is taken on the way; only
-    a file that passed is renamed to `target`. A file lock lets one process of the node download while the
-    others wait for its result. Shows a progress bar on stderr where that is a terminal.
+    The bytes go to `target` + ".part"; the checksum is taken on the way; only a file that passed is renamed to
+    `target`. A later call goes on from the part, where a checksum will tell that the halves belong together;
+    a server that knows no ranges gives it from the beginning. A file lock lets one process of the node
+    download while the others wait for its result. Shows a progress bar on stderr where that is a terminal.
 
     Raises:
         WeightsNotFoundError: The address cannot be read to its end; the part is kept.
@@ -33,6 +35,9 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
         if target.exists():
             return target
         part = target.with_name(target.name + ".part")
+        if sha256 is None:
+            # Nothing would tell that the address serves another file by now than the one the part is of.
+            part.unlink(missing_ok=True)
         found = _fetch(url, part)
         if sha256 is not None and found != sha256:
             part.unlink()
@@ -45,37 +50,46 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
 
 
 def _fetch(url: str, part: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with fsspec.open(url, "rb", block_size=_BLOCK_BYTES).open() as remote, part.open("a+b") as local:
-            total = remote.size
-            local.seek(0)
-            while chunk := local.read(_CHUNK_BYTES):
-                digest.update(chunk)
-            done = local.tell()
-            if done and not _skip(remote, done):
-                local.truncate(0)
-                digest, done = hashlib.sha256(), 0
-            # disable=None: no bar where stderr is a file.
-            with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
-                while chunk := remote.read(_CHUNK_BYTES):
-                    local.write(chunk)
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-                    done += len(chunk)
-        if total is not None and done < total:
-            raise EOFError(f"the connection ended after {done} of {total} bytes")
+        if not url.startswith(("http://", "https://")):
+            return _continue(url, part)
+        from aiohttp import ClientTimeout  # here, because most processes download nothing
+
+        client = {"timeout": ClientTimeout(**_HTTP_TIMEOUT_SECONDS)}
+        try:
+            return _continue(url, part, client_kwargs=client)
+        except ValueError:
+            # What fsspec raises once a server answers a range with the whole file, or says that it knows none.
+            part.unlink(missing_ok=True)
+            return _continue(url, part, client_kwargs=client, block_size=0)
     # fsspec's file systems have no base error in common (OSError, aiohttp.ClientError, botocore's, ...).
     except Exception as error:
         kept = part.stat().st_size if part.exists() else 0
-        raise WeightsNotFoundError(f"cannot download {url} ({kept} bytes kept to resume from): {error!r}") from error
-    return digest.hexdigest()
+        # fsspec says "file not found" of a dead server too; its cause knows better.
+        reason = error.__cause__ or error
+        raise WeightsNotFoundError(
+            f"cannot download {url} ({kept} bytes so far): {type(reason).__name__}: {reason}"
+        ) from error
 
 
-def _skip(remote: BinaryIO, done: int) -> bool:
-    """Move past what is already there; False where the server gives the whole file or nothing."""
-    try:
+def _continue(url: str, part: Path, *, block_size: int | None = None, **storage: object) -> str:
+    """Append to `part` what it lacks, and give the sha256 of the whole."""
+    digest = hashlib.sha256()
+    block_size = _BLOCK_BYTES if block_size is None else block_size
+    with fsspec.open(url, "rb", block_size=block_size, **storage).open() as remote, part.open("a+b") as local:
+        total = remote.size
+        local.seek(0)
+        while chunk := local.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        done = local.tell()
         remote.seek(done)
-    except ValueError:
-        return False
-    return True
+        # disable=None: no bar where stderr is a file.
+        with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
+            while chunk := remote.read(_CHUNK_BYTES):
+                local.write(chunk)
+                digest.update(chunk)
+                bar.update(len(chunk))
+                done += len(chunk)
+    if total is not None and done < total:
+        raise EOFError(f"the connection ended after {done} of {total} bytes")
+    return digest.hexdigest()

@@ -47,7 +47,7 @@ def cache_dir() -> Path:
     Raises:
         WeightsError: It cannot be written to, as on executors that have no home folder.
     """
-    folder = Path(os.environ.get("SPARK_AESTHETIC_CACHE") or user_cache_path("spark-aesthetic"))
+    folder = _cache_path()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,6 +56,10 @@ def cache_dir() -> Path:
             "(on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE)"
         ) from error
     return folder
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get("SPARK_AESTHETIC_CACHE") or user_cache_path("spark-aesthetic"))
 
 
 def pin(predictor: Predictor, model_path: str | None = None) -> Predictor:
@@ -95,9 +99,15 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
     if source.startswith(UNTRAINED):
         return heads.untrained(*_untrained_numbers(source, 2))
     if source.startswith(PACKAGED):
+        folded_from = _content_sha256(source, "", "head", None)
+        if predictor.head_sha256 not in (None, folded_from):
+            raise ChecksumError(
+                f"predictor {predictor.name!r}: expected a head folded from the file with sha256 "
+                f"{predictor.head_sha256}, found {source!r}, folded from {folded_from}; correct head_sha256"
+            )
         with resources.as_file(_packaged(source)) as path:
-            return _read_head(path)
-    return _read_head(_find(source, predictor.head_sha256, _folder_only(model_path)))
+            return _read_head(path, None)
+    return _read_head(_find(source, predictor.head_sha256, _folder_only(model_path)), predictor.head_sha256)
 
 
 def backbone_seed(predictor: Predictor) -> int:
@@ -116,6 +126,7 @@ def load_torch(path: Path) -> dict[str, object]:
 
     Raises:
         MissingDependencyError: torch is not installed.
+        WeightsError: It holds something else than tensors by name.
     """
     try:
         import torch
@@ -124,10 +135,25 @@ def load_torch(path: Path) -> dict[str, object]:
             f"{path} is no safetensors file and takes torch to read: pip install 'spark-aesthetic[image]'"
         ) from error
     # The published V2 heads were saved from a GPU.
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict):
-        raise WeightsError(f"{path}: expected a dictionary of tensors, found {type(loaded).__name__}")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever a file that is no .pth, or one of more than tensors, meets on the way through the unpickler.
+    except Exception as error:
+        raise WeightsError(
+            f"{path}: expected a .pth file of tensors by name, as torch.save(model.state_dict(), path) writes it, "
+            f"found one that torch does not load without running code from it: {error}"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+        raise WeightsError(
+            f"{path}: expected a dictionary of tensors by name, found {_kinds(loaded)}; save model.state_dict() alone"
+        )
     return loaded
+
+
+def _kinds(loaded: object) -> str:
+    if not isinstance(loaded, dict):
+        return type(loaded).__name__
+    return "{" + ", ".join(f"{name!r}: {type(value).__name__}" for name, value in list(loaded.items())[:5]) + "}"
 
 
 def read_head(path: Path, *, sha256: str | None) -> Head:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from pyspark import TaskContext
 
@@ -64,7 +65,7 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
 
 
 def score_vectors(
-    batches: Iterable[pd.Series], predictor: Predictor, normalize: bool, model_path: str | None
+    batches: Iterable[pd.Series | pd.DataFrame], predictor: Predictor, normalize: bool, model_path: str | None
 ) -> Iterator[pd.DataFrame]:
     """Score columns of embeddings: arrays or ml Vectors.
 
@@ -73,9 +74,20 @@ def score_vectors(
     """
     head = weights.load_head(predictor, model_path)
     for batch in batches:
-        vectors = [value.toArray() if hasattr(value, "toArray") else value for value in batch]
+        # An ml Vector comes as the fields of the struct that it is stored as.
+        vectors = list(batch) if isinstance(batch, pd.Series) else [_dense(row) for row in batch.itertuples()]
         scores, errors = score_embeddings(head, vectors, normalize=normalize)
         yield pd.DataFrame({"score": scores, "error": pd.Series(errors, dtype=object)})
+
+
+def _dense(row: Any) -> npt.ArrayLike | None:
+    if pd.isna(row.type):
+        return None
+    if row.type == 1:
+        return cast("npt.ArrayLike", row.values)
+    vector = np.zeros(int(row.size))
+    vector[row.indices] = row.values
+    return vector
 
 
 def _images(batches: Iterable[pd.Series]) -> Iterator[bytes | None]:
