@@ -14,8 +14,6 @@ from spark_aesthetic.errors import ChecksumError, WeightsNotFoundError
 # Larger than fsspec's own 5 MiB: a range request to a hub costs a redirect each time.
 _BLOCK_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
-# aiohttp's own limit is 300 s for a whole answer, however well it flows; here only silence ends it.
-_HTTP_TIMEOUT_SECONDS = {"total": None, "sock_connect": 30, "sock_read": 60}
 
 
 def download(url: str, target: Path, *, sha256: str | None) -> Path:
@@ -55,9 +53,13 @@ def _fetch(url: str, part: Path) -> str:
             return _continue(url, part)
         from aiohttp import ClientTimeout  # here, because most processes download nothing
 
-        client = {"timeout": ClientTimeout(**_HTTP_TIMEOUT_SECONDS)}
+        # aiohttp's own limit is 300 s for a whole answer, however well it flows; here only silence ends it.
+        timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
+        # trust_env: the proxy that HTTPS_PROXY names, which aiohttp ignores otherwise.
+        client = {"timeout": timeout, "trust_env": True}
         try:
-            return _continue(url, part, client_kwargs=client)
+            # fsspec's own choice for http, "bytes", drops blocks that are not read yet and fetches them again.
+            return _continue(url, part, client_kwargs=client, cache_type="readahead")
         except ValueError:
             # What fsspec raises once a server answers a range with the whole file, or says that it knows none.
             part.unlink(missing_ok=True)

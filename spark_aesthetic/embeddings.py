@@ -38,19 +38,22 @@ def score_embeddings(
     """
     matrix = np.zeros((len(vectors), head.dimension), dtype=np.float32)
     errors: list[str | None] = []
-    for row, vector in enumerate(vectors):
-        if vector is None:
-            errors.append(NULL)
-            continue
-        # A null inside an array arrives as None, which float32 turns into NaN.
-        values = np.asarray(vector, dtype=np.float32)
-        if values.shape != (head.dimension,):
-            errors.append(WRONG_LENGTH)
-            continue
-        errors.append(None)
-        matrix[row] = values
-    norms = np.linalg.norm(matrix, axis=1)
-    errors = [error or _norm_error(norm, normalize) for error, norm in zip(errors, norms, strict=True)]
+    # What float32 cannot hold becomes an infinity, as in Spark, and is found below.
+    with np.errstate(over="ignore"):
+        for row, vector in enumerate(vectors):
+            if vector is None:
+                errors.append(NULL)
+                continue
+            # A null inside an array arrives as None, which float32 turns into NaN.
+            values = np.asarray(vector, dtype=np.float32)
+            if values.shape != (head.dimension,):
+                errors.append(WRONG_LENGTH)
+                continue
+            errors.append(None)
+            matrix[row] = values
+        norms = np.linalg.norm(matrix, axis=1)
+    sizes = norms if normalize else np.abs(matrix).max(axis=1)
+    errors = [error or _size_error(size, normalize) for error, size in zip(errors, sizes, strict=True)]
     good = np.array([error is None for error in errors], dtype=bool)
     unit = matrix[good] / norms[good, None] if normalize else matrix[good]
     scores = np.full(len(vectors), np.nan, dtype=np.float32)
@@ -58,7 +61,7 @@ def score_embeddings(
     return scores, errors
 
 
-def _norm_error(norm: float, normalize: bool) -> str | None:
-    if not np.isfinite(norm):
+def _size_error(size: float, normalize: bool) -> str | None:
+    if not np.isfinite(size):
         return NOT_FINITE
-    return ZERO_NORM if normalize and norm == 0 else None
+    return ZERO_NORM if normalize and size == 0 else None

@@ -135,7 +135,7 @@ def untrained(seed: int, dimension: int) -> Head:
 
 def _check_shapes(layers: Sequence[Layer], source: str) -> None:
     shapes = [layer.weight.shape for layer in layers]
-    joined = all(outer[1] == inner[0] for inner, outer in pairwise(shapes))
+    joined = all(len(shape) == 2 for shape in shapes) and all(outer[1] == inner[0] for inner, outer in pairwise(shapes))
     if not joined or shapes[-1][0] != 1 or any(layer.bias.shape != layer.weight.shape[:1] for layer in layers):
         raise WeightsError(f"{source}: expected layers that follow one another down to one output, found {shapes}")
 

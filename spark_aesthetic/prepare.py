@@ -7,11 +7,13 @@ cache. The published ViT-L/14 goes from 1.7 GB with both towers to 1.2 GB.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from spark_aesthetic import clip, weights
@@ -62,10 +64,20 @@ def _tower(predictor: Predictor, model_path: str | None) -> dict[str, torch.Tens
 
 
 def _read(path: Path) -> Tensors:
-    if weights.is_safetensors(path):
-        return load_file(path)
-    # OpenAI published TorchScript archives, behind a checksum here; float16 inside, exact in float32.
-    archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]  # torch.jit has no types
+    try:
+        if weights.is_safetensors(path):
+            return load_file(path)
+        # OpenAI published TorchScript archives, behind a checksum here; float16 inside, exact in float32.
+        with warnings.catch_warnings():
+            # torch 2.15 deprecates TorchScript; nothing else reads what OpenAI published.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", FutureWarning)
+            archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]  # no types there
+    except (SafetensorError, RuntimeError) as error:
+        # The first line: torch goes on about its archives for a page.
+        raise WeightsError(
+            f"{path}: expected safetensors or OpenAI's TorchScript archive, found a file that reads as neither: "
+            f"{str(error).splitlines()[0]}; save a .pth or .bin of tensors again as safetensors"
+        ) from error
     return {name: tensor.detach() for name, tensor in archive.state_dict().items()}
 
 
@@ -114,8 +126,8 @@ def _from_transformers(tensors: Tensors) -> dict[str, torch.Tensor]:
         if layer in _TRANSFORMERS_BLOCK:
             named[f"{prefix}{_TRANSFORMERS_BLOCK[layer]}.{kind}"] = tensor
         elif layer == "self_attn.q_proj":
-            parts = [tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
-            named[f"{prefix}attn.in_proj_{kind}"] = torch.cat(parts)
+            parts = [tensors.get(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+            named[f"{prefix}attn.in_proj_{kind}"] = torch.cat([part for part in parts if part is not None])
     return named
 
 

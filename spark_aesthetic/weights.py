@@ -12,13 +12,14 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
-from importlib.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 from platformdirs import user_cache_path
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from spark_aesthetic import head as heads
 from spark_aesthetic.download import download
@@ -31,6 +32,9 @@ from spark_aesthetic.errors import (
 )
 from spark_aesthetic.head import Head
 from spark_aesthetic.predictors import PACKAGED, UNTRAINED, Predictor
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 # For the message of a node without a network; sizes as published (OpenAI's in MiB, as its client shows them).
 _KNOWN_SIZES = {
@@ -121,8 +125,8 @@ def is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def load_torch(path: Path) -> dict[str, object]:
-    """Load a verified .pth file of tensors onto the CPU, running none of the code a pickle can hold.
+def load_torch(path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """Load a verified .pth file of tensors by name, running none of the code a pickle can hold.
 
     Raises:
         MissingDependencyError: torch is not installed.
@@ -147,7 +151,8 @@ def load_torch(path: Path) -> dict[str, object]:
         raise WeightsError(
             f"{path}: expected a dictionary of tensors by name, found {_kinds(loaded)}; save model.state_dict() alone"
         )
-    return loaded
+    # By way of float64, which holds every float type that torch has and NumPy has not.
+    return {name: tensor.detach().double().numpy() for name, tensor in loaded.items()}
 
 
 def _kinds(loaded: object) -> str:
@@ -164,30 +169,51 @@ def read_head(path: Path, *, sha256: str | None) -> Head:
         WeightsError: It holds no head.
     """
     _verify(path, sha256)
-    return _read_head(path)
+    return _read_head(path, sha256)
 
 
-def _read_head(path: Path) -> Head:
+def _read_head(path: Path, sha256: str | None) -> Head:
     if not is_safetensors(path):
-        tensors = {name: np.asarray(tensor) for name, tensor in load_torch(path).items()}
-        return heads.from_tensors(tensors, source=str(path))
-    with safe_open(path, framework="np") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return heads.from_tensors(tensors, source=str(path), activation=(file.metadata() or {}).get("activation"))
+        if sha256 is None:
+            raise _unverified(path, "head")
+        return heads.from_tensors(load_torch(path), source=str(path))
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            activation = (file.metadata() or {}).get("activation")
+    # The last two are how it says that NumPy has no such type.
+    except (SafetensorError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: expected a safetensors file of float16, float32 or float64, found one that NumPy cannot read: "
+            f"{error}; save the head again in float32"
+        ) from error
+    return heads.from_tensors(tensors, source=str(path), activation=activation)
+
+
+def _unverified(path: Path, part: str) -> WeightsError:
+    return WeightsError(
+        f"{path}: expected safetensors, or {part}_sha256 in the predictor, found an archive without one. "
+        f'Reading it can run code: if you trust it, add {part}_sha256="{sha256_of(path)}"'
+    )
 
 
 def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
     remote = "://" in source
     name = Path(unquote(urlsplit(source).path)).name if remote else Path(source).name
-    cached = cache_dir() / "downloads" / (sha256 or hashlib.sha256(source.encode()).hexdigest())[:12] / name
+    unpinned = _cache_path() / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:12] / name
+    cached = unpinned if sha256 is None else _cache_path() / "downloads" / sha256[:12] / name
     places = [*_named_places(name, model_path), *([] if remote else [Path(source)]), cached]
     for path in places:
         if path.is_file():
             _verify(path, sha256)
             return path
+    # Where `pin` has fetched it to find out its checksum.
+    if sha256 is not None and unpinned.is_file() and sha256_of(unpinned) == sha256:
+        return unpinned
     looked = ", ".join(str(path) for path in places)
     if not remote:
         raise WeightsNotFoundError(f"weights file {name}: expected at one of {looked}; found at none. Put it there")
+    cache_dir()
     try:
         return download(source, cached, sha256=sha256)
     except WeightsNotFoundError as error:
@@ -252,13 +278,9 @@ def _content_sha256(source: str, architecture: str, part: str, model_path: str |
         with resources.as_file(_packaged(source)) as path, safe_open(path, framework="np") as file:
             return str(file.metadata()["source_sha256"])
     path = _find(source, None, model_path if part == "backbone" else _folder_only(model_path))
-    found = sha256_of(path)
     if not is_safetensors(path):
-        raise WeightsError(
-            f"{path}: expected safetensors, or {part}_sha256 in the predictor, found an archive without one. "
-            f'Reading it can run code: if you trust it, add {part}_sha256="{found}"'
-        )
-    return found
+        raise _unverified(path, part)
+    return sha256_of(path)
 
 
 def _packaged(source: str) -> Traversable:
@@ -276,6 +298,6 @@ def _untrained_numbers(source: str, count: int) -> list[int]:
         numbers = [int(number) for number in source.removeprefix(UNTRAINED).split(":")]
     except ValueError:
         numbers = []
-    if len(numbers) != count:
+    if len(numbers) != count or min(numbers) < 0:
         raise PredictorError(f"untrained weights: expected {form!r}, found {source!r}")
     return numbers

@@ -1,0 +1,316 @@
+"""Backbone files of every accepted form to the one that the workers memory-map."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from spark_aesthetic import clip, weights
+from spark_aesthetic.errors import WeightsError
+from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.prepare import in_open_clip_names, prepared_tower
+from spark_aesthetic.testing import small_predictor
+
+ARCHITECTURE = "ViT-S-32"
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SPARK_AESTHETIC_CACHE", str(folder))
+    yield folder
+    # 88 MB a prepared file; pytest would keep those of three runs.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def tower() -> Tensors:
+    """Seeded tensors of an image tower in open_clip's names: float32 that float16 holds exactly, as OpenAI's are."""
+    generator = torch.Generator().manual_seed(7)
+    empty = clip.empty_tower(ARCHITECTURE).state_dict()
+    return {name: torch.randn(tensor.shape, generator=generator).half().float() for name, tensor in empty.items()}
+
+
+# The forms, each written out by hand: what a file of that origin holds.
+
+
+def both_towers(tower: Tensors) -> Tensors:
+    """open_clip's names. Those of the text tower are the image tower's without the prefix."""
+    text = {
+        "positional_embedding": torch.zeros(77, 8),
+        "token_embedding.weight": torch.zeros(10, 8),
+        "transformer.resblocks.0.attn.in_proj_weight": torch.zeros(24, 8),
+        "transformer.resblocks.0.attn.in_proj_bias": torch.zeros(24),
+        "ln_final.weight": torch.ones(8),
+        "text_projection": torch.zeros(8, 384),
+        "logit_scale": torch.tensor(4.6),
+    }
+    return {**prefixed(tower), **text}
+
+
+def prefixed(tower: Tensors) -> Tensors:
+    return {f"visual.{name}": tensor for name, tensor in tower.items()}
+
+
+def bare(tower: Tensors) -> Tensors:
+    return dict(tower)
+
+
+def transformers_image_tower(tower: Tensors) -> Tensors:
+    """CLIPVisionModelWithProjection: q, k and v apart, and the projection the other way around."""
+    named = {
+        "vision_model.embeddings.class_embedding": tower["class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": tower["conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": tower["positional_embedding"],
+        "vision_model.embeddings.position_ids": torch.arange(50)[None],
+        "visual_projection.weight": tower["proj"].T.contiguous(),
+    }
+    for kind in ("weight", "bias"):
+        named[f"vision_model.pre_layrnorm.{kind}"] = tower[f"ln_pre.{kind}"]
+        named[f"vision_model.post_layernorm.{kind}"] = tower[f"ln_post.{kind}"]
+        for number in range(12):
+            ours, theirs = f"transformer.resblocks.{number}", f"vision_model.encoder.layers.{number}"
+            joined = tower[f"{ours}.attn.in_proj_{kind}"]
+            for part, rows in zip("qkv", joined.split(384), strict=True):
+                named[f"{theirs}.self_attn.{part}_proj.{kind}"] = rows.clone()
+            named[f"{theirs}.self_attn.out_proj.{kind}"] = tower[f"{ours}.attn.out_proj.{kind}"]
+            named[f"{theirs}.layer_norm1.{kind}"] = tower[f"{ours}.ln_1.{kind}"]
+            named[f"{theirs}.layer_norm2.{kind}"] = tower[f"{ours}.ln_2.{kind}"]
+            named[f"{theirs}.mlp.fc1.{kind}"] = tower[f"{ours}.mlp.c_fc.{kind}"]
+            named[f"{theirs}.mlp.fc2.{kind}"] = tower[f"{ours}.mlp.c_proj.{kind}"]
+    return named
+
+
+def transformers_both_towers(tower: Tensors) -> Tensors:
+    text = {
+        "logit_scale": torch.tensor(4.6),
+        "text_model.embeddings.token_embedding.weight": torch.zeros(10, 8),
+        "text_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8),
+        "text_projection.weight": torch.zeros(384, 8),
+    }
+    return {**transformers_image_tower(tower), **text}
+
+
+class Archived(torch.nn.Module):
+    """What OpenAI's archives hold as far as the image tower goes: a module `visual` in float16."""
+
+    def __init__(self, tower: Tensors) -> None:
+        super().__init__()
+        self.visual = clip.empty_tower(ARCHITECTURE)
+        self.visual.load_state_dict({name: tensor.half() for name, tensor in tower.items()}, assign=True)
+
+    def forward(self, number: torch.Tensor) -> torch.Tensor:
+        return number + 1
+
+
+FORMS = [both_towers, prefixed, bare, transformers_image_tower, transformers_both_towers, Archived]
+
+
+def write(form: object, tower: Tensors, folder: Path) -> Path:
+    if form is Archived:
+        with warnings.catch_warnings():
+            # torch 2.15 deprecates all of TorchScript; archives such as OpenAI's can be made with nothing else.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
+            torch.jit.save(torch.jit.trace(Archived(tower), torch.zeros(1)), folder / "backbone.pt")
+        return folder / "backbone.pt"
+    save_file(form(tower), folder / "backbone.safetensors")  # type: ignore[operator]  # one of FORMS
+    return folder / "backbone.safetensors"
+
+
+def predictor(file: Path, backbone: str = ARCHITECTURE) -> Predictor:
+    return Predictor(
+        name="mine",
+        backbone=backbone,
+        backbone_weights=str(file),
+        backbone_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        head_weights="package:laion-aesthetics-v2",
+    )
+
+
+def small(folder: Path) -> Predictor:
+    """A backbone file that costs nothing to write: too few tensors of any architecture."""
+    save_file({"class_embedding": torch.zeros(384)}, folder / "few.safetensors")
+    return predictor(folder / "few.safetensors")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_tensors_bit_for_bit(form: object, tower: Tensors, tmp_path: Path) -> None:
+    file = write(form, tower, tmp_path)
+    prepared = load_file(prepared_tower(predictor(file), dtype="float32"))
+    file.unlink()
+    assert set(prepared) == set(tower)
+    for name, tensor in prepared.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, tower[name]), name
+
+
+def test_a_tower_is_prepared_in_the_dtype_that_it_will_run_in(tower: Tensors, tmp_path: Path) -> None:
+    mine = predictor(write(prefixed, tower, tmp_path))
+    single, half = (prepared_tower(mine, dtype=dtype) for dtype in ("float32", "float16"))
+    assert single != half
+    assert single.stat().st_size > 1.9 * half.stat().st_size
+    for name, tensor in load_file(half).items():
+        assert torch.equal(tensor, tower[name].half()), name
+
+
+def test_what_is_prepared_is_what_encodes(tower: Tensors, tmp_path: Path) -> None:
+    file = write(transformers_both_towers, tower, tmp_path)
+    encoder = clip.ImageEncoder(
+        ARCHITECTURE, prepared_tower(predictor(file), dtype="float32"), device="cpu", dtype="float32"
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    reference = clip.empty_tower(ARCHITECTURE).eval()
+    reference.load_state_dict(tower, assign=True)
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(reference(clip.normalize(torch.from_numpy(pixels))), dim=-1)
+    # Equal to the bit here; a matrix product may depend on how its memory is aligned.
+    np.testing.assert_allclose(encoder(pixels), expected.numpy(), rtol=0, atol=1e-6)
+
+
+# Once a node
+
+
+def test_a_tower_is_prepared_once_and_its_source_not_read_again(tower: Tensors, tmp_path: Path) -> None:
+    file = write(bare, tower, tmp_path)
+    mine = predictor(file)
+    first = prepared_tower(mine, dtype="float32")
+    before = first.stat()
+    file.unlink()
+    assert prepared_tower(mine, dtype="float32") == first
+    after = first.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_what_an_interrupted_run_left_is_overwritten(own_cache: Path) -> None:
+    untrained = weights.pin(small_predictor())
+    target = prepared_tower(untrained, dtype="float16")
+    content = target.read_bytes()
+    target.unlink()
+    target.with_suffix(".part").write_bytes(b"cut short")
+    assert prepared_tower(untrained, dtype="float16").read_bytes() == content
+    assert not target.with_suffix(".part").exists()
+
+
+# Forked from one process that has imported torch, as Spark's workers are from their daemon.
+PREPARE = """
+import os
+from spark_aesthetic import weights
+from spark_aesthetic.prepare import prepared_tower
+from spark_aesthetic.testing import small_predictor
+predictor = weights.pin(small_predictor())
+children = []
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        try:
+            path = prepared_tower(predictor, dtype="float32")
+            print(path, path.stat().st_ino, path.stat().st_mtime_ns, flush=True)
+        finally:
+            os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+"""
+
+
+def test_of_two_processes_at_once_one_prepares_and_both_get_the_file(own_cache: Path) -> None:
+    """A second write would have another inode than the one that the first process saw."""
+    run = subprocess.run([sys.executable, "-c", PREPARE], capture_output=True, text=True, check=True, timeout=120)
+    file = prepared_tower(weights.pin(small_predictor()), dtype="float32")
+    seen = f"{file} {file.stat().st_ino} {file.stat().st_mtime_ns}"
+    assert run.stdout.splitlines() == [seen, seen]
+    assert list(own_cache.rglob("*.safetensors")) == [file]
+
+
+def test_untrained_towers_are_the_same_for_a_seed_and_differ_between_seeds(own_cache: Path) -> None:
+    contents = []
+    for seed in (0, 0, 1):
+        shutil.rmtree(own_cache, ignore_errors=True)
+        contents.append(prepared_tower(weights.pin(small_predictor(seed)), dtype="float16").read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+# Shared between the workers of a node
+
+
+def mapped(file: Path) -> list[range]:
+    """Address ranges of this process that the pages of a file stand behind (Linux)."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(file)):
+            start, end = line.split(" ")[0].split("-")
+            ranges.append(range(int(start, 16), int(end, 16)))
+    return ranges
+
+
+def test_on_a_cpu_the_tensors_of_an_encoder_stay_memory_mapped() -> None:
+    file = prepared_tower(weights.pin(small_predictor()), dtype="float32")
+    assert mapped(file) == []
+    encoder = clip.ImageEncoder(ARCHITECTURE, file, device="cpu", dtype="float32")
+    ranges = mapped(file)
+    assert ranges != []
+    for name, tensor in encoder.tower.state_dict().items():
+        assert any(tensor.data_ptr() in addresses for addresses in ranges), name
+
+
+# Files that do not do
+
+
+def refused(mine: Predictor, cache: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        prepared_tower(mine, dtype="float32")
+    assert list((cache / "prepared").glob("*.safetensors")) == []
+    assert mine.backbone_weights in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_architecture_names_a_tensor_and_the_remedy(tower: Tensors, tmp_path: Path, own_cache: Path) -> None:
+    mine = predictor(write(prefixed, tower, tmp_path), backbone="ViT-S-16")
+    message = refused(mine, own_cache)
+    for part in ("ViT-S-16", "2 of 152", "positional_embedding (197, 384), found (50, 384)", "as backbone"):
+        assert part in message
+
+
+def test_a_file_without_an_image_tower_says_what_is_missing(tmp_path: Path, own_cache: Path) -> None:
+    message = refused(small(tmp_path), own_cache)
+    for part in ("151 of 152", "positional_embedding (50, 384), found nothing", "as backbone"):
+        assert part in message
+
+
+def test_a_part_of_an_attention_that_is_missing_is_named(tower: Tensors, tmp_path: Path, own_cache: Path) -> None:
+    tensors = transformers_image_tower(tower)
+    del tensors["vision_model.encoder.layers.3.self_attn.v_proj.bias"]
+    save_file(tensors, tmp_path / "backbone.safetensors")
+    message = refused(predictor(tmp_path / "backbone.safetensors"), own_cache)
+    assert "1 of 152" in message
+    assert "transformer.resblocks.3.attn.in_proj_bias (1152,), found (768,)" in message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive", b"PK\x03\x04 cut short", b"\x10\0\0\0\0\0\0\0{not json}", b"\xff" * 8 + b"{"]
+)
+def test_a_file_that_is_no_archive_is_refused(content: bytes, tmp_path: Path, own_cache: Path) -> None:
+    (tmp_path / "backbone.bin").write_bytes(content)
+    assert "reads as neither" in refused(predictor(tmp_path / "backbone.bin"), own_cache)
+
+
+def test_a_pickled_state_dict_is_refused_with_the_remedy(tmp_path: Path, own_cache: Path) -> None:
+    torch.save({"visual.class_embedding": torch.zeros(384)}, tmp_path / "open_clip_pytorch_model.bin")
+    message = refused(predictor(tmp_path / "open_clip_pytorch_model.bin"), own_cache)
+    assert message.endswith("save a .pth or .bin of tensors again as safetensors")
+
+
+def test_names_of_nothing_known_stay_as_they_are() -> None:
+    assert list(in_open_clip_names({"proj": torch.zeros(1), "more": torch.zeros(1)})) == ["proj", "more"]
