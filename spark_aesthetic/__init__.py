@@ -19,6 +19,7 @@ __all__ = [
     "score_image",
     "register",
     "score_table",
+    "Summary",
     "Predictor",
     "DEFAULT",
     "resolve",
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from spark_aesthetic.options import Options
     from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
     from spark_aesthetic.sql import register
-    from spark_aesthetic.tables import score_table
+    from spark_aesthetic.tables import Summary, score_table
 
 _HOME = {
     "aesthetic_score": "functions",
@@ -41,6 +42,7 @@ _HOME = {
     "score_image": "functions",
     "register": "sql",
     "score_table": "tables",
+    "Summary": "tables",
     "Predictor": "predictors",
     "DEFAULT": "predictors",
     "resolve": "predictors",

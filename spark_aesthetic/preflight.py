@@ -38,11 +38,15 @@ class Source:
 def identifier(table: str) -> str:
     """A table as SQL takes it: a catalog name as it is, a path (anything with a slash) as delta.`path`.
 
-    >>> identifier("main.default.photos"), identifier("/data/photos")
-    ('main.default.photos', 'delta.`/data/photos`')
+    Delta takes whole paths only, so a relative one begins at the driver's working folder.
+
+    >>> identifier("main.default.photos"), identifier("/data/photos"), identifier("s3://bucket/photos")
+    ('main.default.photos', 'delta.`/data/photos`', 'delta.`s3://bucket/photos`')
     """
     if "/" not in table:
         return table
+    if ":" not in table:
+        table = os.path.abspath(table)  # noqa: PTH100 (Path.absolute would keep the "..")
     return f"delta.`{table.replace('`', '``')}`"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pyspark import StorageLevel
@@ -219,7 +220,8 @@ def _columns(pinned: Predictor, written: Sequence[str]) -> list[Column]:
         SCORE: F.col("scored.score"),
         ERROR: F.col("scored.error"),
         MODEL: F.lit(pinned.model_id),
-        SCORED_AT: F.current_timestamp(),
+        # A literal: a plan with current_timestamp() is not found in the cache again, and MERGE would score twice.
+        SCORED_AT: F.lit(datetime.now(timezone.utc)),
         EMBEDDING: F.col("scored.embedding"),
     }
     return [(made[name]).alias(name) for name in written]

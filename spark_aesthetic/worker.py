@@ -112,7 +112,14 @@ def _check_device(device: str) -> None:
 
     if not device.startswith("cuda"):
         return
-    number = torch.device(device).index or 0
+    try:
+        number = torch.device(device).index or 0
+    except RuntimeError as error:
+        # Such as a GPU's UUID, which is an address to Spark and to nvidia-smi but not to torch.
+        raise ResourceError(
+            f"device {device}: expected a GPU by its number, as in cuda:0, found {device.partition(':')[2]!r}; let the "
+            "discovery script print numbers, as conf/gpu-discovery.sh does"
+        ) from error
     if number >= torch.cuda.device_count():
         raise ResourceError(
             f"device {device}: expected a GPU that torch can use, found {torch.cuda.device_count()} of them; install a "

@@ -1,0 +1,298 @@
+"""Delta: both modes, by name and by path; nothing twice, nothing lost, and errors before any work."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+import spark_aesthetic as sa
+from spark_aesthetic import weights
+from spark_aesthetic.errors import AestheticError, PredictorError, TableError, WeightsNotFoundError
+from spark_aesthetic.preflight import identifier
+from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings, small_predictor
+
+V2 = weights.pin(sa.resolve("laion-aesthetics-v2")).model_id
+V1 = weights.pin(sa.resolve("laion-aesthetics-v1")).model_id
+_number = count()
+
+
+@pytest.fixture(params=["path", "name"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Makes the names of new tables, as paths or as names in the catalog."""
+    if request.param == "path":
+        return lambda: str(tmp_path / f"table_{next(_number)}")
+    return lambda: f"default.table_{next(_number)}"
+
+
+def write(frame: DataFrame, table: str, mode: str = "errorifexists") -> str:
+    writer = frame.write.format("delta").mode(mode)
+    if "/" in table:
+        writer.save(table)
+    else:
+        writer.saveAsTable(table)
+    return table
+
+
+def embeddings(spark: SparkSession, start: int = 0, stop: int = 10) -> DataFrame:
+    rows = [(at, f"photo {at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
+    return spark.createDataFrame(rows[start:stop], "id bigint, title string, e array<float>")
+
+
+def version(spark: SparkSession, table: str) -> int:
+    return int(spark.sql(f"DESCRIBE HISTORY {identifier(table)} LIMIT 1").collect()[0].version)
+
+
+def scores_by_id(spark: SparkSession, table: str, model: str = V2) -> dict[int, float]:
+    rows = spark.table(identifier(table)).where(f"aesthetic_model = '{model}'").collect()
+    assert len({row.id for row in rows}) == len(rows)
+    return {row.id: row.aesthetic_score for row in rows}
+
+
+def assert_published(found: dict[int, float], stop: int) -> None:
+    assert [found[at] for at in range(stop)] == pytest.approx(PUBLISHED_SCORES[:stop], abs=6e-4)
+    assert len(found) == stop
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in place", "scores table"])
+def test_a_second_run_writes_nothing_and_a_third_scores_just_the_new_rows(
+    spark: SparkSession, place: Any, beside: bool
+) -> None:
+    source = write(embeddings(spark, stop=7), place())
+    scores = place() if beside else None
+    target = scores or source
+
+    def run() -> sa.Summary:
+        return sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores)
+
+    first = run()
+    assert (first.rows_read, first.scored, first.failed, first.skipped, first.model) == (7, 7, 0, 0, V2)
+    assert_published(scores_by_id(spark, target), 7)
+    versions = version(spark, source), version(spark, target)
+
+    second = run()
+    assert (second.rows_read, second.scored, second.failed, second.skipped) == (7, 0, 0, 7)
+    assert (version(spark, source), version(spark, target)) == versions
+
+    write(embeddings(spark, start=7), source, mode="append")
+    third = run()
+    assert (third.rows_read, third.scored, third.failed, third.skipped) == (10, 3, 0, 7)
+    assert_published(scores_by_id(spark, target), 10)
+    if beside:
+        assert spark.table(identifier(source)).columns == ["id", "title", "e"]
+
+
+def test_in_place_adds_the_columns_and_keeps_the_rest(spark: SparkSession, place: Any) -> None:
+    source = write(embeddings(spark), place())
+    sa.score_table(spark, source=source, key=["id"], embedding_col="e")
+    table = spark.table(identifier(source))
+    assert [(field.name, field.dataType.simpleString()) for field in table.schema][3:] == [
+        ("aesthetic_score", "float"), ("aesthetic_error", "string"), ("aesthetic_model", "string"),
+    ]  # fmt: skip
+    kept = table.select("id", "title", "e")
+    assert sorted(kept.collect()) == sorted(embeddings(spark).collect())
+
+
+def test_another_model_replaces_in_place_and_stands_beside_in_a_scores_table(spark: SparkSession, place: Any) -> None:
+    source, scores = write(embeddings(spark), place()), place()
+    for predictor in ("laion-aesthetics-v2", "laion-aesthetics-v1"):
+        for target in (None, scores):
+            done = sa.score_table(
+                spark, source=source, key=["id"], embedding_col="e", scores=target, predictor=predictor
+            )
+            assert done.scored == 10
+    assert set(scores_by_id(spark, source, V1)) == set(range(10))
+    assert scores_by_id(spark, source, V2) == {}
+    assert_published(scores_by_id(spark, scores, V2), 10)
+    assert scores_by_id(spark, scores, V1) == scores_by_id(spark, source, V1)
+
+
+def test_rows_that_fail_keep_their_reason_and_are_not_tried_again(spark: SparkSession, place: Any) -> None:
+    odd = spark.createDataFrame([(10, "", None), (11, "", [1.0]), (12, "", [0.0] * 768)], embeddings(spark).schema)
+    source = write(embeddings(spark).union(odd), place())
+    first = sa.score_table(spark, source=source, key=["id"], embedding_col="e")
+    assert (first.scored, first.failed) == (10, 3)
+    assert first.failed_by_reason == {"embedding: wrong length": 1, "embedding: zero norm": 1, "null": 1}
+    rows = {row.id: row for row in spark.table(identifier(source)).collect()}
+    assert (rows[11].aesthetic_score, rows[11].aesthetic_error) == (None, "embedding: wrong length")
+    assert rows[11].aesthetic_model == V2
+    assert sa.score_table(spark, source=source, key=["id"], embedding_col="e").skipped == 13
+
+
+def test_a_view_joins_source_and_scores(spark: SparkSession, place: Any) -> None:
+    source, scores, view = write(embeddings(spark), place()), place(), f"view_{next(_number)}"
+    sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores, view=view)
+    best = spark.sql(f"SELECT title, aesthetic_score FROM {view} ORDER BY aesthetic_score DESC LIMIT 1").collect()[0]
+    assert (best.title, round(best.aesthetic_score, 3)) == ("photo 9", 5.747)
+    write(embeddings(spark, stop=1).selectExpr("id + 100 AS id", "title", "e"), source, mode="append")
+    unscored = spark.table(view).where("aesthetic_score IS NULL").collect()
+    assert [row.id for row in unscored] == [100]
+
+
+def test_a_dry_run_counts_and_writes_nothing(spark: SparkSession, place: Any) -> None:
+    source, scores = write(embeddings(spark), place()), place()
+    done = sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores, dry_run=True)
+    assert (done.rows_read, done.scored, done.to_score, done.dry_run) == (10, 0, 10, True)
+    assert done.to_dict()["to_score"] == 10
+    with pytest.raises(TableError, match="found none"):
+        sa.score_table(spark, source=scores, key=["id"], embedding_col="e")
+    assert version(spark, source) == 0
+
+
+def test_an_empty_table_is_no_error(spark: SparkSession, place: Any) -> None:
+    source = write(embeddings(spark, stop=0), place())
+    done = sa.score_table(spark, source=source, key=["id"], embedding_col="e")
+    assert (done.rows_read, done.scored, done.failed, done.skipped) == (0, 0, 0, 0)
+
+
+def test_a_key_may_have_several_columns_and_any_name(spark: SparkSession, tmp_path: Path) -> None:
+    frame = embeddings(spark).selectExpr("id % 2 AS `shard.no`", "id AS Id", "e")
+    source, scores = write(frame, str(tmp_path / "source")), str(tmp_path / "scores")
+    for target in (scores, None):
+        done = sa.score_table(spark, source=source, key=["shard.no", "id"], embedding_col="e", scores=target)
+        assert done.scored == 10
+        assert (
+            sa.score_table(spark, source=source, key=["shard.no", "id"], embedding_col="e", scores=target).scored == 0
+        )
+
+
+def image_table(spark: SparkSession, table: str, rows: dict[str, bytes | None]) -> str:
+    listed = [(name, None if data is None else bytearray(data)) for name, data in rows.items()]
+    return write(spark.createDataFrame(listed, "name string, image binary"), table)
+
+
+def rows_through_python(spark: SparkSession) -> int:
+    """Rows that the Python workers of all image functions gave back, over all queries of the session so far."""
+    store = spark._jsparkSession.sharedState().statusStore()  # type: ignore[attr-defined]
+    executions = store.executionsList()
+    seen: dict[int, int] = {}
+    for at in range(executions.size()):
+        execution = executions.apply(at).executionId()
+        values = {}
+        entries = store.executionMetrics(execution).iterator()
+        while entries.hasNext():
+            entry = entries.next()
+            values[entry._1()] = entry._2()
+        nodes = store.planGraph(execution).allNodes()
+        for node in (nodes.apply(number) for number in range(nodes.size())):
+            if node.name() != "ArrowEvalPython":
+                continue
+            for metric in (node.metrics().apply(place) for place in range(node.metrics().size())):
+                if metric.name() == "number of output rows":
+                    # One plan can stand in several queries (a cached one), of which one has counted.
+                    number = metric.accumulatorId()
+                    seen[number] = max(seen.get(number, 0), int(values.get(number, "0").replace(",", "")))
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in place", "scores table"])
+def test_images_are_scored_once_and_with_their_reasons(spark: SparkSession, tmp_path: Path, beside: bool) -> None:
+    rows = {f"{seed}.jpg": noise_image(seed) for seed in range(9)}
+    source = image_table(spark, str(tmp_path / "images"), rows | {"bad": b"no image", "null": None})
+    scores = str(tmp_path / "scores") if beside else None
+    before = rows_through_python(spark)
+
+    def run() -> sa.Summary:
+        return sa.score_table(
+            spark, source=source, key=["name"], image_col="image", scores=scores, predictor=small_predictor(),
+            with_embedding=True,
+        )  # fmt: skip
+
+    first = run()
+    assert (first.scored, first.failed_by_reason) == (9, {"decode: not an image": 1, "null": 1})
+    assert rows_through_python(spark) - before == 11
+    assert first.model.startswith("untrained-")
+    written = spark.table(identifier(scores or source))
+    assert {len(row.clip_embedding) for row in written.where("aesthetic_score IS NOT NULL").collect()} == {384}
+    again = small_predictor()
+    from_kept = written.select(
+        "aesthetic_score", sa.aesthetic_score_from_embedding("clip_embedding", predictor=again).alias("again")
+    )
+    assert all(row.again == pytest.approx(row.aesthetic_score, abs=1e-5) for row in from_kept.dropna().collect())
+
+    more = image_table(spark, str(tmp_path / "more"), {"new.jpg": noise_image(99)})
+    spark.sql(f"INSERT INTO {identifier(source)} (name, image) SELECT name, image FROM {identifier(more)}")
+    second = run()
+    assert (second.rows_read, second.scored, second.failed, second.skipped) == (12, 1, 0, 11)
+    assert rows_through_python(spark) - before == 12
+
+
+def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    source, scores = write(embeddings(spark), str(tmp_path / "source")), str(tmp_path / "scores")
+    # The table is there first, so that the two meet at the commit and not at its making.
+    write(embeddings(spark, stop=1), str(tmp_path / "one"))
+    sa.score_table(spark, source=str(tmp_path / "one"), key=["id"], embedding_col="e", scores=scores)
+
+    def run(_: int) -> Exception | None:
+        try:
+            sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores)
+        except Exception as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        errors = [error for error in pool.map(run, range(2)) if error is not None]
+    assert all("Concurrent" in str(error) or "DELTA_CONCURRENT" in str(error) for error in errors)
+    assert len(errors) < 2
+    assert_published(scores_by_id(spark, scores), 10)
+
+
+# What is wrong is said before any work.
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"source": "no.such.table"}, TableError, "expected a Delta table"),
+        ({"source": "default.no_such_table"}, TableError, "expected a Delta table, found none"),
+        ({"source": "/no/such/path"}, TableError, "expected a Delta table, found none"),
+        ({"key": ["idd"]}, TableError, "--key: no column 'idd' in the source: did you mean 'id'"),
+        ({"key": ["title"]}, TableError, "found 0 rows with a null and 10 rows that share theirs, of 10"),
+        ({"key": ["maybe"]}, TableError, "found 1 rows with a null and 0 rows that share theirs, of 10"),
+        ({"embedding_col": "embeding"}, TableError, "--embedding-col: no column 'embeding'"),
+        ({"embedding_col": "title"}, TableError, "expected array<float>, array<double> or an ml Vector, found string"),
+        ({"embedding_col": None}, TableError, "found both or neither"),
+        ({"image_col": "title"}, TableError, "found both or neither"),
+        ({"embedding_col": None, "image_col": "title"}, TableError, "expected binary .*found string"),
+        ({"embedding_col": None, "image_col": "none"}, TableError, "--image-col: no column 'none'"),
+        ({"predictor": "laion-aesthetics-v1-b32"}, TableError, "expected 512 numbers .* found 768"),
+        ({"predictor": "laion"}, PredictorError, "no predictor 'laion'"),
+        ({"view": "some_view"}, TableError, "--view: expected --scores"),
+        ({"with_embedding": True}, TableError, "--with-embedding: expected --image-col"),
+        ({"scores": "SOURCE"}, TableError, "expected another table than --source"),
+        ({"scores": "OTHER"}, TableError, "column aesthetic_score: expected float, found none"),
+        ({"model_path": "/no/such", "embedding_col": None, "image_col": "image"}, WeightsNotFoundError, "model_path"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_any_work(
+    spark: SparkSession, tmp_path: Path, change: dict[str, Any], error: type[AestheticError], message: str
+) -> None:
+    frame = embeddings(spark).selectExpr(
+        "id", "'same' AS title", "e", "nullif(id, 3) AS maybe", "CAST('x' AS binary) AS image"
+    )
+    source = write(frame, str(tmp_path / "source"))
+    write(embeddings(spark), str(tmp_path / "other"))
+    places = {"SOURCE": source, "OTHER": str(tmp_path / "other")}
+    arguments: dict[str, Any] = {"source": source, "key": ["id"], "embedding_col": "e"} | change
+    if "scores" in change:
+        arguments["scores"] = places[change["scores"]]
+    with pytest.raises(error, match=message):
+        sa.score_table(spark, **arguments)
+    assert version(spark, source) == 0
+
+
+def test_a_table_that_is_not_delta_is_named_as_such(spark: SparkSession, tmp_path: Path) -> None:
+    embeddings(spark).write.parquet(str(tmp_path / "parquet"))
+    with pytest.raises(TableError, match="expected a Delta table"):
+        sa.score_table(spark, source=str(tmp_path / "parquet"), key=["id"], embedding_col="e")
+
+
+def test_a_score_column_of_another_type_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    source = write(embeddings(spark).selectExpr("*", "'5' AS aesthetic_score"), str(tmp_path / "source"))
+    with pytest.raises(TableError, match="column aesthetic_score: expected float, found string"):
+        sa.score_table(spark, source=source, key=["id"], embedding_col="e")
