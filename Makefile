@@ -31,9 +31,25 @@ $(VENV)/ready: requirements.lock pyproject.toml
 .PHONY: setup
 setup: java $(VENV)/ready ## Make the virtual environment (.venv) with everything in it
 
+OUT := demo-output
+# The folder conf also has the log settings. Spark's own words go to a file, which is shown where a step fails.
+define submit
+@echo "+ spark-submit --properties-file conf/local.conf $(1)"
+@SPARK_CONF_DIR=$(CURDIR)/conf $(BIN)/spark-submit --properties-file conf/local.conf $(1) \
+	2>> $(OUT)/spark.log || { code=$$?; tail -n 20 $(OUT)/spark.log >&2; exit $$code; }
+endef
+
 .PHONY: demo
 demo: setup ## Score real photographs and published embeddings by spark-submit, and write a page
-	$(BIN)/bash_demo
+	@mkdir -p $(OUT)
+	@rm -rf $(OUT)/photographs $(OUT)/photograph_scores $(OUT)/embeddings $(OUT)/spark.log
+	$(call submit,jobs/demo.py tables --out $(OUT))
+	$(call submit,jobs/score_table.py --source $(OUT)/embeddings --key name --embedding-col embedding)
+	@$(BIN)/python jobs/demo.py predictor > $(OUT)/predictor.txt
+	$(call submit,jobs/score_table.py --source $(OUT)/photographs --key name --image-col image \
+		--scores $(OUT)/photograph_scores --predictor $$(cat $(OUT)/predictor.txt))
+	$(call submit,jobs/demo.py page --out $(OUT))
+	@echo "Open $(OUT)/index.html in a browser."
 
 .PHONY: test
 test: lint unit ## Everything that must pass: lint, types, tests

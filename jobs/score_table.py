@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import sys
+import traceback
 
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from spark_aesthetic import AestheticError, score_table
@@ -59,14 +60,22 @@ def session() -> SparkSession:
     return builder.getOrCreate()
 
 
+def complain(text: str) -> None:
+    """Write to stderr. Under spark-submit a Python driver's own stderr is joined to stdout, so the JVM writes."""
+    if "PYSPARK_GATEWAY_PORT" in os.environ and SparkContext._jvm is not None:
+        SparkContext._jvm.System.err.println(text)
+    else:
+        print(text, file=sys.stderr)
+
+
 def main() -> int:
     args = arguments()
-    # PySpark writes the whole Java stack of an error to stderr even where it is caught.
-    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)
-    spark = session()
+    # PySpark logs the whole Java stack of an analysis error even where it is caught.
+    for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         summary = score_table(
-            spark,
+            session(),
             source=args.source,
             key=args.key.split(","),
             image_col=args.image_col,
@@ -82,11 +91,17 @@ def main() -> int:
             model_path=args.model_path,
         )
     except AestheticError as error:
-        print(f"score_table: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(f"score_table: {' '.join(str(error).split())}")
         return 2
+    except Exception:
+        complain(traceback.format_exc())
+        return 1
     print(json.dumps(summary.to_dict()))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # Runners that execute a job inside a process of their own can take SystemExit(0) for a failure.
+    if code:
+        sys.exit(code)

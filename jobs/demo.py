@@ -1,0 +1,107 @@
+"""The parts of `make demo` around jobs/score_table.py: the tables before it, the queries and the page after it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from pyspark.sql import DataFrame, SparkSession
+
+from spark_aesthetic import DEFAULT, resolve, weights
+from spark_aesthetic.errors import WeightsError
+from spark_aesthetic.report import ScoredEmbedding, ScoredImage, gallery
+from spark_aesthetic.testing import photographs, published_embeddings
+
+logging.basicConfig(level=logging.INFO, format="demo: %(message)s")
+# py4j tells of every call at this level.
+logging.getLogger("py4j").setLevel(logging.WARNING)
+log = logging.getLogger("demo")
+
+
+def choose_predictor() -> None:
+    """Print the published predictor where its backbone can be had, else one of random weights."""
+    try:
+        weights.backbone_file(resolve(DEFAULT))
+    except WeightsError as error:
+        log.warning("CLIP's weights cannot be had here: %s", error)
+        log.warning("the photographs get seeded RANDOM weights (untrained-vit-b-32): their scores mean nothing")
+        print("untrained-vit-b-32")
+    else:
+        print(DEFAULT)
+
+
+def write_tables(spark: SparkSession, out: Path) -> None:
+    files: dict[str, bytes | None] = dict(photographs())
+    # Two rows such as every real table has.
+    files |= {"china_cut_off.jpg": photographs()["china.jpg"][:60_000], "missing.jpg": None}
+    images = [(name, None if data is None else bytearray(data)) for name, data in files.items()]
+    images_frame = spark.createDataFrame(images, "name string, image binary")
+    images_frame.write.format("delta").mode("overwrite").save(str(out / "photographs"))
+    embeddings = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
+    embeddings_frame = spark.createDataFrame(embeddings, "name string, embedding array<float>")
+    # The schema too: an earlier demo has left its scores in the table.
+    writer = embeddings_frame.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+    writer.save(str(out / "embeddings"))
+    log.info("wrote %d photographs and %d embeddings as Delta tables to %s", len(images), len(embeddings), out)
+
+
+def query(spark: SparkSession, sql: str) -> DataFrame:
+    print(f"\nspark-sql> {sql}")
+    frame = spark.sql(sql)
+    frame.show(20, truncate=False)
+    return frame
+
+
+def write_page(spark: SparkSession, out: Path) -> None:
+    scored = query(
+        spark,
+        "SELECT name, round(aesthetic_score, 3) AS aesthetic_score, aesthetic_model "
+        f"FROM delta.`{out}/embeddings` ORDER BY name",
+    ).collect()
+    query(
+        spark,
+        "SELECT p.name, round(s.aesthetic_score, 3) AS aesthetic_score, s.aesthetic_error, s.aesthetic_model "
+        f"FROM delta.`{out}/photographs` p JOIN delta.`{out}/photograph_scores` s ON p.name = s.name "
+        "ORDER BY s.aesthetic_score DESC NULLS LAST",
+    )
+    rows = spark.sql(
+        f"SELECT p.name, p.image, s.* EXCEPT (name) FROM delta.`{out}/photographs` p "
+        f"JOIN delta.`{out}/photograph_scores` s ON p.name = s.name"
+    ).collect()
+    page = gallery(
+        [
+            ScoredImage(
+                row.name, None if row.image is None else bytes(row.image), row.aesthetic_score, row.aesthetic_error
+            )
+            for row in rows
+        ],
+        rows[0].aesthetic_model,
+        [ScoredEmbedding(row.name, row.aesthetic_score) for row in scored],
+        scored[0].aesthetic_model,
+        title="spark-aesthetic: the demo's photographs",
+        subtitle="Scored by jobs/score_table.py with spark-submit, in Delta tables.",
+    )
+    (out / "index.html").write_text(page, encoding="utf-8")
+    log.info("wrote the page %s", out / "index.html")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="demo")
+    parser.add_argument("step", choices=("predictor", "tables", "page"))
+    parser.add_argument("--out", type=Path, default=Path("demo-output"))
+    args = parser.parse_args()
+    if args.step == "predictor":
+        choose_predictor()
+        return 0
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    spark = SparkSession.builder.appName(f"spark-aesthetic: demo {args.step}").getOrCreate()
+    step = write_tables if args.step == "tables" else write_page
+    step(spark, args.out.absolute())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""A page of scored images, complete in one file."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+from spark_aesthetic.errors import MissingDependencyError
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from PIL import Image
+except ImportError as missing:
+    raise MissingDependencyError(
+        f"the page needs Jinja2 and Pillow (found: {missing}): pip install 'spark-aesthetic[demo,image]'"
+    ) from missing
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """One image of the page.
+
+    Attributes:
+        name: Shown below the image.
+        image: The bytes of the file, or None.
+        score: The score, or None.
+        error: Why there is none, or None.
+    """
+
+    name: str
+    image: bytes | None
+    score: float | None
+    error: str | None
+
+    @property
+    def thumbnail(self) -> str | None:
+        """A small JPEG as a data URI, or None where there is an error."""
+        return None if self.error is not None or self.image is None else thumbnail(self.image)
+
+
+@dataclass(frozen=True)
+class ScoredEmbedding:
+    """One row of the table of embeddings: its name and its score."""
+
+    name: str
+    score: float
+
+
+def thumbnail(data: bytes, *, longest_side: int = 480) -> str:
+    """Shrink an image that decodes, to a JPEG as a data URI."""
+    file = BytesIO()
+    with Image.open(BytesIO(data)) as image:
+        image.thumbnail((longest_side, longest_side))
+        image.convert("RGB").save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def gallery(
+    photographs: Sequence[ScoredImage],
+    model: str,
+    embeddings: Sequence[ScoredEmbedding],
+    embedding_model: str,
+    *,
+    title: str,
+    subtitle: str,
+) -> str:
+    """Render the page: images from the highest score to the lowest, then those without one; and embeddings.
+
+    Args:
+        photographs: In any order.
+        model: As in `aesthetic_model`. Where it is untrained the page says so beside every score.
+        embeddings: In the order to show.
+        embedding_model: The same for the embeddings.
+        title: Heading.
+        subtitle: A line below it.
+
+    Returns:
+        HTML that loads nothing from outside.
+    """
+    by_score = sorted(photographs, key=lambda photo: (photo.score is None, -(photo.score or 0.0), photo.name))
+    pages = Environment(
+        loader=PackageLoader("spark_aesthetic"), undefined=StrictUndefined, autoescape=select_autoescape(default=True)
+    )
+    return pages.get_template("gallery.html.jinja").render(
+        photographs=by_score,
+        model=model,
+        untrained=model.startswith("untrained-"),
+        embeddings=embeddings,
+        embedding_model=embedding_model,
+        title=title,
+        subtitle=subtitle,
+    )

@@ -1,0 +1,371 @@
+"""GPUs that Spark hands out, without a GPU: a real cluster on this machine, told of made-up ones by nvidia-smi."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spark_aesthetic import Options, resolve
+from spark_aesthetic.errors import ResourceError
+from spark_aesthetic.worker import granted, score_images
+
+REPOSITORY = Path(__file__).parents[1]
+CONF = REPOSITORY / "conf"
+DISCOVERY = CONF / "gpu-discovery.sh"
+GPU_CONFS = ("standalone-gpu.conf", "yarn-gpu.conf", "kubernetes-gpu.conf")
+
+# Numbers that no machine has, so that scoring on them fails on a machine with GPUs, too.
+ADDRESSES = ("41", "43")
+
+# Runs in the cluster; the last line of its output is what it found.
+JOB = """
+import json, time
+from pyspark import TaskContext
+from pyspark.sql import SparkSession
+from spark_aesthetic import Options, aesthetic_score
+from spark_aesthetic.worker import granted
+
+def ask(batches):
+    import os
+    import pandas as pd
+    context = TaskContext.get()
+    for batch in batches:
+        options = granted(Options())
+        own = granted(Options(device="cuda:7", num_threads=3))
+        # Long enough that no executor takes all tasks before the other has its first.
+        time.sleep(0.5)
+        yield pd.DataFrame({
+            "addresses": [list(context.resources()["gpu"].addresses)],
+            "device": options.device,
+            "num_threads": options.num_threads,
+            "own": f"{own.device} {own.num_threads}",
+            "cache": os.environ["SPARK_AESTHETIC_CACHE"],
+        })
+
+spark = SparkSession.builder.getOrCreate()
+rows = spark.range(4, numPartitions=4)
+schema = "addresses array<string>, device string, num_threads int, own string, cache string"
+tasks = [row.asDict() for row in rows.mapInPandas(ask, schema).collect()]
+try:
+    # One row, in one task: each worker that comes to it loads torch, which is most of this test's time.
+    row = spark.range(1, numPartitions=1)
+    row.select(aesthetic_score(row.id.cast("string").cast("binary"), predictor="untrained-vit-b-32")).collect()
+    error = None
+except Exception as raised:
+    error = str(raised)
+print(json.dumps({"tasks": tasks, "cpus": spark.conf.get("spark.task.cpus"), "error": error}))
+spark.stop()
+"""
+
+
+def properties(name: str) -> dict[str, str]:
+    """The settings of a --properties-file, as spark-submit reads them."""
+    lines = (CONF / name).read_text().splitlines()
+    return dict(line.split(maxsplit=1) for line in map(str.strip, lines) if line and not line.startswith("#"))
+
+
+def submit(
+    job: Path, *args: str, conf: dict[str, str], env: dict[str, str], options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a job by spark-submit, which is killed after four minutes: what waits for ever is a failure."""
+    # JVMs of a few seconds: the second compiler would take more time than it saves, on few cores.
+    brief = dict.fromkeys(
+        ("spark.driver.extraJavaOptions", "spark.executor.extraJavaOptions"), "-XX:TieredStopAtLevel=1"
+    )
+    settings = [word for key, value in (brief | conf).items() for word in ("--conf", f"{key}={value}")]
+    return subprocess.run(
+        [Path(sys.executable).parent / "spark-submit", *options, *settings, job, *args],
+        env=os.environ | env,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def nvidia_smi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an nvidia-smi that lists the made-up GPUs, after a warning as drivers print it."""
+    script = tmp_path_factory.mktemp("bin") / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\necho 'WARNING: infoROM is corrupted'\nprintf '%s\\n' {' '.join(ADDRESSES)}\n")
+    script.chmod(0o755)
+    return script.parent
+
+
+@pytest.fixture(scope="module")
+def on_two_gpus(nvidia_smi: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What JOB found on a standalone cluster with conf/standalone-gpu.conf: one worker of two GPUs, so two executors.
+
+    One worker and not two: each worker would find the same addresses, as machines do, and here Spark itself must
+    give each executor another one.
+    """
+    import pyspark
+
+    folder = tmp_path_factory.mktemp("cluster")
+    job = folder / "job.py"
+    job.write_text(JOB)
+    # A local cluster's worker keeps its executors' logs and files in $SPARK_HOME/work: not in the virtual environment.
+    home = folder / "spark"
+    home.mkdir()
+    for part in Path(pyspark.__file__).parent.iterdir():
+        (home / part.name).symlink_to(part)
+    given = properties("standalone-gpu.conf")
+    cores = 2 * int(given["spark.executor.cores"])
+    result = submit(
+        job,
+        options=("--properties-file", str(CONF / "standalone-gpu.conf")),
+        env={
+            "SPARK_HOME": str(home),
+            "PATH": f"{nvidia_smi}:{os.environ['PATH']}",
+            # Else it is the address of the host's name, which on a machine without a network is none.
+            "SPARK_LOCAL_IP": "127.0.0.1",
+        },
+        conf={
+            # Cores and memory of a local cluster are numbers in its books: more than this machine has will do.
+            "spark.master": f"local-cluster[1,{cores},2048]",
+            "spark.executor.memory": "1g",
+            "spark.driver.memory": "1g",
+            # The paths of this machine in place of /opt/spark-aesthetic.
+            "spark.worker.resource.gpu.discoveryScript": str(DISCOVERY),
+            "spark.pyspark.python": sys.executable,
+            "spark.executorEnv.SPARK_AESTHETIC_CACHE": str(folder / "cache"),
+            # No table here, so no Delta: its jars would go to both executors first.
+            "spark.jars.packages": "",
+            "spark.sql.extensions": "",
+            # No task before both executors are there, else one might take them all.
+            "spark.cores.max": str(cores),
+            "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+            "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
+            # The failure is wanted; three more tries would load torch three more times.
+            "spark.task.maxFailures": "1",
+            "spark.ui.enabled": "false",
+            "spark.local.dir": str(folder / "local"),
+        },
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def test_each_task_gets_the_gpu_that_spark_granted_it(on_two_gpus: dict[str, Any]) -> None:
+    tasks = on_two_gpus["tasks"]
+    assert len(tasks) == 4
+    assert [task["device"] for task in tasks] == [f"cuda:{task['addresses'][0]}" for task in tasks]
+    assert {tuple(task["addresses"]) for task in tasks} == {(address,) for address in ADDRESSES}
+
+
+def test_a_task_decodes_on_all_cores_that_it_occupies(on_two_gpus: dict[str, Any]) -> None:
+    cpus = properties("standalone-gpu.conf")["spark.task.cpus"]
+    assert on_two_gpus["cpus"] == cpus
+    assert {task["num_threads"] for task in on_two_gpus["tasks"]} == {int(cpus)}
+
+
+def test_a_device_and_threads_of_ones_own_are_kept(on_two_gpus: dict[str, Any]) -> None:
+    assert {task["own"] for task in on_two_gpus["tasks"]} == {"cuda:7 3"}
+
+
+def test_variables_of_the_settings_reach_the_python_workers(on_two_gpus: dict[str, Any]) -> None:
+    (cache,) = {task["cache"] for task in on_two_gpus["tasks"]}
+    assert cache.endswith("/cache")
+
+
+def test_a_gpu_that_torch_has_not_fails_the_job_naming_device_and_remedy(on_two_gpus: dict[str, Any]) -> None:
+    error = on_two_gpus["error"]
+    assert error is not None
+    found = re.search(r"ResourceError: device cuda:(\d+): expected a GPU that torch can use, found \d+ of them", error)
+    assert found is not None, error
+    assert found[1] in ADDRESSES
+    assert "install a CUDA build of torch and the driver on the executors" in error
+    assert "correct the discovery script's addresses" in error
+
+
+def test_an_address_that_is_no_number_is_named_with_the_remedy() -> None:
+    scored = score_images([], resolve("untrained-vit-b-32"), Options(device="cuda:GPU-5f3c", num_threads=1))
+    with pytest.raises(ResourceError, match=r"cuda:GPU-5f3c: expected a GPU by its number.*conf/gpu-discovery\.sh"):
+        next(scored)
+
+
+def test_gpu_amounts_on_a_local_master_stop_the_job_at_once(tmp_path: Path) -> None:
+    amounts = dict.fromkeys(("spark.executor.resource.gpu.amount", "spark.task.resource.gpu.amount"), "1")
+    result = submit(
+        REPOSITORY / "jobs" / "score_table.py",
+        *("--source", str(tmp_path / "photos"), "--key", "id", "--image-col", "content"),
+        conf=amounts | {"spark.master": "local[2]", "spark.ui.enabled": "false", "spark.local.dir": str(tmp_path)},
+        env={"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable},
+    )
+    assert result.returncode == 2, result.stdout[-3000:] + result.stderr[-3000:]
+    # spark-submit passes on as its stdout what Python writes to stderr.
+    (said,) = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("score_table:")]
+    assert "spark.task.resource.gpu.amount: expected no GPU amounts with master 'local[2]', found 1" in said
+    assert "Remove the spark.*.resource.gpu.* settings" in said
+
+
+def test_outside_of_spark_it_is_the_cpu_and_one_thread() -> None:
+    options = granted(Options())
+    assert (options.device, options.num_threads) == ("cpu", 1)
+
+
+def test_a_task_without_gpus_runs_on_the_cpu(spark: "SparkSession") -> None:  # noqa: F821, UP037
+    import pandas as pd
+
+    def ask(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for _ in batches:
+            options = granted(Options())
+            yield pd.DataFrame({"device": [options.device], "num_threads": [options.num_threads]})
+
+    rows = spark.range(2, numPartitions=2).mapInPandas(ask, "device string, num_threads int").collect()
+    assert [tuple(row) for row in rows] == [("cpu", 1)] * 2
+
+
+def test_discovery_prints_what_nvidia_smi_lists(nvidia_smi: Path) -> None:
+    # Spark runs the file itself.
+    assert os.access(DISCOVERY, os.X_OK)
+    env = {"PATH": f"{nvidia_smi}:{os.environ['PATH']}"}
+    printed = subprocess.run([DISCOVERY], env=env, text=True, capture_output=True, check=True).stdout
+    assert json.loads(printed) == {"name": "gpu", "addresses": list(ADDRESSES)}
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "expected nvidia-smi on the PATH, found none"),
+        ("echo 'Driver/library version mismatch'; exit 18", "found: Driver/library version mismatch"),
+        ("echo 'No devices were found'", "expected at least one GPU, found: No devices were found"),
+    ],
+    ids=["no nvidia-smi", "broken driver", "no GPU"],
+)
+def test_discovery_says_what_is_missing(tmp_path: Path, script: str | None, said: str) -> None:
+    # A PATH of its own, so that a machine's true nvidia-smi is out of sight.
+    for tool in ("bash", "grep", "sed", "paste"):
+        (tmp_path / tool).symlink_to(subprocess.check_output(["which", tool], text=True).strip())
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!{tmp_path / 'bash'}\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    result = subprocess.run([DISCOVERY], env={"PATH": str(tmp_path)}, text=True, capture_output=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("name", [*GPU_CONFS, "local.conf"])
+def test_no_setting_is_given_twice(name: str) -> None:
+    lines = [line.split()[0] for line in (CONF / name).read_text().splitlines() if line.startswith("spark.")]
+    assert sorted(lines) == sorted(properties(name))
+
+
+@pytest.mark.parametrize("name", GPU_CONFS)
+def test_each_setting_has_its_reason_in_the_line_above(name: str) -> None:
+    lines = (CONF / name).read_text().splitlines()
+    bare = [line for above, line in zip(["", *lines], lines, strict=False) if line and not above.startswith("#")]
+    assert [line for line in bare if not line.startswith("#")] == []
+
+
+@pytest.mark.parametrize("name", GPU_CONFS)
+def test_an_executors_tasks_use_up_its_cores_and_its_gpus(name: str) -> None:
+    given = properties(name)
+    by_gpus = float(given["spark.executor.resource.gpu.amount"]) / float(given["spark.task.resource.gpu.amount"])
+    by_cores = int(given["spark.executor.cores"]) / int(given["spark.task.cpus"])
+    assert by_gpus == by_cores == 1
+
+
+@pytest.mark.parametrize("name", GPU_CONFS)
+def test_delta_and_arrow_are_set_as_in_local_conf(name: str) -> None:
+    local, given = properties("local.conf"), properties(name)
+    shared = [key for key in local if key == "spark.jars.packages" or key.startswith("spark.sql.")]
+    # A cluster has more than 8 cores' worth of keys: Spark's own default, merged as it runs, serves it better.
+    shared.remove("spark.sql.shuffle.partitions")
+    assert len(shared) == 7
+    assert {key: given.get(key) for key in shared} == {key: local[key] for key in shared}
+
+
+@pytest.mark.parametrize("name", GPU_CONFS)
+def test_cuda_gets_its_address_space(name: str) -> None:
+    assert "spark.executor.pyspark.memory" not in properties(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "driver"),
+    [
+        ("standalone-gpu.conf", None),
+        ("yarn-gpu.conf", "spark.yarn.appMasterEnv."),
+        ("kubernetes-gpu.conf", "spark.kubernetes.driverEnv."),
+    ],
+)
+def test_driver_and_executors_look_for_weights_in_the_same_places(name: str, driver: str | None) -> None:
+    given = properties(name)
+    for variable in ("SPARK_AESTHETIC_CACHE", "SPARK_AESTHETIC_WEIGHTS"):
+        assert given[f"spark.executorEnv.{variable}"].startswith("/")
+        if driver is not None:
+            assert given[driver + variable] == given[f"spark.executorEnv.{variable}"]
+
+
+def test_whoever_discovers_gpus_has_the_script() -> None:
+    standalone, yarn, kubernetes = map(properties, GPU_CONFS)
+    key = "executor.resource.gpu.discoveryScript"
+    # Standalone workers discover, and tell their executors; YARN and Kubernetes tell them nothing.
+    assert standalone["spark.worker.resource.gpu.discoveryScript"].endswith("/conf/gpu-discovery.sh")
+    assert f"spark.{key}" not in standalone
+    assert yarn[f"spark.{key}"] == f"./{Path(yarn['spark.files']).name}"
+    assert (REPOSITORY / yarn["spark.files"]).samefile(DISCOVERY)
+    assert kubernetes[f"spark.{key}"].endswith("/conf/gpu-discovery.sh")
+    assert kubernetes["spark.executor.resource.gpu.vendor"] == "nvidia.com"
+
+
+@pytest.fixture
+def databricks() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((CONF / "databricks.json").read_text())
+    return loaded
+
+
+def test_databricks_settings_are_strings_that_agree_with_the_other_files(databricks: dict[str, Any]) -> None:
+    (task,) = databricks["job"]["tasks"]
+    given = task["new_cluster"]["spark_conf"]
+    # Its command line refuses numbers and booleans here.
+    assert all(isinstance(value, str) for value in given.values())
+    for name in GPU_CONFS:
+        assert given == {key: properties(name).get(key) for key in given}
+
+
+def test_databricks_brings_its_own_spark_and_delta(databricks: dict[str, Any]) -> None:
+    text = json.dumps(databricks["job"])
+    assert "spark.jars" not in text
+    assert "spark.sql.extensions" not in text
+    assert "delta-spark" not in text
+    assert "pyspark" not in text
+
+
+def test_each_key_of_the_databricks_job_has_its_reason(databricks: dict[str, Any]) -> None:
+    def keys(node: Any) -> Iterator[str]:
+        """Keys with a value of their own; those that only hold others say nothing."""
+        for key, value in node.items():
+            if isinstance(value, dict) and key != "pypi":
+                yield from keys(value)
+            elif isinstance(value, list) and isinstance(value[0], dict):
+                for item in value:
+                    yield from keys(item)
+            else:
+                yield key
+
+    assert sorted(keys(databricks["job"])) == sorted(databricks["reasons"])
+
+
+def test_the_databricks_task_is_a_command_that_the_job_takes(
+    databricks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (task,) = databricks["job"]["tasks"]
+    script = REPOSITORY / "jobs" / Path(task["spark_python_task"]["python_file"]).name
+    parameters = task["spark_python_task"]["parameters"]
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.setattr(sys, "argv", [str(script), *parameters])
+    import score_table
+
+    args = score_table.arguments()
+    assert (args.source, args.image_col, args.scores) == (parameters[1], parameters[5], parameters[7])

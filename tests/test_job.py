@@ -1,0 +1,80 @@
+"""The job as its users run it: spark-submit, exit codes, stdout and stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from pyspark.sql import SparkSession
+from safetensors.numpy import save_file
+
+from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings
+
+
+def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
+    # As a user's shell has it: the job itself sees to it that workers run the driver's Python.
+    environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
+    environment |= {
+        "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "SPARK_CONF_DIR": str(REPOSITORY / "conf"),
+    }
+    return subprocess.run(
+        [*command, "jobs/score_table.py", *arguments],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def embeddings(spark: SparkSession, tmp_path: Path) -> str:
+    rows = [(at, row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
+    table = str(tmp_path / "embeddings")
+    spark.createDataFrame(rows, "id int, e array<float>").write.format("delta").save(table)
+    return table
+
+
+def test_spark_submit_scores_a_table_and_prints_one_json_line(
+    spark: SparkSession, embeddings: str, tmp_path: Path
+) -> None:
+    scores = str(tmp_path / "scores")
+    done = submit("--source", embeddings, "--key", "id", "--embedding-col", "e", "--scores", scores)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert list(summary) == ["rows_read", "scored", "failed", "skipped", "model", "seconds", "failed_by_reason"]
+    assert (summary["rows_read"], summary["scored"], summary["failed"], summary["skipped"]) == (10, 10, 0, 0)
+    written = spark.read.format("delta").load(scores).orderBy("id").collect()
+    assert [row.aesthetic_score for row in written] == pytest.approx(PUBLISHED_SCORES, abs=6e-4)
+    assert {row.aesthetic_model for row in written} == {summary["model"]}
+
+
+def test_a_wrong_argument_is_exit_code_2_and_one_line(embeddings: str) -> None:
+    done = submit("--source", embeddings, "--key", "id", "--embedding-col", "embedding")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if line.startswith("score_table: ")]
+    assert said == ["score_table: --embedding-col: no column 'embedding' in the source: Valid: id, e"]
+    for stack in ("Traceback", "Exception", "\tat org.apache"):
+        assert stack not in done.stderr
+
+
+def test_a_failure_at_work_is_exit_code_1_and_writes_nothing(spark: SparkSession, tmp_path: Path) -> None:
+    table = str(tmp_path / "images")
+    spark.createDataFrame([(1, bytearray(noise_image(0)))], "id int, image binary").write.format("delta").save(table)
+    # A file that is in order, of another architecture: seen where the model is built, on the worker.
+    save_file({"visual.proj": published_embeddings()}, tmp_path / "tower.safetensors")
+    Predictor(
+        name="mine", backbone="ViT-S-32", backbone_weights=str(tmp_path / "tower.safetensors"),
+        head_weights="package:laion-aesthetics-v2",
+    ).save(tmp_path / "mine.json")  # fmt: skip
+    done = submit("--source", table, "--key", "id", "--image-col", "image", "--predictor", str(tmp_path / "mine.json"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "expected the image tower of ViT-S-32" in done.stderr
+    assert spark.sql(f"DESCRIBE HISTORY delta.`{table}`").count() == 1

@@ -1,0 +1,63 @@
+"""The README's examples, as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from pyspark.sql import SparkSession
+
+import spark_aesthetic as sa
+from spark_aesthetic.testing import noise_image, published_embeddings
+
+
+def examples(language: str) -> list[str]:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"<!-- test: {language} -->\n```\w+\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def demo_output(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `make demo` leaves behind, as far as the examples read it."""
+    out = str(tmp_path_factory.mktemp("demo-output"))
+    images = [("noise.jpg", bytearray(noise_image(0))), ("missing.jpg", None)]
+    spark.createDataFrame(images, "name string, image binary").write.format("delta").save(f"{out}/photographs")
+    rows = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
+    spark.createDataFrame(rows, "name string, embedding array<float>").write.format("delta").save(f"{out}/embeddings")
+    return out
+
+
+def test_python(spark: SparkSession, demo_output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"spark": spark, "sa": sa}
+    first, own = examples("python")
+    exec(first.replace("demo-output", demo_output), names)
+    shown = capsys.readouterr().out
+    assert "untrained-vit-b-32@" in shown
+    assert re.search(r"missing.jpg\s*\|NULL *\|null", shown)
+    assert "5.74676" in shown
+    exec(own.replace("demo-output", demo_output), names)
+    assert sa.resolve(f"{demo_output}/mine.json") == names["mine"]
+
+
+def test_sql(spark: SparkSession, demo_output: str) -> None:
+    sa.register(spark)
+    (text,) = examples("sql")
+    create, select = text.replace("demo-output", demo_output).split(";")
+    spark.sql(create)
+    assert [row.name for row in spark.sql(select).collect()] == ["rating9", "rating8", "rating7", "rating6"]
+
+
+def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
+    (text,) = examples("shell")
+    text = text.replace("demo-output", demo_output).replace(".venv", sys.prefix)
+    done = subprocess.run(
+        ["bash", "-euc", text], cwd=REPOSITORY, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = spark.read.format("delta").load(str(Path(demo_output) / "my_scores"))
+    assert {row.name: row.aesthetic_error for row in scores.collect()} == {"noise.jpg": None, "missing.jpg": "null"}
