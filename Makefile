@@ -71,4 +71,4 @@ lock: setup ## Resolve the dependencies again (requirements.lock)
 
 .PHONY: clean
 clean: ## Remove what the targets made
-	rm -rf $(VENV) build dist demo-output spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist $(OUT) spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache

@@ -12,16 +12,25 @@ import logging
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from spark_aesthetic import AestheticError, score_table
+from spark_aesthetic.errors import OptionError
 from spark_aesthetic.predictors import DEFAULT
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes a wrong argument for what it is here: something to put right first, said in one line."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        raise OptionError(f"{message}; see --help")
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="score_table", description="Add aesthetic scores to a Delta table.")
+    parser = Parser(prog="score_table", description="Add aesthetic scores to a Delta table.")
     parser.add_argument("--source", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rows to score")
     parser.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
     column = parser.add_mutually_exclusive_group(required=True)
@@ -69,15 +78,17 @@ def complain(text: str) -> None:
 
 
 def main() -> int:
-    args = arguments()
+    # Before it, SparkConf knows nothing of what spark-submit was given, and nobody writes to its stderr.
+    SparkContext._ensure_initialized()
     # PySpark logs the whole Java stack of an analysis error even where it is caught.
     for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
+        args = arguments()
         summary = score_table(
             session(),
             source=args.source,
-            key=args.key.split(","),
+            key=[column.strip() for column in args.key.split(",")],
             image_col=args.image_col,
             embedding_col=args.embedding_col,
             scores=args.scores,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +41,37 @@ def image_side(architecture: str) -> int:
     return side
 
 
-def empty_tower(architecture: str) -> torch.nn.Module:
-    """The image tower of an architecture on torch's meta device: shapes, and no memory."""
+def embedding_dimension(architecture: str) -> int:
+    """Length of the embeddings that a backbone gives.
+
+    Raises:
+        PredictorError: The architecture is unknown or not supported.
+    """
+    return cast("int", _config(architecture)["embed_dim"])
+
+
+def empty_tower(architecture: str, dtype: str = "float32") -> torch.nn.Module:
+    """The image tower of an architecture on torch's meta device: shapes and types, and no memory.
+
+    In float16 and bfloat16 the layer norms keep their weights and their arithmetic in float32, as in open_clip.
+
+    Raises:
+        PredictorError: The architecture is unknown or not supported.
+    """
     config = _config(architecture)
     with torch.device("meta"):
         model = open_clip.CLIP(
-            config["embed_dim"], config["vision_cfg"], _NO_TEXT, quick_gelu=config.get("quick_gelu", False)
+            config["embed_dim"],
+            config["vision_cfg"],
+            _NO_TEXT,
+            quick_gelu=config.get("quick_gelu", False),
+            cast_dtype=None if dtype == "float32" else getattr(torch, dtype),
         )
-    return cast("torch.nn.Module", model.visual)
+    tower = cast("torch.nn.Module", model.visual).to(getattr(torch, dtype))
+    for module in tower.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float()
+    return tower
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
@@ -70,9 +94,10 @@ class ImageEncoder:
         self.device = torch.device(device)
         self.dtype = getattr(torch, dtype)
         self.side = image_side(architecture)
-        self.tower = empty_tower(architecture).eval().requires_grad_(False)
+        self.tower = empty_tower(architecture, dtype).eval().requires_grad_(False)
+        types = {name: tensor.dtype for name, tensor in self.tower.state_dict().items()}
         tensors = {
-            name: tensor.to(self.device, self.dtype) for name, tensor in load_file(prepared, device="cpu").items()
+            name: tensor.to(self.device, types[name]) for name, tensor in load_file(prepared, device="cpu").items()
         }
         self.tower.load_state_dict(tensors, assign=True)
 
@@ -92,10 +117,32 @@ class ImageEncoder:
         return cast("npt.NDArray[np.float32]", unit.cpu().numpy())
 
 
-def _config(architecture: str) -> dict[str, dict[str, object]]:
-    config = open_clip.get_model_config(architecture)
-    if config is None:
+def _config(architecture: str) -> dict[str, Any]:
+    # Not open_clip's names with a scheme ("hf-hub:…"), which would be fetched, and hide their preprocessing.
+    known = open_clip.list_models()
+    if architecture not in known:
+        raise PredictorError(f"open_clip has no architecture {architecture!r}: {nearest(architecture, known)}")
+    config = cast("dict[str, Any]", open_clip.get_model_config(architecture))
+    unfit = [name for name in ("custom_text", "multimodal_cfg") if config.get(name)]
+    unfit += [name for name in ("timm_model_name", "output_tokens") if config["vision_cfg"].get(name)]
+    published = [
+        open_clip.get_pretrained_cfg(architecture, tag) for tag in open_clip.list_pretrained_tags_by_model(architecture)
+    ]
+    if not _preprocessed_alike(config.get("preprocess_cfg", {})):
+        unfit.append("preprocess_cfg")
+    # Where some of an architecture's published weights were trained with OpenAI's preprocessing, it can be used.
+    elif published and not any(_preprocessed_alike(preprocessing) for preprocessing in published):
+        unfit.append("the preprocessing of its published weights")
+    if unfit:
         raise PredictorError(
-            f"open_clip has no architecture {architecture!r}: {nearest(architecture, open_clip.list_models())}"
+            f"backbone {architecture!r}: expected one of open_clip's own image towers with OpenAI's preprocessing "
+            f"(bicubic, shorter side to the target, mean {MEAN}, std {STD}), found {', '.join(unfit)}; use a ViT-… or "
+            "RN… such as ViT-L-14-quickgelu"
         )
-    return cast("dict[str, dict[str, object]]", config)
+    return config
+
+
+def _preprocessed_alike(preprocessing: Mapping[str, Any]) -> bool:
+    ours = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    given = {name: preprocessing[name] for name in ours if preprocessing.get(name) is not None}
+    return all((tuple(value) if isinstance(value, list) else value) == ours[name] for name, value in given.items())

@@ -2,16 +2,17 @@
 
 Follows the preprocessing of the reference, open_clip's `image_transform`, on the PIL image: shorter side to
 the target (bicubic, antialiased), centre crop, and only then conversion to RGB. So an alpha channel is
-dropped, not laid over a background: a transparent pixel keeps the colour that the file stores for it. A
-palette image is resized by nearest neighbour. EXIF rotation is not applied. One departure: 16-bit greyscale
-is brought to 8 bits first (the high byte), where the reference would clip nearly all of it to white.
+dropped, not laid over a background. Pillow weighs colours by their alpha while it resizes: what is wholly
+transparent comes out black, except where the image has the target's size already and is not resized; then it
+keeps the colour that the file stores. A palette image is resized by nearest neighbour. EXIF rotation is not
+applied. One departure: 16-bit greyscale is brought to 8 bits first (the high byte), where the reference would
+clip nearly all of it to white.
 
 Pure functions of bytes, safe in threads: Pillow releases the GIL while it decodes and resizes.
 """
 
 from __future__ import annotations
 
-import warnings
 from io import BytesIO
 from typing import TypeAlias
 
@@ -30,9 +31,6 @@ _TO_RGB = {"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 # Largest "fast" JPEG shrink keeps this many times the target side; 1 costs 2.1 of 255 in the mean pixel, 2
 # costs 0.4 (measured on 1600 x 1068 photographs).
 _FAST_SIDE_FACTOR = 2
-
-# The header is checked against max_pixels right after it is read, so Pillow's warning adds nothing.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Rejection(str):
@@ -79,7 +77,9 @@ def decode(data: bytes | None, *, side: int, max_pixels: int, fast: bool = False
             if width * height > max(max_pixels, side * side):
                 return TOO_MANY_PIXELS
             return _square(_eight_bit(image), width, height, side)
-    except Image.DecompressionBombError:
+    # Of its warning Pillow prints a line, once: silencing it would take a filter for the whole process, or one that
+    # is not safe in threads. Where such a filter makes it an error, all images of so many pixels are refused.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return TOO_MANY_PIXELS
     except UnidentifiedImageError:
         return NOT_AN_IMAGE if name is None else _damaged(data, name, "")

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 from filelock import FileLock
 from tqdm import tqdm
 
-from spark_aesthetic.errors import ChecksumError, WeightsNotFoundError
+from spark_aesthetic.errors import ChecksumError, WeightsError, WeightsNotFoundError
 
 # Larger than fsspec's own 5 MiB: a range request to a hub costs a redirect each time.
 _BLOCK_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
+# Between two lines of the log, where the server does not say how much there is.
+_REPORT_BYTES = 256 * 2**20
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the file lock of a target in the cache, whose folder is made; other processes of the node wait.
+
+    Raises:
+        WeightsError: No lock can be had there.
+    """
+    lock = FileLock(f"{target}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    # The second is how filelock says that the file system has no locks.
+    except (OSError, NotImplementedError) as error:
+        raise WeightsError(
+            f"expected a folder in which files can be locked and written, found: {error}; set SPARK_AESTHETIC_CACHE "
+            "to one (on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE)"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def download(url: str, target: Path, *, sha256: str | None) -> Path:
@@ -22,14 +52,18 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
     The bytes go to `target` + ".part"; the checksum is taken on the way; only a file that passed is renamed to
     `target`. A later call goes on from the part, where a checksum will tell that the halves belong together;
     a server that knows no ranges gives it from the beginning. A file lock lets one process of the node
-    download while the others wait for its result. Shows a progress bar on stderr where that is a terminal.
+    download while the others wait for its result; where the file is there, nothing is locked or written.
+    Shows a progress bar on stderr where that is a terminal, and else logs about every tenth of the way.
 
     Raises:
+        WeightsError: The folder cannot be written to.
         WeightsNotFoundError: The address cannot be read to its end; the part is kept.
         ChecksumError: All was read and is not what was expected; the part is deleted.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    if target.exists():
+        return target
+    with locked(target):
+        # By the process that held the lock before.
         if target.exists():
             return target
         part = target.with_name(target.name + ".part")
@@ -62,8 +96,8 @@ def _fetch(url: str, part: Path) -> str:
             return _continue(url, part, client_kwargs=client, cache_type="readahead")
         except ValueError:
             # What fsspec raises once a server answers a range with the whole file, or says that it knows none.
-            part.unlink(missing_ok=True)
-            return _continue(url, part, client_kwargs=client, block_size=0)
+            # Also of an address that is none: the second attempt fails on it before it touches the part.
+            return _continue(url, part, anew=True, client_kwargs=client, block_size=0)
     # fsspec's file systems have no base error in common (OSError, aiohttp.ClientError, botocore's, ...).
     except Exception as error:
         kept = part.stat().st_size if part.exists() else 0
@@ -74,17 +108,21 @@ def _fetch(url: str, part: Path) -> str:
         ) from error
 
 
-def _continue(url: str, part: Path, *, block_size: int | None = None, **storage: object) -> str:
-    """Append to `part` what it lacks, and give the sha256 of the whole."""
+def _continue(url: str, part: Path, *, anew: bool = False, block_size: int | None = None, **storage: object) -> str:
+    """Append to `part` what it lacks, or all of it `anew`, and give the sha256 of the whole."""
     digest = hashlib.sha256()
+    mode = "w+b" if anew else "a+b"
     block_size = _BLOCK_BYTES if block_size is None else block_size
-    with fsspec.open(url, "rb", block_size=block_size, **storage).open() as remote, part.open("a+b") as local:
+    # In this order: an address that cannot be opened leaves the part as it is.
+    with fsspec.open(url, "rb", block_size=block_size, **storage).open() as remote, part.open(mode) as local:
         total = remote.size
         local.seek(0)
         while chunk := local.read(_CHUNK_BYTES):
             digest.update(chunk)
         done = local.tell()
         remote.seek(done)
+        report_bytes = _REPORT_BYTES if not total else -(-total // 10)
+        report_at = done + report_bytes
         # disable=None: no bar where stderr is a file.
         with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
             while chunk := remote.read(_CHUNK_BYTES):
@@ -92,6 +130,16 @@ def _continue(url: str, part: Path, *, block_size: int | None = None, **storage:
                 digest.update(chunk)
                 bar.update(len(chunk))
                 done += len(chunk)
+                if bar.disable and done >= report_at:
+                    _report(part.stem, done, total)
+                    report_at = done + report_bytes
     if total is not None and done < total:
         raise EOFError(f"the connection ended after {done} of {total} bytes")
     return digest.hexdigest()
+
+
+def _report(name: str, done: int, total: int | None) -> None:
+    # Where nobody has set up logging, as in Spark's workers, Python shows warnings alone.
+    level = logging.INFO if _log.hasHandlers() else logging.WARNING
+    of_total = f" of {total:,}" if total else ""
+    _log.log(level, "downloading %s: %s%s bytes", name, f"{done:,}", of_total)

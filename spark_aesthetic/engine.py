@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from spark_aesthetic.predictors import Predictor
 # Enough rows to keep the arithmetic units busy; more only holds decoded pixels (150 kB a row) longer.
 _BATCH_ROWS_CPU = 16
 _BATCH_ROWS_GPU = 256
+
+NOT_FINITE = "model: not finite"
+OUT_OF_MEMORY = "model: out of memory"
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,16 @@ def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str
     """Load a pinned predictor's model, once a process.
 
     The key is the content of the recipe, not an object: running a notebook cell again loads nothing.
+
+    Raises:
+        WeightsError: A file is missing, another one, or does not fit the architecture; or head and backbone
+            do not go together.
     """
+    head = weights.load_head(predictor, model_path)
+    prepare.check_head(predictor, head)
     prepared = prepare.prepared_tower(predictor, dtype=dtype, model_path=model_path)
     encoder = ImageEncoder(predictor.backbone, prepared, device=device, dtype=dtype)
-    return encoder, weights.load_head(predictor, model_path)
+    return encoder, head
 
 
 class ImageScorer:
@@ -59,11 +69,13 @@ class ImageScorer:
     """
 
     def __init__(self, predictor: Predictor, options: Options) -> None:
-        on_gpu = options.device != "cpu"
+        on_gpu = torch.device(options.device).type == "cuda"
         dtype = options.dtype if options.dtype != "auto" else ("float16" if on_gpu else "float32")
         self.encoder, self.head = load_model(
             predictor, device=options.device, dtype=dtype, model_path=options.model_path
         )
+        # Most rows that went into a forward pass since the device ran out of memory, if it did.
+        self._fitting_rows: int | None = None
         self.threads = options.num_threads
         self.batch_rows = (
             options.batch_size if options.batch_size != -1 else (_BATCH_ROWS_GPU if on_gpu else _BATCH_ROWS_CPU)
@@ -76,7 +88,8 @@ class ImageScorer:
         """Score a stream of images of any length; one bad image costs one row.
 
         Rows come out in the order they went in, `batch_size` at a time, however they were grouped before. At
-        most two batches of pixels are decoded ahead.
+        most two batches of pixels are decoded ahead. Where a batch does not fit the device's memory, it and
+        all later ones go through the model in smaller parts.
         """
         # PySpark's own thread settings stop at OMP_NUM_THREADS, which torch reads once at import.
         torch.set_num_threads(self.threads)
@@ -104,10 +117,34 @@ class ImageScorer:
 
     def _infer(self, rows: list[Pixels | Rejection]) -> ScoredRows:
         errors = [str(row) if isinstance(row, Rejection) else None for row in rows]
-        good = [at for at, error in enumerate(errors) if error is None]
         scores = np.full(len(rows), np.nan, dtype=np.float32)
         embeddings = np.full((len(rows), self.head.dimension), np.nan, dtype=np.float32)
-        if good:
-            embeddings[good] = self.encoder(np.stack([row for row in rows if not isinstance(row, Rejection)]))
-            scores[good] = self.head(embeddings[good])
+        good = [number for number, error in enumerate(errors) if error is None]
+        while good:
+            at = good[: self._fitting_rows]
+            encoded = self._encoded(np.stack([cast("Pixels", rows[number]) for number in at]))
+            if encoded is None and len(at) > 1:
+                self._fitting_rows = len(at) // 2
+                continue
+            good = good[len(at) :]
+            if encoded is None:
+                errors[at[0]] = OUT_OF_MEMORY
+                continue
+            # float16 overflows beyond 65,504, and damaged weights hold anything.
+            with np.errstate(over="ignore", invalid="ignore"):
+                scored = self.head(encoded)
+            finite = np.isfinite(encoded).all(axis=1) & np.isfinite(scored)
+            for row, number in enumerate(at):
+                if finite[row]:
+                    embeddings[number], scores[number] = encoded[row], scored[row]
+                else:
+                    errors[number] = NOT_FINITE
         return ScoredRows(scores, embeddings, errors)
+
+    def _encoded(self, pixels: Pixels) -> npt.NDArray[np.float32] | None:
+        """Embeddings, or None where they do not fit the device's memory."""
+        try:
+            return self.encoder(pixels)
+        except torch.cuda.OutOfMemoryError:  # its name before torch 2.5 too
+            # The tensors of the attempt live as long as its traceback, so the next one is made outside of here.
+            return None

@@ -12,27 +12,23 @@ columns pass below it; filtering or sorting by its own result scores twice: writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+import json
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import pyspark
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.functions import pandas_udf
-from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
 
-from spark_aesthetic import embeddings, weights, worker
+from spark_aesthetic import embeddings, udfs, weights
 from spark_aesthetic.head import Head
 from spark_aesthetic.options import OptionArgs, Options
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
+from spark_aesthetic.sql import register
 
 if TYPE_CHECKING:
-    from pyspark.sql._typing import ColumnOrName, UserDefinedFunctionLike
+    from pyspark.sql._typing import ColumnOrName
     from typing_extensions import Unpack
 
-# The first release with vector_inner_product and vector_norm.
-_NATIVE_SINCE = (4, 2)
+__all__ = ["aesthetic_score", "aesthetic_score_from_embedding", "clip_embedding", "score_image", "register"]
 
 
 def aesthetic_score(
@@ -56,7 +52,9 @@ def aesthetic_score(
     ...     aesthetic_score("image", predictor="untrained-vit-b-32").alias("score")).collect()
     [Row(score=None)]
     """
-    return score_udf(predictor, Options.of(**options))(_column(image))
+    checked = Options.of(**options)
+    pinned = weights.pin(resolve(predictor), checked.model_path)
+    return udfs.score_udf(pinned, checked)(_column(image))
 
 
 def clip_embedding(
@@ -77,7 +75,9 @@ def clip_embedding(
         PredictorError: No such predictor.
         OptionError: A misspelt option or a value outside its range.
     """
-    return embedding_udf(predictor, Options.of(**options))(_column(image))
+    checked = Options.of(**options)
+    pinned = weights.pin(resolve(predictor), checked.model_path)
+    return udfs.embedding_udf(pinned, checked)(_column(image))
 
 
 def score_image(
@@ -108,7 +108,9 @@ def score_image(
     ...     score_image("image", predictor="untrained-vit-b-32").alias("s")).select("s.score", "s.error").collect()
     [Row(score=None, error='decode: damaged GIF')]
     """
-    return score_image_udf(predictor, with_embedding, Options.of(**options))(_column(image))
+    checked = Options.of(**options)
+    pinned = weights.pin(resolve(predictor), checked.model_path)
+    return udfs.score_image_udf(pinned, with_embedding, checked)(_column(image))
 
 
 def aesthetic_score_from_embedding(
@@ -117,7 +119,7 @@ def aesthetic_score_from_embedding(
     predictor: str | Predictor = DEFAULT,
     normalize: bool = True,
     vector: bool = False,
-    model_path: str | None = None,
+    **options: Unpack[OptionArgs],
 ) -> Column:
     """Score CLIP image embeddings.
 
@@ -131,7 +133,7 @@ def aesthetic_score_from_embedding(
             where embeddings are known to be of unit length.
         vector: The column holds ml Vectors. Spark casts those to no array, and a Column does not know its type
             before it meets a table, so it must be said.
-        model_path: A folder with the head's file, where it is not in the package.
+        **options: See `spark_aesthetic.Options`; only `model_path` matters here, for a head that is not in the package.
 
     Returns:
         float: the score. Null where the embedding is null, of the wrong length, has a null, a NaN or an
@@ -143,12 +145,10 @@ def aesthetic_score_from_embedding(
 
     >>> unit = [1.0] + [0.0] * 767
     >>> spark.createDataFrame([(unit,), ([1.0],)], "e array<float>").select(
-    ...     F.round(aesthetic_score_from_embedding("e"), 2).alias("score")).collect()
-    [Row(score=5.26), Row(score=None)]
+    ...     (aesthetic_score_from_embedding("e") > 4).alias("above_4")).collect()
+    [Row(above_4=True), Row(above_4=None)]
     """
-    scored = embedding_columns(
-        embedding, predictor=predictor, normalize=normalize, vector=vector, model_path=model_path
-    )
+    scored = embedding_columns(embedding, predictor=predictor, normalize=normalize, vector=vector, **options)
     # Without a name of its own the column would be called by the expression, with all its weights.
     return scored.getField("score").alias("aesthetic_score_from_embedding")
 
@@ -159,13 +159,14 @@ def embedding_columns(
     predictor: str | Predictor = DEFAULT,
     normalize: bool = True,
     vector: bool = False,
-    model_path: str | None = None,
+    **options: Unpack[OptionArgs],
 ) -> Column:
     """What `aesthetic_score_from_embedding` gives, with the reason: struct<score: float, error: string>."""
+    model_path = Options.of(**options).model_path
     pinned = weights.pin(resolve(predictor), model_path)
     head = weights.load_head(pinned, model_path)
     column = _column(embedding)
-    if runs_natively(head):
+    if udfs.runs_natively(head):
         if vector:
             from pyspark.ml.functions import vector_to_array
 
@@ -173,17 +174,13 @@ def embedding_columns(
             column = F.when(column.isNotNull(), vector_to_array(column, dtype="float32"))
         score, error = _native(column.cast("array<float>"), head, normalize)
         return F.struct(score.alias("score"), error.alias("error"))
-    return vector_udf(pinned, normalize, model_path)(column)
-
-
-def runs_natively(head: Head) -> bool:
-    """Whether this Spark scores embeddings with this head without Python."""
-    return head.affine and tuple(int(part) for part in pyspark.__version__.split(".")[:2]) >= _NATIVE_SINCE
+    return udfs.vector_udf(pinned, normalize, model_path)(column)
 
 
 def _native(vector: Column, head: Head, normalize: bool) -> tuple[Column, Column]:
-    # As a cast literal the weights fold to one constant; array(lit, lit, ...) would stay 768 expressions.
-    weight = F.lit(head.weight.tolist()).cast("array<float>")
+    # One text that folds to one constant. A literal list would be 768 expressions, each copied to every place that
+    # names the weights: seconds of planning for each query.
+    weight = F.from_json(F.lit(json.dumps(head.weight.tolist())), "array<float>")
     right_length = F.size(vector) == head.dimension
     product = F.call_function("vector_inner_product", vector, weight)
     norm = F.call_function("vector_norm", vector, F.lit(2.0).cast("float"))
@@ -198,67 +195,6 @@ def _native(vector: Column, head: Head, normalize: bool) -> tuple[Column, Column
         .when(~F.coalesce(finite, F.lit(False)), embeddings.NOT_FINITE)
     )
     return score, (error.when(norm == 0, embeddings.ZERO_NORM) if normalize else error)
-
-
-def score_udf(predictor: str | Predictor, options: Options) -> UserDefinedFunctionLike:
-    """The pandas UDF behind `aesthetic_score`, as `register` gives it to SQL."""
-    pinned = weights.pin(resolve(predictor), options.model_path)
-
-    def aesthetic_score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        return (frame["score"] for frame in worker.score_images(batches, pinned, options))
-
-    return _iterator_udf(aesthetic_score, FloatType())
-
-
-def embedding_udf(predictor: str | Predictor, options: Options) -> UserDefinedFunctionLike:
-    """The pandas UDF behind `clip_embedding`."""
-    pinned = weights.pin(resolve(predictor), options.model_path)
-
-    def clip_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        return (frame["embedding"] for frame in worker.score_images(batches, pinned, options))
-
-    return _iterator_udf(clip_embedding, ArrayType(FloatType())).asNondeterministic()
-
-
-def score_image_udf(predictor: str | Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
-    """The pandas UDF behind `score_image`."""
-    pinned = weights.pin(resolve(predictor), options.model_path)
-    model = pinned.model_id
-    fields = [StructField("score", FloatType()), StructField("error", StringType())]
-    if with_embedding:
-        fields.append(StructField("embedding", ArrayType(FloatType())))
-    schema = StructType([*fields, StructField("model", StringType())])
-
-    def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
-        return (frame.assign(model=model)[schema.names] for frame in worker.score_images(batches, pinned, options))
-
-    return _iterator_udf(score_image, schema).asNondeterministic()
-
-
-def vector_udf(pinned: Predictor, normalize: bool, model_path: str | None) -> UserDefinedFunctionLike:
-    """The pandas UDF that scores embeddings, with the reason, where Spark's own functions cannot."""
-
-    def score_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
-        return worker.score_vectors(batches, pinned, normalize, model_path)
-
-    return _iterator_udf(score_embedding, "score float, error string")
-
-
-def vector_score_udf(pinned: Predictor, model_path: str | None) -> UserDefinedFunctionLike:
-    """The same with the score alone, as `register` gives it to SQL."""
-
-    def aesthetic_score_from_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        return (frame["score"] for frame in worker.score_vectors(batches, pinned, True, model_path))
-
-    return _iterator_udf(aesthetic_score_from_embedding, FloatType())
-
-
-def _iterator_udf(
-    function: Callable[[Iterator[pd.Series]], Iterator[Any]], returns: DataType | str
-) -> UserDefinedFunctionLike:
-    # The overloads of pandas_udf ask for a functionType, which its documentation has deprecated.
-    make_udf: Any = pandas_udf
-    return cast("UserDefinedFunctionLike", make_udf(function, returns))
 
 
 def _column(column: ColumnOrName) -> Column:

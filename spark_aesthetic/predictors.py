@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from spark_aesthetic.errors import PredictorError, nearest
@@ -26,8 +27,8 @@ class Predictor:
     """A CLIP image tower and a small head that turns its unit embedding into a score.
 
     Attributes:
-        name: Shown in the `model` of every scored row. Begins with "untrained-" exactly where weights are
-            untrained.
+        name: Shown in the `model` of every scored row; ASCII letters, digits and ._+- only. Begins with
+            "untrained-" exactly where weights are untrained.
         backbone: Architecture name in open_clip. OpenAI's weights need the "-quickgelu" ones.
         backbone_weights: Path or URL of a safetensors file (open_clip's or transformers' tensor names; both
             towers or the image tower alone) or of OpenAI's TorchScript archive; or "untrained:SEED".
@@ -66,6 +67,11 @@ class Predictor:
                 raise PredictorError(
                     f"predictor {self.name!r}, {field}: expected 64 lower-case hexadecimal digits, found {digest!r}"
                 )
+        # It stands in column values, in SQL and in file names.
+        if re.fullmatch(r"[A-Za-z0-9._+-]+", self.name) is None:
+            raise PredictorError(
+                f"predictor field name: expected ASCII letters, digits and ._+- only, found {self.name!r}; rename it"
+            )
         if self.untrained != self.name.startswith("untrained-"):
             raise PredictorError(
                 f"predictor {self.name!r}: a name begins with 'untrained-' exactly where weights are 'untrained:…', "
@@ -128,6 +134,8 @@ class Predictor:
     def load(cls, path: str | Path) -> Predictor:
         """Read a JSON file that `save` wrote.
 
+        A relative path of weights in it is one beside the file, and absolute in the result.
+
         Raises:
             PredictorError: The file cannot be read or is not a predictor.
         """
@@ -135,7 +143,19 @@ class Predictor:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PredictorError(f"predictor file {str(path)!r}: expected readable JSON, found: {error}") from error
-        return cls.from_json(text)
+        predictor = cls.from_json(text)
+        folder = Path(path).absolute().parent
+        return replace(
+            predictor,
+            backbone_weights=_beside(predictor.backbone_weights, folder),
+            head_weights=_beside(predictor.head_weights, folder),
+        )
+
+
+def _beside(source: str, folder: Path) -> str:
+    if source.startswith((UNTRAINED, PACKAGED)) or "://" in source:
+        return source
+    return str(folder / source)
 
 
 def resolve(predictor: str | Predictor) -> Predictor:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from pyspark.errors import AnalysisException
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType
 
-from spark_aesthetic import weights
 from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError, nearest
 from spark_aesthetic.predictors import Predictor
 
@@ -77,7 +79,10 @@ def open_source(spark: SparkSession, table: str) -> Source:
     """
     name = identifier(table)
     if not is_delta(spark, table):
-        raise TableError(f"source {table!r}: expected a Delta table, found none; check the name or path")
+        hint = ""
+        if "/" not in table and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
+            hint = " (names of earlier runs need a metastore: --conf spark.sql.catalogImplementation=hive)"
+        raise TableError(f"source {table!r}: expected a Delta table, found none; check the name or path{hint}")
     version = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").select("version").collect()[0][0]
     return Source(name, version, spark.read.option("versionAsOf", version).table(name))
 
@@ -90,8 +95,9 @@ def is_delta(spark: SparkSession, table: str) -> bool:
     """
     try:
         found = spark.sql(f"DESCRIBE DETAIL {identifier(table)}").select("format").collect()[0][0]
-    except AnalysisException as error:
-        condition = error.getCondition() or ""
+    # The second is how a file system says that it has no such scheme or grants no access.
+    except (PySparkException, Py4JJavaError) as error:
+        condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
         if "NOT_FOUND" in condition or "MISSING_DELTA_TABLE" in condition or "PATH_DOES_NOT_EXIST" in condition:
             return False
         raise TableError(
@@ -143,22 +149,22 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     """
     found = column_type(rows, column, "--embedding-col")
     is_array = isinstance(found, ArrayType) and isinstance(found.elementType, FloatType | DoubleType)
-    is_vector = found.typeName() == "vector"
+    is_vector = isinstance(found, VectorUDT)
     if not is_array and not is_vector:
         raise TableError(
             f"--embedding-col {column}: expected array<float>, array<double> or an ml Vector, "
             f"found {found.simpleString()}; cast it, or score image bytes with --image-col"
         )
-    if is_vector:
-        return True
-    lengths = rows.select(F.size(column).alias("length")).where(F.col(column).isNotNull()).limit(_SAMPLE_ROWS)
+    # A null vector is left out before vector_to_array, which raises on it.
+    known = rows.where(F.col(column).isNotNull()).limit(_SAMPLE_ROWS)
+    lengths = known.select(F.size(vector_to_array(F.col(column)) if is_vector else F.col(column)).alias("length"))
     counted = {row.length: row["count"] for row in lengths.groupBy("length").count().collect()}
     if counted and dimension not in counted:
         raise TableError(
             f"--embedding-col {column}: expected {dimension} numbers for {predictor.name}, found "
             f"{max(counted, key=counted.__getitem__)}; choose the --predictor whose backbone made the embeddings"
         )
-    return False
+    return is_vector
 
 
 def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> int:
@@ -170,6 +176,8 @@ def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> i
     Raises:
         TableError: A key column is missing or reserved, or there are nulls or duplicates.
     """
+    if len({column.lower() for column in key}) < len(key):
+        raise TableError(f"--key {', '.join(key)}: expected each column once; leave out the repeated one")
     for column in key:
         if column.lower() not in [name.lower() for name in rows.columns]:
             raise TableError(f"--key: no column {column!r} in the source: {nearest(column, rows.columns)}")
@@ -179,11 +187,13 @@ def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> i
     has_null = F.lit(False)
     for column in key:
         has_null = has_null | F.col(quoted(column)).isNull()
-    groups = rows.groupBy(*[F.col(quoted(column)) for column in key]).count()
+    # A name that no key column has.
+    size = "__rows"
+    groups = rows.groupBy(*[F.col(quoted(column)) for column in key]).agg(F.count(F.lit(1)).alias(size))
     found = groups.agg(
-        F.coalesce(F.sum("count"), F.lit(0)).alias("rows"),
-        F.coalesce(F.sum(F.when(has_null, F.col("count"))), F.lit(0)).alias("null_rows"),
-        F.coalesce(F.sum(F.when(F.col("count") > 1, F.col("count"))), F.lit(0)).alias("repeated_rows"),
+        F.coalesce(F.sum(size), F.lit(0)).alias("rows"),
+        F.coalesce(F.sum(F.when(has_null, F.col(size))), F.lit(0)).alias("null_rows"),
+        F.coalesce(F.sum(F.when(F.col(size) > 1, F.col(size))), F.lit(0)).alias("repeated_rows"),
     ).collect()[0]
     if found.null_rows or found.repeated_rows:
         raise TableError(
@@ -193,14 +203,14 @@ def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> i
     return int(found.rows)
 
 
-def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *, required: bool) -> None:
+def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *, required: Sequence[str]) -> None:
     """Check the types of columns that the job is going to write.
 
     Args:
         rows: The table.
         expected: Types by column name.
         table: Named in errors.
-        required: Whether all must be there already.
+        required: Those that must be there already.
 
     Raises:
         TableError: A column has another type, or is missing.
@@ -208,7 +218,7 @@ def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *,
     found = {field.name.lower(): field.dataType for field in rows.schema}
     for name, data_type in expected.items():
         there = found.get(name.lower())
-        if there is None and not required:
+        if there is None and name not in required:
             continue
         if there != data_type:
             raise TableError(
@@ -217,22 +227,34 @@ def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *,
             )
 
 
+def check_view(spark: SparkSession, view: str) -> None:
+    """Raise TableError unless a view can go by this name."""
+    try:
+        taken = spark.catalog.tableExists(view) and spark.catalog.getTable(view).tableType != "VIEW"
+    except PySparkException as error:
+        raise TableError(f"--view: expected a name for a view, found {view!r}: {_first_line(error)}") from error
+    if taken:
+        raise TableError(f"--view: expected a free name or that of a view, found the table {view!r}; choose another")
+
+
 def check_weights(predictor: Predictor, model_path: str | None) -> None:
-    """Check that images can be scored: packages, backbone and head, each verified by its checksum.
+    """Check that images can be scored: packages, backbone and head, verified by checksum and by shape.
 
     Raises:
         MissingDependencyError: The extra "image" is not installed.
-        WeightsError: A file is missing or another one.
+        PredictorError: There is no such architecture.
+        WeightsError: A file is missing, another one, or does not fit.
     """
-    missing = [name for name in ("torch", "open_clip", "PIL") if find_spec(name) is None]
+    missing = [name for name in ("torch", "torchvision", "open_clip", "PIL") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
             f"--image-col: expected the packages of the extra 'image', found no {', '.join(missing)}; "
             "pip install 'spark-aesthetic[image]' on the driver and on the executors"
         )
-    if not predictor.backbone_weights.startswith("untrained:"):
-        weights.backbone_file(predictor, model_path)
-    weights.load_head(predictor, model_path)
+    # Here, because it loads torch.
+    from spark_aesthetic import prepare
+
+    prepare.check(predictor, model_path)
 
 
 def quoted(column: str) -> str:

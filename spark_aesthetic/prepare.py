@@ -12,18 +12,53 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from spark_aesthetic import clip, weights
+from spark_aesthetic.download import locked
 from spark_aesthetic.errors import WeightsError
-from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.head import Head
+from spark_aesthetic.predictors import UNTRAINED, Predictor
 
 Tensors = Mapping[str, torch.Tensor]
 
 # Changes when the layout of prepared files does, so that a cache of an older version is not read.
-_LAYOUT = "v1"
+_LAYOUT = "v2"
+
+
+def check(predictor: Predictor, model_path: str | None = None) -> None:
+    """Check that the parts of a pinned predictor fit together, before any work. Runs on the driver.
+
+    Finds (and if need be downloads) and verifies both files. Of a safetensors backbone it reads the header
+    alone; an archive is loaded.
+
+    Raises:
+        PredictorError: The backbone's architecture is unknown or not supported, or untrained weights are malformed.
+        WeightsError: A file is missing, another one, or does not fit the architecture; or head and backbone
+            do not go together.
+    """
+    check_head(predictor, weights.load_head(predictor, model_path))
+    if predictor.backbone_weights.startswith(UNTRAINED):
+        weights.backbone_seed(predictor)
+        return
+    path = weights.backbone_file(predictor, model_path)
+    _fitting(_read(path, header_only=True), predictor.backbone, path)
+
+
+def check_head(predictor: Predictor, head: Head) -> None:
+    """Check that a head takes the embeddings that its predictor's backbone gives.
+
+    Raises:
+        PredictorError: The backbone's architecture is unknown or not supported.
+        WeightsError: It takes embeddings of another length.
+    """
+    dimension = clip.embedding_dimension(predictor.backbone)
+    if head.dimension != dimension:
+        raise WeightsError(
+            f"predictor {predictor.name!r}: expected a head for the {dimension} numbers of {predictor.backbone}, found "
+            f"{predictor.head_weights!r}, which takes {head.dimension}; name the head's own backbone or another head"
+        )
 
 
 def prepared_tower(predictor: Predictor, *, dtype: str, model_path: str | None = None) -> Path:
@@ -35,11 +70,17 @@ def prepared_tower(predictor: Predictor, *, dtype: str, model_path: str | None =
     digest = predictor.backbone_sha256
     assert digest is not None, "callers pin the predictor"
     name = f"{predictor.backbone}-{digest[:12]}-{dtype}-{_LAYOUT}.safetensors"
-    target = weights.cache_dir() / "prepared" / name.replace("/", "-")
-    target.parent.mkdir(exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    target = weights.cache_path() / "prepared" / name.replace("/", "-")
+    # Neither lock nor write where all is there: a cache may be filled once and then be read only.
+    if target.exists():
+        return target
+    weights.cache_dir()
+    with locked(target):
         if not target.exists():
-            tower = {name: tensor.to(getattr(torch, dtype)) for name, tensor in _tower(predictor, model_path).items()}
+            types = {
+                name: tensor.dtype for name, tensor in clip.empty_tower(predictor.backbone, dtype).state_dict().items()
+            }
+            tower = {name: tensor.to(types[name]) for name, tensor in _tower(predictor, model_path).items()}
             part = target.with_suffix(".part")
             save_file(tower, part)
             part.replace(target)
@@ -47,25 +88,41 @@ def prepared_tower(predictor: Predictor, *, dtype: str, model_path: str | None =
 
 
 def _tower(predictor: Predictor, model_path: str | None) -> dict[str, torch.Tensor]:
-    shapes = {name: tensor.shape for name, tensor in clip.empty_tower(predictor.backbone).state_dict().items()}
-    if predictor.backbone_weights.startswith("untrained:"):
-        return _seeded(shapes, weights.backbone_seed(predictor))
+    if predictor.backbone_weights.startswith(UNTRAINED):
+        return _seeded(_shapes(predictor.backbone), weights.backbone_seed(predictor))
     path = weights.backbone_file(predictor, model_path)
-    found = in_open_clip_names(_read(path))
+    return _fitting(_read(path), predictor.backbone, path)
+
+
+def _shapes(architecture: str) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in clip.empty_tower(architecture).state_dict().items()}
+
+
+def _fitting(tensors: Tensors, architecture: str, path: Path) -> dict[str, torch.Tensor]:
+    """The image tower's tensors of a file, in open_clip's names, if all are there in their shapes."""
+    shapes = _shapes(architecture)
+    found = in_open_clip_names(tensors)
     wrong = [name for name, shape in shapes.items() if name not in found or found[name].shape != shape]
     if wrong:
         first = f"{wrong[0]} {tuple(shapes[wrong[0]])}"
         there = tuple(found[wrong[0]].shape) if wrong[0] in found else "nothing"
         raise WeightsError(
-            f"{path}: expected the image tower of {predictor.backbone}, but {len(wrong)} of {len(shapes)} tensors are "
+            f"{path}: expected the image tower of {architecture}, but {len(wrong)} of {len(shapes)} tensors are "
             f"missing or of another shape, first {first}, found {there}; name the file's own architecture as backbone"
         )
     return {name: found[name].contiguous() for name in shapes}
 
 
-def _read(path: Path) -> Tensors:
+def _read(path: Path, *, header_only: bool = False) -> Tensors:
+    """Load a verified backbone file; of safetensors on request only the shapes, on torch's meta device."""
     try:
         if weights.is_safetensors(path):
+            if header_only:
+                with safe_open(path, framework="pt") as file:
+                    return {
+                        name: torch.empty(file.get_slice(name).get_shape(), device="meta")
+                        for name in file.keys()  # noqa: SIM118 (not a dict)
+                    }
             return load_file(path)
         # OpenAI published TorchScript archives, behind a checksum here; float16 inside, exact in float32.
         with warnings.catch_warnings():
@@ -127,7 +184,10 @@ def _from_transformers(tensors: Tensors) -> dict[str, torch.Tensor]:
             named[f"{prefix}{_TRANSFORMERS_BLOCK[layer]}.{kind}"] = tensor
         elif layer == "self_attn.q_proj":
             parts = [tensors.get(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
-            named[f"{prefix}attn.in_proj_{kind}"] = torch.cat([part for part in parts if part is not None])
+            there = [part for part in parts if part is not None]
+            # Parts that cannot be joined are left out, and so are named as missing.
+            if len({part.shape[1:] for part in there}) == 1:
+                named[f"{prefix}attn.in_proj_{kind}"] = torch.cat(there)
     return named
 
 

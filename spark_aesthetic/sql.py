@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import SparkSession
 
-from spark_aesthetic import functions, weights
+from spark_aesthetic import udfs, weights
 from spark_aesthetic.head import Head
 from spark_aesthetic.options import OptionArgs, Options
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
@@ -47,15 +47,15 @@ def register(
     """
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
-    spark.udf.register(f"{prefix}aesthetic_score", functions.score_udf(pinned, checked))
-    spark.udf.register(f"{prefix}clip_embedding", functions.embedding_udf(pinned, checked))
-    spark.udf.register(f"{prefix}score_image", functions.score_image_udf(pinned, False, checked))
+    spark.udf.register(f"{prefix}aesthetic_score", udfs.score_udf(pinned, checked))
+    spark.udf.register(f"{prefix}clip_embedding", udfs.embedding_udf(pinned, checked))
+    spark.udf.register(f"{prefix}score_image", udfs.score_image_udf(pinned, False, checked))
     from_embedding = f"{prefix}aesthetic_score_from_embedding"
     head = weights.load_head(pinned, checked.model_path)
-    if functions.runs_natively(head):
+    if udfs.runs_natively(head):
         spark.sql(_native_ddl(from_embedding, head))
     else:
-        spark.udf.register(from_embedding, functions.vector_score_udf(pinned, checked.model_path))
+        spark.udf.register(from_embedding, udfs.vector_score_udf(pinned, checked.model_path))
 
 
 def _native_ddl(name: str, head: Head) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -119,58 +120,45 @@ def score_table(
     started = time.monotonic()
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
+    model = pinned.model_id
     preflight.check_gpu_scheduling(spark)
     _check_combination(source, image_col, embedding_col, scores, view, with_embedding)
     table = preflight.open_source(spark, source)
-    scored_columns = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
+    struct = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
     written = [SCORE, ERROR, MODEL, *([SCORED_AT] if scores else []), *([EMBEDDING] if with_embedding else [])]
     rows_read = preflight.check_key(table.rows, key, reserved=list(_TYPES))
+    if view is not None:
+        preflight.check_view(spark, view)
 
     if scores is None:
-        preflight.check_columns(table.rows, {name: _TYPES[name] for name in written}, source, required=False)
-        todo = _unscored_in_place(table.rows, pinned.model_id)
-    else:
-        todo = _unscored_beside(spark, table.rows, rows_read, key, scores, pinned.model_id, written)
-
-    if dry_run:
+        preflight.check_columns(table.rows, {name: _TYPES[name] for name in written}, source, required=())
+        todo = _unscored_in_place(table.rows, model)
         to_score = todo.count()
-        return Summary(
-            rows_read=rows_read,
-            scored=0,
-            failed=0,
-            skipped=rows_read - to_score,
-            model=pinned.model_id,
-            seconds=_since(started),
-            dry_run=True,
-            to_score=to_score,
-        )
+    else:
+        missing = _unscored_keys(spark, table.rows, key, scores, model, written)
+        to_score = missing.count()
+        todo = table.rows if to_score == rows_read else _rows_of(table.rows, missing, to_score, key)
 
-    keys = [F.col(quoted(column)) for column in key]
-    # Kept on the executors' disks: counting and committing then score no row a second time.
-    scored = (
-        todo.select(*keys, scored_columns).select(*keys, *_columns(pinned, written)).persist(StorageLevel.DISK_ONLY)
-    )
-    try:
-        by_reason = {row[ERROR]: row["count"] for row in scored.groupBy(ERROR).count().collect()}
-        if by_reason:
-            if scores is None:
-                _merge_in_place(spark, table.identifier, scored, key, written)
-            else:
-                _insert_beside(spark, identifier(scores), scored, key)
-    finally:
-        scored.unpersist()
-    if view is not None and scores is not None:
-        _make_view(spark, view, table, identifier(scores), key, pinned.model_id)
+    by_reason: dict[str | None, int] = {}
+    if not dry_run:
+        if scores is not None:
+            _make_scores_table(spark, identifier(scores), table.rows, key, written)
+        if to_score:
+            by_reason = _score_and_commit(spark, table, todo, struct, key, scores, model, written)
+        if view is not None and scores is not None:
+            _make_view(spark, view, table, identifier(scores), key, model, written)
     good = by_reason.pop(None, 0)
     failed = sum(by_reason.values())
     return Summary(
         rows_read=rows_read,
         scored=good,
         failed=failed,
-        failed_by_reason=dict(sorted(by_reason.items())),
-        skipped=rows_read - good - failed,
-        model=pinned.model_id,
-        seconds=_since(started),
+        skipped=rows_read - to_score,
+        model=model,
+        seconds=round(time.monotonic() - started, 3),
+        failed_by_reason={str(reason): count for reason, count in sorted(by_reason.items(), key=str)},
+        dry_run=dry_run,
+        to_score=to_score if dry_run else None,
     )
 
 
@@ -215,75 +203,102 @@ def _check_and_plan(
     ).alias("scored")
 
 
-def _columns(pinned: Predictor, written: Sequence[str]) -> list[Column]:
-    made = {
-        SCORE: F.col("scored.score"),
-        ERROR: F.col("scored.error"),
-        MODEL: F.lit(pinned.model_id),
-        # A literal: a plan with current_timestamp() is not found in the cache again, and MERGE would score twice.
-        SCORED_AT: F.lit(datetime.now(timezone.utc)),
-        EMBEDDING: F.col("scored.embedding"),
-    }
-    return [(made[name]).alias(name) for name in written]
-
-
 def _unscored_in_place(rows: DataFrame, model: str) -> DataFrame:
     if MODEL not in [name.lower() for name in rows.columns]:
         return rows
     return rows.where(~F.col(MODEL).eqNullSafe(model))
 
 
-def _unscored_beside(
-    spark: SparkSession,
-    rows: DataFrame,
-    rows_read: int,
-    key: Sequence[str],
-    scores: str,
-    model: str,
-    written: Sequence[str],
+def _unscored_keys(
+    spark: SparkSession, rows: DataFrame, key: Sequence[str], scores: str, model: str, written: Sequence[str]
 ) -> DataFrame:
-    """Rows whose key has no score of this model, making the scores table where there is none.
-
-    Only narrow columns are joined to find the keys; image bytes are read for what is missing alone.
-    """
-    types = {column: preflight.column_type(rows, quoted(column), "--key") for column in key}
-    types |= {name: _TYPES[name] for name in written}
+    """Keys that have no row of this model in the scores table; reads the key columns alone."""
+    keys = rows.select(*map(quoted, key))
     if not preflight.is_delta(spark, scores):
-        return rows
-    preflight.check_columns(spark.table(identifier(scores)), types, scores, required=True)
-    done = spark.table(identifier(scores)).where(F.col(MODEL) == model).select(*map(quoted, key))
-    missing = rows.select(*map(quoted, key)).join(done, list(key), "left_anti")
-    count = missing.count()
-    if count == rows_read:
-        return rows
+        return keys
+    beside = spark.table(identifier(scores))
+    types = {field.name: field.dataType for field in keys.schema} | {name: _TYPES[name] for name in written}
+    # Only the embedding may come later: a table can be begun without it.
+    preflight.check_columns(beside, types, scores, required=[name for name in types if name != EMBEDDING])
+    done = beside.where(F.col(MODEL) == model).select(*map(quoted, key))
+    return keys.join(done, list(key), "left_anti")
+
+
+def _rows_of(rows: DataFrame, missing: DataFrame, count: int, key: Sequence[str]) -> DataFrame:
+    """The rows of some keys. Their image bytes are scanned, but not shuffled, while the keys fit a broadcast."""
     return rows.join(F.broadcast(missing) if count <= _BROADCAST_KEYS else missing, list(key), "left_semi")
 
 
-def _merge_in_place(
-    spark: SparkSession, target: str, scored: DataFrame, key: Sequence[str], written: Sequence[str]
-) -> None:
+def _score_and_commit(
+    spark: SparkSession,
+    table: Source,
+    todo: DataFrame,
+    struct: Column,
+    key: Sequence[str],
+    scores: str | None,
+    model: str,
+    written: Sequence[str],
+) -> dict[str | None, int]:
+    """Score rows once, commit them at once, and count them by their error."""
+    made = {
+        SCORE: F.col("scored.score"),
+        ERROR: F.col("scored.error"),
+        MODEL: F.lit(model),
+        # A literal: a plan with current_timestamp() is not found in the cache again, and MERGE would score twice.
+        SCORED_AT: F.lit(datetime.now(timezone.utc)),
+        EMBEDDING: F.col("scored.embedding"),
+    }
+    keys = [F.col(quoted(column)) for column in key]
+    narrow = todo.select(*keys, struct.alias("scored")).select(*keys, *[made[name].alias(name) for name in written])
+    # Kept on the executors' disks: counting and committing then score no row a second time.
+    narrow.persist(StorageLevel.DISK_ONLY)
+    name = f"spark_aesthetic_{uuid4().hex}"
+    narrow.createTempView(name)
+    try:
+        by_reason = {row[ERROR]: row["count"] for row in narrow.groupBy(ERROR).count().collect()}
+        if scores is None:
+            _merge_in_place(spark, table.identifier, name, key, written)
+        else:
+            _insert_beside(spark, identifier(scores), name, key, written)
+    finally:
+        spark.catalog.dropTempView(name)
+        narrow.unpersist()
+    return by_reason
+
+
+def _merge_in_place(spark: SparkSession, target: str, scored: str, key: Sequence[str], written: Sequence[str]) -> None:
     updates = ", ".join(f"{name} = scored.{name}" for name in written)
     spark.sql(
-        f"MERGE WITH SCHEMA EVOLUTION INTO {target} AS target USING {{scored}} AS scored ON {_same_key(key, 'target')} "
-        f"WHEN MATCHED THEN UPDATE SET {updates}",
-        scored=scored,
+        f"MERGE WITH SCHEMA EVOLUTION INTO {target} AS target USING {scored} AS scored "
+        f"ON {_same_key(key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
     )
 
 
-def _insert_beside(spark: SparkSession, target: str, scored: DataFrame, key: Sequence[str]) -> None:
-    columns = ", ".join(f"{quoted(item.name)} {item.dataType.simpleString()}" for item in scored.schema)
+def _make_scores_table(
+    spark: SparkSession, target: str, rows: DataFrame, key: Sequence[str], written: Sequence[str]
+) -> None:
+    types = {field.name: field.dataType for field in rows.select(*map(quoted, key)).schema}
+    types |= {name: _TYPES[name] for name in written}
+    columns = ", ".join(f"{quoted(name)} {data_type.simpleString()}" for name, data_type in types.items())
     spark.sql(f"CREATE TABLE IF NOT EXISTS {target} ({columns}) USING delta")
+
+
+def _insert_beside(spark: SparkSession, target: str, scored: str, key: Sequence[str], written: Sequence[str]) -> None:
+    columns = [*map(quoted, key), *written]
     # A MERGE and not an append: of two runs at once Delta lets one commit, where two appends would both.
     spark.sql(
-        f"MERGE INTO {target} AS target USING {{scored}} AS scored "
-        f"ON {_same_key(key, 'target')} AND target.{MODEL} = scored.{MODEL} WHEN NOT MATCHED THEN INSERT *",
-        scored=scored,
+        f"MERGE WITH SCHEMA EVOLUTION INTO {target} AS target USING {scored} AS scored "
+        f"ON {_same_key(key, 'target')} AND target.{MODEL} = scored.{MODEL} "
+        f"WHEN NOT MATCHED THEN INSERT ({', '.join(columns)}) "
+        f"VALUES ({', '.join(f'scored.{column}' for column in columns)})"
     )
 
 
-def _make_view(spark: SparkSession, view: str, table: Source, scores: str, key: Sequence[str], model: str) -> None:
-    own = ", ".join(f"source.{quoted(name)}" for name in table.rows.columns if name.lower() not in _TYPES)
-    made = ", ".join(f"scored.{name}" for name in (SCORE, ERROR, MODEL, SCORED_AT))
+def _make_view(
+    spark: SparkSession, view: str, table: Source, scores: str, key: Sequence[str], model: str, written: Sequence[str]
+) -> None:
+    own = ", ".join(f"source.{quoted(name)}" for name in table.rows.columns if name.lower() not in written)
+    made = ", ".join(f"scored.{name}" for name in written)
     spark.sql(
         f"CREATE OR REPLACE VIEW {view} AS SELECT {own}, {made} FROM {table.identifier} AS source "
         f"LEFT JOIN {scores} AS scored ON {_same_key(key, 'source')} AND scored.{MODEL} = '{model}'"
@@ -292,7 +307,3 @@ def _make_view(spark: SparkSession, view: str, table: Source, scores: str, key: 
 
 def _same_key(key: Sequence[str], other: str) -> str:
     return " AND ".join(f"{other}.{quoted(column)} = scored.{quoted(column)}" for column in key)
-
-
-def _since(started: float) -> float:
-    return round(time.monotonic() - started, 3)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -51,9 +52,12 @@ def cache_dir() -> Path:
     Raises:
         WeightsError: It cannot be written to, as on executors that have no home folder.
     """
-    folder = _cache_path()
+    folder = cache_path()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Not os.access, which knows neither quotas nor what a network file system will say.
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise WeightsError(
             f"expected a cache folder that can be written, found: {error}; set SPARK_AESTHETIC_CACHE to one "
@@ -62,7 +66,8 @@ def cache_dir() -> Path:
     return folder
 
 
-def _cache_path() -> Path:
+def cache_path() -> Path:
+    """Where the cache is or would be; it may not exist, or be there to read only."""
     return Path(os.environ.get("SPARK_AESTHETIC_CACHE") or user_cache_path("spark-aesthetic"))
 
 
@@ -200,8 +205,8 @@ def _unverified(path: Path, part: str) -> WeightsError:
 def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
     remote = "://" in source
     name = Path(unquote(urlsplit(source).path)).name if remote else Path(source).name
-    unpinned = _cache_path() / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:12] / name
-    cached = unpinned if sha256 is None else _cache_path() / "downloads" / sha256[:12] / name
+    unpinned = cache_path() / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:12] / name
+    cached = unpinned if sha256 is None else cache_path() / "downloads" / sha256[:12] / name
     places = [*_named_places(name, model_path), *([] if remote else [Path(source)]), cached]
     for path in places:
         if path.is_file():

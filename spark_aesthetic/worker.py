@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any, cast
 
 import numpy as np
@@ -45,13 +46,19 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
         Frames with the columns score (float32), error (text or None) and embedding (float32 arrays or None),
         together as many rows as came in, in their order but in batches of their own.
     """
+    options = granted(options)
+    _check_address(options.device)
+    images = _images(batches)
+    first = list(islice(images, 1))
+    # Of an empty partition, such as a filter leaves, nothing is worth loading a model.
+    if not first:
+        return
     # torch and open_clip load here, on the worker, not where the function is made.
     from spark_aesthetic.engine import ImageScorer
 
-    options = granted(options)
     _check_device(options.device)
     scorer = ImageScorer(predictor, options)
-    for rows in scorer.score(_images(batches)):
+    for rows in scorer.score(chain(first, images)):
         embeddings = [
             None if error is not None else row for row, error in zip(rows.embeddings, rows.errors, strict=True)
         ]
@@ -107,19 +114,22 @@ def _bytes(value: Any) -> bytes | None:
     )
 
 
-def _check_device(device: str) -> None:
-    import torch
+def _check_address(device: str) -> None:
+    kind, _, address = device.partition(":")
+    # Such as a GPU's UUID, which is an address to Spark and to nvidia-smi but not to torch.
+    if kind == "cuda" and address and not address.isdecimal():
+        raise ResourceError(
+            f"device {device}: expected a GPU by its number, as in cuda:0, found {address!r}; let the "
+            "discovery script print numbers, as conf/gpu-discovery.sh does"
+        )
 
+
+def _check_device(device: str) -> None:
     if not device.startswith("cuda"):
         return
-    try:
-        number = torch.device(device).index or 0
-    except RuntimeError as error:
-        # Such as a GPU's UUID, which is an address to Spark and to nvidia-smi but not to torch.
-        raise ResourceError(
-            f"device {device}: expected a GPU by its number, as in cuda:0, found {device.partition(':')[2]!r}; let the "
-            "discovery script print numbers, as conf/gpu-discovery.sh does"
-        ) from error
+    import torch
+
+    number = torch.device(device).index or 0
     if number >= torch.cuda.device_count():
         raise ResourceError(
             f"device {device}: expected a GPU that torch can use, found {torch.cuda.device_count()} of them; install a "

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 # Before anything of ours is imported: nothing in a test may come from a cache or a weights folder of the machine.
@@ -47,22 +46,12 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
         .config("spark.sql.execution.arrow.pythonUDF.columnarInput.enabled", "false")
         .config("spark.driver.memory", "2g")
         .config("spark.driver.host", "127.0.0.1")
-        # On: the tests read how many rows each plan node saw from the store behind it.
         .config("spark.ui.enabled", "false")
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("OFF")
     yield session
     session.stop()
-
-
-@pytest.fixture(autouse=True)
-def doctest_names(request: pytest.FixtureRequest, doctest_namespace: dict[str, object]) -> None:
-    """What the doctests of Spark modules take as given."""
-    if type(request.node).__name__ == "DoctestItem":
-        doctest_namespace["np"] = np
-        if request.node.name.split(".")[1] in ("functions", "sql"):
-            doctest_namespace["spark"] = request.getfixturevalue("spark")
 
 
 @pytest.fixture(scope="session")

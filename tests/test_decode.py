@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -70,9 +73,39 @@ def test_every_size_and_rounding_of_the_crop_is_open_clips(size: tuple[int, int]
     assert_as_open_clip(noise_image(2, width=size[0], height=size[1], file_format="PNG"))
 
 
-def test_transparent_pixels_keep_the_colour_that_the_file_stores() -> None:
-    clear_red = Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 0))
-    assert (pixels(encoded(clear_red, "PNG")) == (255, 0, 0)).all()
+@pytest.mark.parametrize(
+    ("size", "alpha", "expected"),
+    [
+        ((SIDE, SIDE), 0, (255, 0, 0)),
+        ((SIDE + 76, SIDE + 76), 0, (0, 0, 0)),
+        ((SIDE + 76, SIDE), 0, (255, 0, 0)),
+        ((SIDE + 76, SIDE + 76), 255, (255, 0, 0)),
+    ],
+    ids=["clear", "clear and resized", "clear and cropped", "opaque and resized"],
+)
+def test_wholly_transparent_pixels_come_out_black_where_they_are_resized(
+    size: tuple[int, int], alpha: int, expected: tuple[int, int, int]
+) -> None:
+    data = encoded(Image.new("RGBA", size, (255, 0, 0, alpha)), "PNG")
+    assert (pixels(data) == expected).all()
+    assert_as_open_clip(data)
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_pillows_warning_of_large_images_changes_no_reason(action: str) -> None:
+    header = bytearray(noise_image(0, file_format="BMP"))
+    header[18:26] = (10_000).to_bytes(4, "little") * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        assert reason(bytes(header)) == "decode: more pixels than max_pixels"
+
+
+def test_importing_leaves_the_filters_of_warnings_alone() -> None:
+    code = (
+        "import warnings, numpy, PIL.Image; before = list(warnings.filters); "
+        "import spark_aesthetic.decode; assert warnings.filters == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_exif_rotation_is_not_applied() -> None:

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from spark_aesthetic import download as download_module
 from spark_aesthetic import weights
 from spark_aesthetic.download import download
-from spark_aesthetic.errors import ChecksumError, WeightsNotFoundError
+from spark_aesthetic.errors import ChecksumError, WeightsError, WeightsNotFoundError
 from spark_aesthetic.predictors import BUILT_IN, Predictor
 
 # Several requests, once the blocks are small (see `blocks`).
@@ -173,6 +173,48 @@ def test_a_file_that_is_there_is_not_asked_for(server: Server, tmp_path: Path) -
     target.write_bytes(b"there")
     assert download(server.url(), target, sha256=SHA256).read_bytes() == b"there"
     assert server.ranges == []
+
+
+def test_a_file_that_is_there_takes_no_lock(server: Server, tmp_path: Path) -> None:
+    """As in a cache to read only. A folder in the lock's place cannot be locked, whoever tries."""
+    target = tmp_path / "weights.bin"
+    (tmp_path / "weights.bin.lock").mkdir()
+    with pytest.raises(WeightsError, match="SPARK_AESTHETIC_CACHE"):
+        download(server.url(), target, sha256=SHA256)
+    target.write_bytes(b"there")
+    assert download(server.url(), target, sha256=SHA256).read_bytes() == b"there"
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[bad/weights.bin", "https://host:port/weights.bin"])
+def test_an_address_that_is_none_leaves_the_part_alone(url: str, tmp_path: Path) -> None:
+    part = tmp_path / "weights.bin.part"
+    part.write_bytes(CONTENT[:1000])
+    with pytest.raises(WeightsNotFoundError):
+        download(url, tmp_path / "weights.bin", sha256=SHA256)
+    assert part.read_bytes() == CONTENT[:1000]
+
+
+@pytest.mark.usefixtures("blocks")
+def test_without_a_terminal_the_progress_is_logged(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="spark_aesthetic.download")
+    download(server.url(), tmp_path / "weights.bin", sha256=SHA256)
+    assert 9 <= len(caplog.messages) <= 10
+    assert caplog.messages[0].startswith("downloading weights.bin: 5")
+    assert f"of {len(CONTENT):,} bytes" in caplog.messages[0]
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
+def test_where_nobody_set_up_logging_the_progress_shows_on_stderr(tmp_path: Path) -> None:
+    (tmp_path / "source.bin").write_bytes(CONTENT)
+    code = (
+        "import sys; from pathlib import Path; from spark_aesthetic.download import download; "
+        "download(sys.argv[1], Path(sys.argv[2]), sha256=None)"
+    )
+    command = [sys.executable, "-c", code, (tmp_path / "source.bin").as_uri(), str(tmp_path / "weights.bin")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "downloading weights.bin: " in run.stderr
 
 
 @pytest.mark.usefixtures("blocks")

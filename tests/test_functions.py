@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from safetensors.numpy import save_file
 
 import spark_aesthetic as sa
-from spark_aesthetic import functions, weights
+from spark_aesthetic import functions, udfs, weights
 from spark_aesthetic.engine import ImageScorer
 from spark_aesthetic.errors import OptionError, PredictorError
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, photographs, published_embeddings, small_predictor
@@ -31,7 +31,7 @@ BAD = {
 }
 
 
-def images(spark: SparkSession, rows: list[bytes | None], partitions: int = 2) -> DataFrame:
+def images(spark: SparkSession, rows: list[bytes | None], partitions: int = 1) -> DataFrame:
     numbered = [(number, None if row is None else bytearray(row)) for number, row in enumerate(rows)]
     return spark.createDataFrame(numbered, "id int, image binary").repartition(partitions)
 
@@ -156,7 +156,7 @@ def score_rows(column: object, frame: DataFrame) -> list[tuple[float | None, str
 
 def both_ways(frame: DataFrame, **options: bool) -> list[list[tuple[float | None, str | None]]]:
     pinned = weights.pin(sa.resolve(sa.DEFAULT))
-    udf = functions.vector_udf(pinned, options.get("normalize", True), None)
+    udf = udfs.vector_udf(pinned, options.get("normalize", True), None)
     return [score_rows(functions.embedding_columns("e", **options), frame), score_rows(udf("e"), frame)]
 
 

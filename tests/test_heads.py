@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from spark_aesthetic import weights
+from spark_aesthetic.data.make import make as make_embeddings
 from spark_aesthetic.embeddings import NOT_FINITE, NULL, WRONG_LENGTH, ZERO_NORM, score_embeddings
 from spark_aesthetic.head import Head, Layer, fold, untrained
 from spark_aesthetic.heads.make import PUBLISHED_FILES, make
@@ -77,6 +78,16 @@ def test_folding_the_published_files_again_gives_the_packaged_ones(published_hea
     for name in names:
         made, kept = (tmp_path / name).read_bytes(), (packaged / name).read_bytes()
         assert header_and_payload(made) == header_and_payload(kept), name
+
+
+def test_joining_the_published_embeddings_again_gives_the_packaged_file(tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "shared" / "data"
+    if not published.is_dir():
+        pytest.skip("the published embeddings are not beside the project (../shared/data)")
+    make_embeddings(published, tmp_path)
+    packaged = resources.files("spark_aesthetic.data") / "rating_embeddings.safetensors"
+    made = (tmp_path / "rating_embeddings.safetensors").read_bytes()
+    assert header_and_payload(made) == header_and_payload(packaged.read_bytes())
 
 
 @pytest.mark.parametrize("name", PUBLISHED_FILES)

@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from pyspark.sql import SparkSession
-from safetensors.numpy import save_file
 
-from spark_aesthetic.predictors import Predictor
-from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings
+from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
 
 def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,17 +62,18 @@ def test_a_wrong_argument_is_exit_code_2_and_one_line(embeddings: str) -> None:
         assert stack not in done.stderr
 
 
-def test_a_failure_at_work_is_exit_code_1_and_writes_nothing(spark: SparkSession, tmp_path: Path) -> None:
-    table = str(tmp_path / "images")
-    spark.createDataFrame([(1, bytearray(noise_image(0)))], "id int, image binary").write.format("delta").save(table)
-    # A file that is in order, of another architecture: seen where the model is built, on the worker.
-    save_file({"visual.proj": published_embeddings()}, tmp_path / "tower.safetensors")
-    Predictor(
-        name="mine", backbone="ViT-S-32", backbone_weights=str(tmp_path / "tower.safetensors"),
-        head_weights="package:laion-aesthetics-v2",
-    ).save(tmp_path / "mine.json")  # fmt: skip
-    done = submit("--source", table, "--key", "id", "--image-col", "image", "--predictor", str(tmp_path / "mine.json"))
+def test_a_failure_at_work_is_exit_code_1_with_its_stack_on_stderr(embeddings: str) -> None:
+    # Nobody can make a folder there.
+    done = submit("--source", embeddings, "--key", "id", "--embedding-col", "e", "--scores", "/proc/no/scores")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert "expected the image tower of ViT-S-32" in done.stderr
-    assert spark.sql(f"DESCRIBE HISTORY delta.`{table}`").count() == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_misspelt_option_is_exit_code_2_and_one_line() -> None:
+    done = submit("--source", "somewhere", "--key", "id", "--image-col", "e", "--decode", "exakt")
+    assert (done.returncode, done.stdout) == (2, "")
+    said = [line for line in done.stderr.splitlines() if line.startswith("score_table: ")]
+    assert len(said) == 1
+    assert "invalid choice: 'exakt'" in said[0]
+    assert "Traceback" not in done.stderr

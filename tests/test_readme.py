@@ -26,7 +26,8 @@ def demo_output(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -
     """What `make demo` leaves behind, as far as the examples read it."""
     out = str(tmp_path_factory.mktemp("demo-output"))
     images = [("noise.jpg", bytearray(noise_image(0))), ("missing.jpg", None)]
-    spark.createDataFrame(images, "name string, image binary").write.format("delta").save(f"{out}/photographs")
+    photographs = spark.createDataFrame(images, "name string, image binary").coalesce(1)
+    photographs.write.format("delta").save(f"{out}/photographs")
     rows = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
     spark.createDataFrame(rows, "name string, embedding array<float>").write.format("delta").save(f"{out}/embeddings")
     return out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
 import spark_aesthetic as sa
@@ -18,6 +20,12 @@ from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_emb
 V2 = weights.pin(sa.resolve("laion-aesthetics-v2")).model_id
 V1 = weights.pin(sa.resolve("laion-aesthetics-v1")).model_id
 _number = count()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Any:
+    """Makes the paths of new tables, where names would tell nothing more."""
+    return lambda: str(tmp_path / f"table_{next(_number)}")
 
 
 @pytest.fixture(params=["path", "name"])
@@ -85,8 +93,8 @@ def test_a_second_run_writes_nothing_and_a_third_scores_just_the_new_rows(
         assert spark.table(identifier(source)).columns == ["id", "title", "e"]
 
 
-def test_in_place_adds_the_columns_and_keeps_the_rest(spark: SparkSession, place: Any) -> None:
-    source = write(embeddings(spark), place())
+def test_in_place_adds_the_columns_and_keeps_the_rest(spark: SparkSession, path: Any) -> None:
+    source = write(embeddings(spark), path())
     sa.score_table(spark, source=source, key=["id"], embedding_col="e")
     table = spark.table(identifier(source))
     assert [(field.name, field.dataType.simpleString()) for field in table.schema][3:] == [
@@ -96,8 +104,8 @@ def test_in_place_adds_the_columns_and_keeps_the_rest(spark: SparkSession, place
     assert sorted(kept.collect()) == sorted(embeddings(spark).collect())
 
 
-def test_another_model_replaces_in_place_and_stands_beside_in_a_scores_table(spark: SparkSession, place: Any) -> None:
-    source, scores = write(embeddings(spark), place()), place()
+def test_another_model_replaces_in_place_and_stands_beside_in_a_scores_table(spark: SparkSession, path: Any) -> None:
+    source, scores = write(embeddings(spark), path()), path()
     for predictor in ("laion-aesthetics-v2", "laion-aesthetics-v1"):
         for target in (None, scores):
             done = sa.score_table(
@@ -110,9 +118,9 @@ def test_another_model_replaces_in_place_and_stands_beside_in_a_scores_table(spa
     assert scores_by_id(spark, scores, V1) == scores_by_id(spark, source, V1)
 
 
-def test_rows_that_fail_keep_their_reason_and_are_not_tried_again(spark: SparkSession, place: Any) -> None:
+def test_rows_that_fail_keep_their_reason_and_are_not_tried_again(spark: SparkSession, path: Any) -> None:
     odd = spark.createDataFrame([(10, "", None), (11, "", [1.0]), (12, "", [0.0] * 768)], embeddings(spark).schema)
-    source = write(embeddings(spark).union(odd), place())
+    source = write(embeddings(spark).union(odd), path())
     first = sa.score_table(spark, source=source, key=["id"], embedding_col="e")
     assert (first.scored, first.failed) == (10, 3)
     assert first.failed_by_reason == {"embedding: wrong length": 1, "embedding: zero norm": 1, "null": 1}
@@ -132,8 +140,8 @@ def test_a_view_joins_source_and_scores(spark: SparkSession, place: Any) -> None
     assert [row.id for row in unscored] == [100]
 
 
-def test_a_dry_run_counts_and_writes_nothing(spark: SparkSession, place: Any) -> None:
-    source, scores = write(embeddings(spark), place()), place()
+def test_a_dry_run_counts_and_writes_nothing(spark: SparkSession, path: Any) -> None:
+    source, scores = write(embeddings(spark), path()), path()
     done = sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores, dry_run=True)
     assert (done.rows_read, done.scored, done.to_score, done.dry_run) == (10, 0, 10, True)
     assert done.to_dict()["to_score"] == 10
@@ -142,8 +150,11 @@ def test_a_dry_run_counts_and_writes_nothing(spark: SparkSession, place: Any) ->
     assert version(spark, source) == 0
 
 
-def test_an_empty_table_is_no_error(spark: SparkSession, place: Any) -> None:
-    source = write(embeddings(spark, stop=0), place())
+def test_an_empty_table_is_no_error(spark: SparkSession, path: Any) -> None:
+    source = write(embeddings(spark, stop=0), path())
+    view = f"view_{next(_number)}"
+    sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=path(), view=view)
+    assert spark.table(view).count() == 0
     done = sa.score_table(spark, source=source, key=["id"], embedding_col="e")
     assert (done.rows_read, done.scored, done.failed, done.skipped) == (0, 0, 0, 0)
 
@@ -161,7 +172,8 @@ def test_a_key_may_have_several_columns_and_any_name(spark: SparkSession, tmp_pa
 
 def image_table(spark: SparkSession, table: str, rows: dict[str, bytes | None]) -> str:
     listed = [(name, None if data is None else bytearray(data)) for name, data in rows.items()]
-    return write(spark.createDataFrame(listed, "name string, image binary"), table)
+    # One file, so one task: a Python worker takes ten seconds to import open_clip, and two take each other's core.
+    return write(spark.createDataFrame(listed, "name string, image binary").coalesce(1), table)
 
 
 def rows_through_python(spark: SparkSession) -> int:
@@ -263,6 +275,10 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
         ({"predictor": "laion-aesthetics-v1-b32"}, TableError, "expected 512 numbers .* found 768"),
         ({"predictor": "laion"}, PredictorError, "no predictor 'laion'"),
         ({"view": "some_view"}, TableError, "--view: expected --scores"),
+        ({"view": "not a name", "scores": "NEW"}, TableError, "--view: expected a name for a view"),
+        ({"view": "default.taken", "scores": "NEW"}, TableError, "--view: .* found the table"),
+        ({"key": ["id", "ID"]}, TableError, "expected each column once"),
+        ({"embedding_col": "short_vector"}, TableError, "expected 768 numbers .* found 2"),
         ({"with_embedding": True}, TableError, "--with-embedding: expected --image-col"),
         ({"scores": "SOURCE"}, TableError, "expected another table than --source"),
         ({"scores": "OTHER"}, TableError, "column aesthetic_score: expected float, found none"),
@@ -270,20 +286,75 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_any_work(
-    spark: SparkSession, tmp_path: Path, change: dict[str, Any], error: type[AestheticError], message: str
+    spark: SparkSession, odd_tables: dict[str, str], change: dict[str, Any], error: type[AestheticError], message: str
 ) -> None:
-    frame = embeddings(spark).selectExpr(
-        "id", "'same' AS title", "e", "nullif(id, 3) AS maybe", "CAST('x' AS binary) AS image"
-    )
-    source = write(frame, str(tmp_path / "source"))
-    write(embeddings(spark), str(tmp_path / "other"))
-    places = {"SOURCE": source, "OTHER": str(tmp_path / "other")}
+    source = odd_tables["SOURCE"]
     arguments: dict[str, Any] = {"source": source, "key": ["id"], "embedding_col": "e"} | change
     if "scores" in change:
-        arguments["scores"] = places[change["scores"]]
+        arguments["scores"] = odd_tables[change["scores"]]
     with pytest.raises(error, match=message):
         sa.score_table(spark, **arguments)
     assert version(spark, source) == 0
+    assert not Path(odd_tables["NEW"]).exists()
+
+
+@pytest.fixture(scope="module")
+def odd_tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("odd")
+    short = spark.createDataFrame([(at, Vectors.dense([1.0, 2.0])) for at in range(10)], ["id", "short_vector"])
+    frame = embeddings(spark).selectExpr(
+        "id", "'same' AS title", "e", "nullif(id, 3) AS maybe", "CAST('x' AS binary) AS image"
+    )
+    spark.sql("CREATE TABLE IF NOT EXISTS default.taken (id int) USING delta")
+    return {
+        "SOURCE": write(frame.join(short, "id"), str(folder / "source")),
+        "OTHER": write(embeddings(spark), str(folder / "other")),
+        "NEW": str(folder / "new"),
+    }
+
+
+def test_weights_that_do_not_fit_are_found_before_any_work(spark: SparkSession, tmp_path: Path) -> None:
+    source = image_table(spark, str(tmp_path / "images"), {"a.jpg": noise_image(0)})
+    small = small_predictor()
+    for predictor, error, message in (
+        (replace(small, backbone="ViT-S-23"), PredictorError, "did you mean 'ViT-S-32'"),
+        (replace(small, head_weights="package:laion-aesthetics-v2"), AestheticError, "768.*384|384.*768"),
+    ):
+        with pytest.raises(error, match=message):
+            sa.score_table(spark, source=source, key=["name"], image_col="image", predictor=predictor)
+
+
+@pytest.mark.parametrize("embedding_first", [True, False])
+def test_embeddings_may_come_to_a_scores_table_later_or_end(
+    spark: SparkSession, tmp_path: Path, embedding_first: bool
+) -> None:
+    scores = str(tmp_path / "scores")
+    for name, with_embedding in (("one", embedding_first), ("two", not embedding_first)):
+        source = image_table(spark, str(tmp_path / name), {f"{name}.jpg": noise_image(0)})
+        done = sa.score_table(
+            spark, source=source, key=["name"], image_col="image", scores=scores, predictor=small_predictor(),
+            with_embedding=with_embedding,
+        )  # fmt: skip
+        assert done.scored == 1
+    found = {row.name: row.clip_embedding is None for row in spark.read.format("delta").load(scores).collect()}
+    assert found == {"one.jpg": not embedding_first, "two.jpg": embedding_first}
+
+
+def test_ml_vectors_are_scored_and_the_null_among_them_has_its_reason(spark: SparkSession, tmp_path: Path) -> None:
+    rows = [(at, Vectors.dense(row.astype(float))) for at, row in enumerate(published_embeddings())]
+    source = write(spark.createDataFrame([*rows, (10, None)], ["id", "e"]), str(tmp_path / "source"))
+    done = sa.score_table(spark, source=source, key=["id"], embedding_col="e")
+    assert (done.scored, done.failed_by_reason) == (10, {"null": 1})
+    found = scores_by_id(spark, source)
+    assert_published({at: found[at] for at in range(10)}, 10)
+
+
+def test_key_columns_may_be_called_anything(spark: SparkSession, tmp_path: Path) -> None:
+    source = write(embeddings(spark).selectExpr("id AS count", "title AS `a-b.c`", "e"), str(tmp_path / "source"))
+    scores = str(tmp_path / "scores")
+    for target in (scores, None):
+        done = sa.score_table(spark, source=source, key=["count", "a-b.c"], embedding_col="e", scores=target)
+        assert done.scored == 10
 
 
 def test_a_table_that_is_not_delta_is_named_as_such(spark: SparkSession, tmp_path: Path) -> None:

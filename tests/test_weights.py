@@ -120,8 +120,12 @@ def test_a_file_that_is_nowhere_names_every_place(
     assert str(own_cache) in str(caught.value)
 
 
-def test_a_cache_that_cannot_be_written_to_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARK_AESTHETIC_CACHE", str(put(tmp_path / "file", b"") / "cache"))
+# The second is there and takes no file, not even of root.
+@pytest.mark.parametrize("place", ["{file}/cache", "/proc"])
+def test_a_cache_that_cannot_be_written_to_says_what_to_set(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARK_AESTHETIC_CACHE", place.format(file=put(tmp_path / "file", b"")))
     with pytest.raises(WeightsError, match="SPARK_AESTHETIC_CACHE"):
         weights.cache_dir()
     with pytest.raises(WeightsError, match="SPARK_AESTHETIC_CACHE"):
@@ -355,8 +359,29 @@ def test_a_predictor_survives_its_json_file(predictor: Predictor, tmp_path: Path
     ]
 
 
-def test_names_beyond_ascii_survive_too(tmp_path: Path) -> None:
-    predictor = recipe(name="für Möbel", head_weights="/gewichte/köpfe.safetensors")
+@pytest.mark.parametrize("name", ["für", "a b", "a'b", "a/b", "a@b", "a\n"])
+def test_a_name_that_sql_or_a_file_name_would_trip_over_is_refused(name: str) -> None:
+    with pytest.raises(PredictorError, match="ASCII letters"):
+        recipe(name=name)
+
+
+def test_relative_paths_in_a_json_file_are_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    recipe(backbone_weights="tower.safetensors", head_weights="heads/h.pth").save(tmp_path / "models" / "mine.json")
+    monkeypatch.chdir(tmp_path)
+    loaded = resolve("models/mine.json")
+    assert loaded.backbone_weights == str(tmp_path / "models" / "tower.safetensors")
+    assert loaded.head_weights == str(tmp_path / "models" / "heads" / "h.pth")
+
+
+@pytest.mark.parametrize("source", ["https://host/w.safetensors", "package:laion-aesthetics-v2", "/models/w.pt"])
+def test_other_sources_in_a_json_file_stay_as_they_are(source: str, tmp_path: Path) -> None:
+    recipe(head_weights=source).save(tmp_path / "mine.json")
+    assert Predictor.load(tmp_path / "mine.json").head_weights == source
+
+
+def test_paths_beyond_ascii_survive_too(tmp_path: Path) -> None:
+    predictor = recipe(head_weights="/gewichte/köpfe.safetensors")
     predictor.save(tmp_path / "mine.json")
     assert resolve(str(tmp_path / "mine.json")) == predictor
 

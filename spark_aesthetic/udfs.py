@@ -1,0 +1,89 @@
+"""The pandas UDFs behind the column functions and behind their names in SQL.
+
+Each takes a pinned predictor, so that what travels to the workers names its content. Why some are
+nondeterministic to Spark: see `spark_aesthetic.functions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+import pyspark
+from pyspark.sql.pandas.functions import pandas_udf
+from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
+
+from spark_aesthetic import worker
+from spark_aesthetic.head import Head
+from spark_aesthetic.options import Options
+from spark_aesthetic.predictors import Predictor
+
+if TYPE_CHECKING:
+    from pyspark.sql._typing import UserDefinedFunctionLike
+
+# The first release with vector_inner_product and vector_norm.
+_NATIVE_SINCE = (4, 2)
+
+
+def runs_natively(head: Head) -> bool:
+    """Whether this Spark scores embeddings with this head without Python."""
+    return head.affine and tuple(int(part) for part in pyspark.__version__.split(".")[:2]) >= _NATIVE_SINCE
+
+
+def score_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `aesthetic_score`."""
+
+    def aesthetic_score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["score"] for frame in worker.score_images(batches, pinned, options))
+
+    return _iterator_udf(aesthetic_score, FloatType())
+
+
+def embedding_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `clip_embedding`."""
+
+    def clip_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["embedding"] for frame in worker.score_images(batches, pinned, options))
+
+    return _iterator_udf(clip_embedding, ArrayType(FloatType())).asNondeterministic()
+
+
+def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `score_image`."""
+    model = pinned.model_id
+    fields = [StructField("score", FloatType()), StructField("error", StringType())]
+    if with_embedding:
+        fields.append(StructField("embedding", ArrayType(FloatType())))
+    schema = StructType([*fields, StructField("model", StringType())])
+
+    def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        return (frame.assign(model=model)[schema.names] for frame in worker.score_images(batches, pinned, options))
+
+    return _iterator_udf(score_image, schema).asNondeterministic()
+
+
+def vector_udf(pinned: Predictor, normalize: bool, model_path: str | None) -> UserDefinedFunctionLike:
+    """The UDF that scores embeddings, with the reason, where Spark's own functions cannot."""
+
+    def score_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        return worker.score_vectors(batches, pinned, normalize, model_path)
+
+    return _iterator_udf(score_embedding, "score float, error string")
+
+
+def vector_score_udf(pinned: Predictor, model_path: str | None) -> UserDefinedFunctionLike:
+    """The same with the score alone."""
+
+    def aesthetic_score_from_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["score"] for frame in worker.score_vectors(batches, pinned, True, model_path))
+
+    return _iterator_udf(aesthetic_score_from_embedding, FloatType())
+
+
+def _iterator_udf(
+    function: Callable[[Iterator[pd.Series]], Iterator[Any]], returns: DataType | str
+) -> UserDefinedFunctionLike:
+    # The overloads of pandas_udf ask for a functionType, which its documentation has deprecated.
+    make_udf: Any = pandas_udf
+    return cast("UserDefinedFunctionLike", make_udf(function, returns))

@@ -1,0 +1,139 @@
+"""The pipeline between decoding and the head: order, batch borders, and what a model can do to a row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from spark_aesthetic import weights
+from spark_aesthetic.engine import NOT_FINITE, OUT_OF_MEMORY, ImageScorer, ScoredRows
+from spark_aesthetic.options import Options
+from spark_aesthetic.testing import small_predictor
+
+Floats = npt.NDArray[np.float32]
+
+
+def grey(level: int) -> bytes:
+    file = BytesIO()
+    Image.new("L", (8, 8), level).save(file, "PNG")
+    return file.getvalue()
+
+
+class Encoder:
+    """Writes an image's grey level into its embedding, and runs out of memory above `most_rows` at once."""
+
+    def __init__(self, most_rows: int = 1000, hopeless: int | None = None) -> None:
+        self.most_rows, self.hopeless = most_rows, hopeless
+        self.calls: list[int] = []
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+        levels = pixels[:, 0, 0, 0]
+        self.calls.append(len(pixels))
+        if len(pixels) > self.most_rows or self.hopeless in levels:
+            raise torch.OutOfMemoryError
+        embeddings = np.zeros((len(pixels), 384), np.float32)
+        embeddings[:, 0] = levels
+        return embeddings
+
+
+@pytest.fixture(scope="module")
+def scorer_of(cache: object) -> Callable[..., ImageScorer]:
+    predictor = weights.pin(small_predictor())
+
+    def make(encoder: object, batch_size: int) -> ImageScorer:
+        scorer = ImageScorer(predictor, Options(device="cpu", num_threads=2, batch_size=batch_size))
+        scorer.encoder = encoder  # type: ignore[assignment]  # the part that there is no GPU for
+        return scorer
+
+    return make
+
+
+def check_exactly_one_of_score_and_error(rows: ScoredRows) -> None:
+    for score, embedding, error in zip(rows.scores, rows.embeddings, rows.errors, strict=True):
+        assert np.isfinite(score) == (error is None)
+        assert np.isfinite(embedding).all() if error is None else np.isnan(embedding).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 9, 30])
+def test_rows_keep_order_and_count_across_batch_borders(scorer_of: Callable[..., ImageScorer], count: int) -> None:
+    scorer = scorer_of(Encoder(), 4)
+    images = [None if level % 5 == 2 else grey(level) for level in range(count)]
+    batches = list(scorer.score(iter(images)))
+    assert [len(rows.errors) for rows in batches] == [4] * (count // 4) + [count % 4] * (count % 4 > 0)
+    level = 0
+    for rows in batches:
+        check_exactly_one_of_score_and_error(rows)
+        for embedding, error in zip(rows.embeddings, rows.errors, strict=True):
+            assert error == ("null" if level % 5 == 2 else None)
+            assert error is not None or embedding[0] == level
+            level += 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_what_is_not_finite_is_an_error_of_its_row_alone(scorer_of: Callable[..., ImageScorer], value: float) -> None:
+    def encode(pixels: npt.NDArray[np.uint8]) -> Floats:
+        embeddings = np.full((len(pixels), 384), 0.1, np.float32)
+        # The last one is finite itself; the head's sum is not.
+        embeddings[1] = value * np.sign(scorer.head.weight)
+        return embeddings
+
+    scorer = scorer_of(encode, 3)
+    (rows,) = scorer.score([grey(1), grey(2), grey(3)])
+    assert rows.errors == [None, NOT_FINITE, None]
+    check_exactly_one_of_score_and_error(rows)
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches_from_then_on(
+    scorer_of: Callable[..., ImageScorer],
+) -> None:
+    encoder = Encoder(most_rows=3)
+    batches = list(scorer_of(encoder, 8).score([grey(level) for level in range(20)]))
+    assert [len(rows.errors) for rows in batches] == [8, 8, 4]
+    assert np.concatenate([rows.embeddings[:, 0] for rows in batches]).tolist() == list(range(20))
+    assert encoder.calls == [8, 4] + [2] * 10
+
+
+def test_an_image_that_fails_alone_has_its_error_and_its_neighbours_their_scores(
+    scorer_of: Callable[..., ImageScorer],
+) -> None:
+    (rows,) = scorer_of(Encoder(hopeless=2), 5).score([grey(0), b"", grey(1), grey(2), grey(3)])
+    assert rows.errors == [None, "decode: empty", None, OUT_OF_MEMORY, None]
+    check_exactly_one_of_score_and_error(rows)
+
+
+def decoding_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_a_stream_closed_early_ends_its_threads(scorer_of: Callable[..., ImageScorer]) -> None:
+    assert decoding_threads() == []
+    stream = scorer_of(Encoder(), 2).score(grey(level) for level in range(100))
+    next(stream)
+    assert decoding_threads() != []
+    stream.close()  # type: ignore[attr-defined]  # a generator
+    assert decoding_threads() == []
+
+
+EMPTY = """
+import sys
+import pandas as pd
+from spark_aesthetic.options import Options
+from spark_aesthetic.predictors import resolve
+from spark_aesthetic.worker import score_images
+for batches in ([], [pd.Series([], dtype=object)]):
+    assert list(score_images(batches, resolve("untrained-vit-b-32"), Options(device="cpu", num_threads=1))) == []
+assert "torch" not in sys.modules
+"""
+
+
+def test_an_empty_partition_loads_no_model_and_no_torch() -> None:
+    subprocess.run([sys.executable, "-c", EMPTY], check=True, timeout=60)
