@@ -67,7 +67,7 @@ unit: setup
 .PHONY: lock
 lock: setup ## Resolve the dependencies again (requirements.lock)
 	printf 'pyspark==4.2.0\ndelta-spark==4.4.0\n' | $(BIN)/uv pip compile pyproject.toml --all-extras --universal \
-		--python-version 3.10 --constraints - --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+		--python-version 3.10 --constraints - --no-header --no-annotate --quiet --output-file requirements.lock
 
 .PHONY: clean
 clean: ## Remove what the targets made
