@@ -40,7 +40,8 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
         # A handful of rows: the defaults of 200 and 50 tasks would be most of the suite's time.
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.databricks.delta.snapshotPartitions", "2")
-        .config("spark.default.parallelism", "2")
+        # One partition unless a test asks for more: a Python worker takes ten seconds to import open_clip.
+        .config("spark.default.parallelism", "1")
         # Small, so that a few rows already cross a border between Arrow batches.
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "7")
         .config("spark.sql.execution.arrow.pythonUDF.columnarInput.enabled", "false")
