@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spark_aesthetic import prepare, weights
+from spark_aesthetic import weights
 from spark_aesthetic.clip import ImageEncoder
 from spark_aesthetic.decode import Pixels, Rejection, decode
 from spark_aesthetic.head import Head
@@ -53,10 +53,15 @@ def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str
         WeightsError: A file is missing, another one, or does not fit the architecture; or head and backbone
             do not go together.
     """
+    prepared = weights.prepared_path(predictor, dtype)
+    if not prepared.exists():
+        # Here, because it imports open_clip, which takes several times as long as torch.
+        from spark_aesthetic.prepare import prepare
+
+        prepare(predictor, dtype=dtype, model_path=model_path)
+    encoder = ImageEncoder(prepared, device=device)
     head = weights.load_head(predictor, model_path)
-    prepare.check_head(predictor, head)
-    prepared = prepare.prepared_tower(predictor, dtype=dtype, model_path=model_path)
-    encoder = ImageEncoder(predictor.backbone, prepared, device=device, dtype=dtype)
+    weights.check_dimension(predictor, head, encoder.dimension)
     return encoder, head
 
 

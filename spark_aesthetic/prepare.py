@@ -1,30 +1,29 @@
 """A backbone's weights file to the one that every worker of a node memory-maps.
 
-Once a node: the image tower alone, in open_clip's names, in the dtype it will run in, as safetensors in the
-cache. The published ViT-L/14 goes from 1.7 GB with both towers to 1.2 GB.
+Once a node: the image tower alone, rewritten for `spark_aesthetic.tower`, in the dtype it will run in, as
+safetensors in the cache. The published ViT-L/14 goes from 1.7 GB with both towers to 1.2 GB.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from spark_aesthetic import clip, weights
+from spark_aesthetic import architectures, weights
 from spark_aesthetic.download import locked
 from spark_aesthetic.errors import WeightsError
-from spark_aesthetic.head import Head
 from spark_aesthetic.predictors import UNTRAINED, Predictor
+from spark_aesthetic.tower import rewrite
 
 Tensors = Mapping[str, torch.Tensor]
-
-# Changes when the layout of prepared files does, so that a cache of an older version is not read.
-_LAYOUT = "v2"
 
 
 def check(predictor: Predictor, model_path: str | None = None) -> None:
@@ -38,7 +37,8 @@ def check(predictor: Predictor, model_path: str | None = None) -> None:
         WeightsError: A file is missing, another one, or does not fit the architecture; or head and backbone
             do not go together.
     """
-    check_head(predictor, weights.load_head(predictor, model_path))
+    head = weights.load_head(predictor, model_path)
+    weights.check_dimension(predictor, head, architectures.embedding_dimension(predictor.backbone))
     if predictor.backbone_weights.startswith(UNTRAINED):
         weights.backbone_seed(predictor)
         return
@@ -46,56 +46,55 @@ def check(predictor: Predictor, model_path: str | None = None) -> None:
     _fitting(_read(path, header_only=True), predictor.backbone, path)
 
 
-def check_head(predictor: Predictor, head: Head) -> None:
-    """Check that a head takes the embeddings that its predictor's backbone gives.
-
-    Raises:
-        PredictorError: The backbone's architecture is unknown or not supported.
-        WeightsError: It takes embeddings of another length.
-    """
-    dimension = clip.embedding_dimension(predictor.backbone)
-    if head.dimension != dimension:
-        raise WeightsError(
-            f"predictor {predictor.name!r}: expected a head for the {dimension} numbers of {predictor.backbone}, found "
-            f"{predictor.head_weights!r}, which takes {head.dimension}; name the head's own backbone or another head"
-        )
-
-
-def prepared_tower(predictor: Predictor, *, dtype: str, model_path: str | None = None) -> Path:
+def prepare(predictor: Predictor, *, dtype: str, model_path: str | None = None) -> Path:
     """Path of the prepared weights of a pinned predictor's backbone, made on first use under a file lock.
 
     Raises:
         WeightsError: The weights file is missing, another one, or does not fit the architecture.
     """
-    digest = predictor.backbone_sha256
-    assert digest is not None, "callers pin the predictor"
-    name = f"{predictor.backbone}-{digest[:12]}-{dtype}-{_LAYOUT}.safetensors"
-    target = weights.cache_path() / "prepared" / name.replace("/", "-")
+    target = weights.prepared_path(predictor, dtype)
     # Neither lock nor write where all is there: a cache may be filled once and then be read only.
     if target.exists():
         return target
     weights.cache_dir()
     with locked(target):
         if not target.exists():
-            types = {
-                name: tensor.dtype for name, tensor in clip.empty_tower(predictor.backbone, dtype).state_dict().items()
-            }
-            tower = {name: tensor.to(types[name]) for name, tensor in _tower(predictor, model_path).items()}
             part = target.with_suffix(".part")
-            save_file(tower, part)
+            _write(predictor, dtype, model_path, part)
             part.replace(target)
     return target
 
 
+def _write(predictor: Predictor, dtype: str, model_path: str | None, path: Path) -> None:
+    architecture = predictor.backbone
+    shape = architectures.rewritten_shape(architecture)
+    tensors = _tower(predictor, model_path)
+    if shape is not None:
+        tensors = rewrite(tensors, shape, getattr(torch, dtype))
+    else:
+        types = {
+            name: tensor.dtype for name, tensor in architectures.empty_tower(architecture, dtype).state_dict().items()
+        }
+        tensors = {name: tensor.to(types[name]) for name, tensor in tensors.items()}
+    about = {
+        "architecture": architecture,
+        "dtype": dtype,
+        "side": architectures.image_side(architecture),
+        "dimension": architectures.embedding_dimension(architecture),
+        "shape": asdict(shape) if shape is not None else None,
+    }
+    save_file(tensors, path, {"tower": json.dumps(about)})
+
+
 def _tower(predictor: Predictor, model_path: str | None) -> dict[str, torch.Tensor]:
     if predictor.backbone_weights.startswith(UNTRAINED):
-        return _seeded(_shapes(predictor.backbone), weights.backbone_seed(predictor))
+        return seeded_tower(predictor)
     path = weights.backbone_file(predictor, model_path)
     return _fitting(_read(path), predictor.backbone, path)
 
 
 def _shapes(architecture: str) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in clip.empty_tower(architecture).state_dict().items()}
+    return {name: tensor.shape for name, tensor in architectures.empty_tower(architecture).state_dict().items()}
 
 
 def _fitting(tensors: Tensors, architecture: str, path: Path) -> dict[str, torch.Tensor]:
@@ -191,11 +190,14 @@ def _from_transformers(tensors: Tensors) -> dict[str, torch.Tensor]:
     return named
 
 
-def _seeded(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
-    """Random weights on the scale of a fresh network: normal by fan-in, norms at one, biases at zero."""
-    generator = torch.Generator().manual_seed(seed)
+def seeded_tower(predictor: Predictor) -> dict[str, torch.Tensor]:
+    """The tower of an untrained predictor, in open_clip's names.
+
+    Random weights on the scale of a fresh network: normal by fan-in, norms at one, biases at zero.
+    """
+    generator = torch.Generator().manual_seed(weights.backbone_seed(predictor))
     tower = {}
-    for name, shape in shapes.items():
+    for name, shape in _shapes(predictor.backbone).items():
         if name.endswith("bias"):
             tower[name] = torch.zeros(shape)
         elif re.search(r"(^|\.)ln_\w+\.weight$", name):

@@ -45,6 +45,9 @@ _KNOWN_SIZES = {
     "0af3254c651d55b7ea851429c20f26ec880bb0169805a4df85b814bd7966f3e4": "3,714,887 bytes",
 }
 
+# Changes when the layout of prepared files does, so that a cache of an older version is not read.
+_LAYOUT = "v3"
+
 
 def cache_dir() -> Path:
     """The node's cache: `$SPARK_AESTHETIC_CACHE`, or the user's cache folder.
@@ -69,6 +72,13 @@ def cache_dir() -> Path:
 def cache_path() -> Path:
     """Where the cache is or would be; it may not exist, or be there to read only."""
     return Path(os.environ.get("SPARK_AESTHETIC_CACHE") or user_cache_path("spark-aesthetic"))
+
+
+def prepared_path(predictor: Predictor, dtype: str) -> Path:
+    """Where `spark_aesthetic.prepare` puts, once a node, what workers memory-map of a pinned predictor's backbone."""
+    assert predictor.backbone_sha256 is not None, "callers pin the predictor"
+    name = f"{predictor.backbone}-{predictor.backbone_sha256[:12]}-{dtype}-{_LAYOUT}.safetensors"
+    return cache_path() / "prepared" / name.replace("/", "-")
 
 
 def pin(predictor: Predictor, model_path: str | None = None) -> Predictor:
@@ -117,6 +127,19 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
         with resources.as_file(_packaged(source)) as path:
             return _read_head(path, None)
     return _read_head(_find(source, predictor.head_sha256, _folder_only(model_path)), predictor.head_sha256)
+
+
+def check_dimension(predictor: Predictor, head: Head, dimension: int) -> None:
+    """Check that a predictor's head takes embeddings of the length that its backbone gives.
+
+    Raises:
+        WeightsError: It takes embeddings of another length.
+    """
+    if head.dimension != dimension:
+        raise WeightsError(
+            f"predictor {predictor.name!r}: expected a head for the {dimension} numbers of {predictor.backbone}, found "
+            f"{predictor.head_weights!r}, which takes {head.dimension}; name the head's own backbone or another head"
+        )
 
 
 def backbone_seed(predictor: Predictor) -> int:

@@ -17,7 +17,7 @@ from pyspark import TaskContext
 
 from spark_aesthetic import weights
 from spark_aesthetic.embeddings import score_embeddings
-from spark_aesthetic.errors import ResourceError, TableError
+from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError
 from spark_aesthetic.options import Options
 from spark_aesthetic.predictors import Predictor
 
@@ -53,8 +53,14 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
     # Of an empty partition, such as a filter leaves, nothing is worth loading a model.
     if not first:
         return
-    # torch and open_clip load here, on the worker, not where the function is made.
-    from spark_aesthetic.engine import ImageScorer
+    # torch loads here, on the worker, not where the function is made.
+    try:
+        from spark_aesthetic.engine import ImageScorer
+    except ImportError as missing:
+        raise MissingDependencyError(
+            f"image bytes need torch, torchvision and open_clip_torch on every executor (found: {missing}): "
+            "pip install 'spark-aesthetic[image]'; scoring embeddings needs none of them"
+        ) from missing
 
     _check_device(options.device)
     scorer = ImageScorer(predictor, options)

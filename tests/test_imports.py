@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,8 +63,30 @@ def test_embeddings_are_scored_without_torch() -> None:
 
 def test_image_bytes_without_torch_say_what_to_install() -> None:
     code = WITHOUT_TORCH + (
+        "import pandas as pd\n"
         "from spark_aesthetic.errors import MissingDependencyError\n"
-        "try:\n    import spark_aesthetic.clip\n"
+        "from spark_aesthetic.options import Options\n"
+        "from spark_aesthetic.predictors import resolve\n"
+        "from spark_aesthetic.worker import score_images\n"
+        "try:\n    next(score_images([pd.Series([b''])], resolve('untrained-vit-b-32'), Options()))\n"
         "except MissingDependencyError as error:\n    print(error)"
     )
     assert "pip install 'spark-aesthetic[image]'" in python(code)
+
+
+def test_a_worker_that_finds_its_weights_prepared_does_without_open_clip(tmp_path: Path) -> None:
+    code = """
+import sys
+from spark_aesthetic import weights
+from spark_aesthetic.engine import ImageScorer
+from spark_aesthetic.options import Options
+from spark_aesthetic.testing import noise_image, small_predictor
+(rows,) = ImageScorer(weights.pin(small_predictor()), Options(device="cpu", num_threads=1)).score([noise_image(0)])
+print(rows.errors, "open_clip" in sys.modules)
+"""
+    environment = {**os.environ, "SPARK_AESTHETIC_CACHE": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert said == ["[None] True\n", "[None] False\n"]
