@@ -62,7 +62,7 @@ lint: setup
 
 .PHONY: unit
 unit: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: lock
 lock: setup ## Resolve the dependencies again (requirements.lock)

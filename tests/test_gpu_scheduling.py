@@ -76,10 +76,7 @@ def submit(
     job: Path, *args: str, conf: dict[str, str], env: dict[str, str], options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run a job by spark-submit, which is killed after four minutes: what waits for ever is a failure."""
-    # JVMs of a few seconds: the second compiler would take more time than it saves, on few cores.
-    brief = dict.fromkeys(
-        ("spark.driver.extraJavaOptions", "spark.executor.extraJavaOptions"), "-XX:TieredStopAtLevel=1"
-    )
+    brief = {"spark.executor.extraJavaOptions": os.environ["SPARK_SUBMIT_OPTS"]}
     settings = [word for key, value in (brief | conf).items() for word in ("--conf", f"{key}={value}")]
     return subprocess.run(
         [Path(sys.executable).parent / "spark-submit", *options, *settings, job, *args],
