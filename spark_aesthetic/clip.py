@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,25 +45,34 @@ class ImageEncoder:
         tensors = load_file(prepared, device=device)
         self.tower: Callable[[torch.Tensor], torch.Tensor]
         if about["shape"] is not None:
-            self.tower = VisionTower(Shape(**about["shape"]), tensors)
+            self.tower = tower = VisionTower(Shape(**about["shape"]), tensors)
+            self.row_bytes = tower.row_bytes
         else:
             self.tower = _as_open_clip_has_it(about, tensors)
+            # That of a ResNet: the first stage holds a few planes of a quarter of the pixels and 64 channels or more.
+            self.row_bytes = 4 * 64 * self.side**2
+
+    def to_device(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
+        """Images, each uint8 of shape (side, side, 3), as one tensor on the device.
+
+        To a GPU the copy goes from pinned memory and is not waited for: the device may be computing meanwhile.
+        """
+        on_gpu = self.device.type == "cuda"
+        batch = torch.empty((len(pixels), self.side, self.side, 3), dtype=torch.uint8, pin_memory=on_gpu)
+        np.stack(pixels, out=batch.numpy())
+        return batch.to(self.device, non_blocking=on_gpu)
 
     @torch.inference_mode()
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(self, pixels: torch.Tensor) -> npt.NDArray[np.float32]:
         """Encode images.
 
         Args:
-            pixels: uint8 of shape (n, side, side, 3), RGB.
+            pixels: uint8 of shape (n, side, side, 3), RGB, on the device.
 
         Returns:
             float32 of shape (n, dimension), of unit length.
         """
-        held = torch.from_numpy(pixels)
-        if self.device.type == "cuda":
-            # From pinned memory the copy runs while the device computes for another thread.
-            held = held.pin_memory().to(self.device, non_blocking=True)
-        unit = torch.nn.functional.normalize(self.tower(held), dim=-1)
+        unit = torch.nn.functional.normalize(self.tower(pixels), dim=-1)
         return cast("npt.NDArray[np.float32]", unit.cpu().numpy())
 
 

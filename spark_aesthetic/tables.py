@@ -17,12 +17,13 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, TimestampType
 
-from spark_aesthetic import preflight, weights
+from spark_aesthetic import preflight, udfs, weights
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.functions import embedding_columns, score_image
+from spark_aesthetic.functions import embedding_columns
 from spark_aesthetic.options import OptionArgs, Options
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
 from spark_aesthetic.preflight import Source, identifier, quoted
+from spark_aesthetic.worker import STAGES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,6 +55,9 @@ class Summary:
         skipped: Rows that this model had scored, or failed on, before.
         model: Name and content of the predictor, as in `aesthetic_model`.
         seconds: Wall-clock time of the run.
+        stages: Of images, seconds that the workers' threads took to decode, to transfer to the device and to infer,
+            and that they waited for Spark; their sum over the threads passes `seconds` where work was done at once.
+        peak_memory_bytes: Of images, the most memory that one worker had resident, shared pages included.
         dry_run: Whether nothing was written.
         to_score: In a dry run, the rows that a run would work on.
     """
@@ -65,14 +69,14 @@ class Summary:
     model: str
     seconds: float
     failed_by_reason: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, float] | None = None
+    peak_memory_bytes: int | None = None
     dry_run: bool = False
     to_score: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, without what a real run does not have."""
-        return {
-            name: value for name, value in asdict(self).items() if self.dry_run or name not in ("dry_run", "to_score")
-        }
+        """As JSON takes it, without what a run of its kind does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
 def score_table(
@@ -140,11 +144,12 @@ def score_table(
         todo = table.rows if to_score == rows_read else _rows_of(table.rows, missing, to_score, key)
 
     by_reason: dict[str | None, int] = {}
+    costs: dict[str, float] = {}
     if not dry_run:
         if scores is not None:
             _make_scores_table(spark, identifier(scores), table.rows, key, written)
         if to_score:
-            by_reason = _score_and_commit(spark, table, todo, struct, key, scores, model, written)
+            by_reason, costs = _score_and_commit(spark, table, todo, struct, key, scores, model, written)
         if view is not None and scores is not None:
             _make_view(spark, view, table, identifier(scores), key, model, written)
     good = by_reason.pop(None, 0)
@@ -157,6 +162,8 @@ def score_table(
         model=model,
         seconds=round(time.monotonic() - started, 3),
         failed_by_reason={str(reason): count for reason, count in sorted(by_reason.items(), key=str)},
+        peak_memory_bytes=int(costs.pop("peak_memory_bytes")) if costs else None,
+        stages={name.removesuffix("_seconds"): round(value, 3) for name, value in costs.items()} or None,
         dry_run=dry_run,
         to_score=to_score if dry_run else None,
     )
@@ -190,17 +197,15 @@ def _check_and_plan(
     with_embedding: bool,
     options: OptionArgs,
 ) -> Column:
-    """Check column and weights; give the struct column `scored` of score, error and perhaps embedding."""
+    """Check column and weights; give a struct column of score, error and perhaps embedding and costs."""
     if image_col is not None:
         preflight.check_image_column(table.rows, image_col)
         preflight.check_weights(pinned, options.get("model_path"))
-        return score_image(image_col, predictor=pinned, with_embedding=with_embedding, **options).alias("scored")
+        return udfs.job_udf(pinned, with_embedding, Options.of(**options))(F.col(quoted(image_col)))
     assert embedding_col is not None, "checked before"
     head = weights.load_head(pinned, options.get("model_path"))
     vector = preflight.check_embedding_column(table.rows, embedding_col, head.dimension, pinned)
-    return embedding_columns(
-        embedding_col, predictor=pinned, vector=vector, model_path=options.get("model_path")
-    ).alias("scored")
+    return embedding_columns(embedding_col, predictor=pinned, vector=vector, model_path=options.get("model_path"))
 
 
 def _unscored_in_place(rows: DataFrame, model: str) -> DataFrame:
@@ -238,32 +243,40 @@ def _score_and_commit(
     scores: str | None,
     model: str,
     written: Sequence[str],
-) -> dict[str | None, int]:
-    """Score rows once, commit them at once, and count them by their error."""
+) -> tuple[dict[str | None, int], dict[str, float]]:
+    """Score rows once, commit them at once; count them by their error, and sum what they cost where that is known."""
     made = {
         SCORE: F.col("scored.score"),
         ERROR: F.col("scored.error"),
         MODEL: F.lit(model),
-        # A literal: a plan with current_timestamp() is not found in the cache again, and MERGE would score twice.
+        # One moment for all rows, however often the MERGE plans its source.
         SCORED_AT: F.lit(datetime.now(timezone.utc)),
         EMBEDDING: F.col("scored.embedding"),
     }
     keys = [F.col(quoted(column)) for column in key]
-    narrow = todo.select(*keys, struct.alias("scored")).select(*keys, *[made[name].alias(name) for name in written])
     # Kept on the executors' disks: counting and committing then score no row a second time.
-    narrow.persist(StorageLevel.DISK_ONLY)
+    kept = todo.select(*keys, struct.alias("scored")).persist(StorageLevel.DISK_ONLY)
     name = f"spark_aesthetic_{uuid4().hex}"
-    narrow.createTempView(name)
+    kept.select(*keys, *[made[name].alias(name) for name in written]).createTempView(name)
     try:
-        by_reason = {row[ERROR]: row["count"] for row in narrow.groupBy(ERROR).count().collect()}
+        error = F.col("scored.error").alias("error")
+        counted = [row.asDict() for row in kept.groupBy(error).agg(F.count("*").alias("rows"), *_costs(kept)).collect()]
         if scores is None:
             _merge_in_place(spark, table.identifier, name, key, written)
         else:
             _insert_beside(spark, identifier(scores), name, key, written)
     finally:
         spark.catalog.dropTempView(name)
-        narrow.unpersist()
-    return by_reason
+        kept.unpersist()
+    by_reason = {row.pop("error"): row.pop("rows") for row in counted}
+    costs = {name: (max if name == "peak_memory_bytes" else sum)(row[name] for row in counted) for name in counted[0]}
+    return by_reason, costs
+
+
+def _costs(kept: DataFrame) -> list[Column]:
+    if STAGES[0] not in kept.select("scored.*").columns:
+        return []
+    return [(F.max if name == "peak_memory_bytes" else F.sum)(f"scored.{name}").alias(name) for name in STAGES]
 
 
 def _merge_in_place(spark: SparkSession, target: str, scored: str, key: Sequence[str], written: Sequence[str]) -> None:

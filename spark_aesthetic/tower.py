@@ -122,6 +122,13 @@ class VisionTower:
             _Block(*(tensors[f"{number}.{name}"] for name in _Block._fields)) for number in range(shape.layers)
         ]
 
+    @property
+    def row_bytes(self) -> int:
+        """Most memory that activations take for one image: the tokens, and the MLP's before and after its function."""
+        length, width = self.tensors["position"].shape
+        wide = self.blocks[0].wide_weight
+        return length * (3 * width + 2 * len(wide)) * wide.element_size()
+
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (n, side, side, 3), RGB, to float32 (n, dimension), not normalised."""
         tokens = self._embed(pixels)

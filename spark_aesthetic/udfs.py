@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 import pyspark
 from pyspark.sql.pandas.functions import pandas_udf
-from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
+from pyspark.sql.types import ArrayType, DataType, DoubleType, FloatType, StringType, StructField, StructType
 
 from spark_aesthetic import worker
 from spark_aesthetic.head import Head
@@ -59,6 +59,18 @@ def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -
 
     def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return (frame.assign(model=model)[schema.names] for frame in worker.score_images(batches, pinned, options))
+
+    return _iterator_udf(score_image, schema).asNondeterministic()
+
+
+def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
+    """The UDF of a job over images: score and reason as `score_image` has them, and what the rows cost."""
+    embedding = [StructField("embedding", ArrayType(FloatType()))] if with_embedding else []
+    stages = [StructField(name, DoubleType()) for name in worker.STAGES]
+    schema = StructType([StructField("score", FloatType()), StructField("error", StringType()), *embedding, *stages])
+
+    def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        return (frame[schema.names] for frame in worker.score_images(batches, pinned, options))
 
     return _iterator_udf(score_image, schema).asNondeterministic()
 

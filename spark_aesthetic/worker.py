@@ -5,9 +5,11 @@ Imported by name on the workers, so the model cache of `spark_aesthetic.engine` 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import chain, islice
+from resource import RUSAGE_SELF, getrusage
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +22,9 @@ from spark_aesthetic.embeddings import score_embeddings
 from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError
 from spark_aesthetic.options import Options
 from spark_aesthetic.predictors import Predictor
+
+# Seconds of threads (see `spark_aesthetic.engine.Stages`), and a high-water mark of memory.
+STAGES = ("decode_seconds", "transfer_seconds", "infer_seconds", "wait_seconds", "peak_memory_bytes")
 
 
 def granted(options: Options) -> Options:
@@ -43,8 +48,8 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
     """Score columns of image bytes.
 
     Yields:
-        Frames with the columns score (float32), error (text or None) and embedding (float32 arrays or None),
-        together as many rows as came in, in their order but in batches of their own.
+        Frames with the columns score (float32), error (text or None), embedding (float32 arrays or None) and those
+        of `STAGES`, together as many rows as came in, in their order but in batches of their own.
     """
     options = granted(options)
     _check_address(options.device)
@@ -68,13 +73,23 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
         embeddings = [
             None if error is not None else row for row, error in zip(rows.embeddings, rows.errors, strict=True)
         ]
-        yield pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "score": rows.scores,
                 "error": pd.Series(rows.errors, dtype=object),
                 "embedding": pd.Series(embeddings, dtype=object),
             }
         )
+        # Of a whole batch, so on its first row: a sum over any rows then is what they cost.
+        for name, value in zip(STAGES, (*astuple(rows.stages), float(peak_memory_bytes())), strict=True):
+            frame[name] = [value] + [0.0] * (len(frame) - 1)
+        yield frame
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident, pages that it shares with others included."""
+    # Linux counts in kB, macOS in bytes.
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def score_vectors(

@@ -10,11 +10,11 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+WITH_EXAMPLES = ["", ".errors", ".options", ".predictors", ".head", ".embeddings", ".budget", ".testing"]
+WITH_EXAMPLES += [".preflight", ".functions", ".sql"]
 
-@pytest.mark.parametrize(
-    "name",
-    ["", ".errors", ".options", ".predictors", ".head", ".embeddings", ".testing", ".preflight", ".functions", ".sql"],
-)  # fmt: skip
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_docstrings(spark: SparkSession, name: str) -> None:
     # What the examples of Spark functions take as given.
     given = {"spark": spark, "F": F, "np": np}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +18,12 @@ import torch
 from PIL import Image
 
 from spark_aesthetic import weights
+from spark_aesthetic.budget import Budget
 from spark_aesthetic.engine import NOT_FINITE, OUT_OF_MEMORY, ImageScorer, ScoredRows
 from spark_aesthetic.options import Options
-from spark_aesthetic.testing import small_predictor
+from spark_aesthetic.testing import noise_image, small_predictor
 
+Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
@@ -31,11 +36,16 @@ def grey(level: int) -> bytes:
 class Encoder:
     """Writes an image's grey level into its embedding, and runs out of memory above `most_rows` at once."""
 
+    side = 224
+
     def __init__(self, most_rows: int = 1000, hopeless: int | None = None) -> None:
         self.most_rows, self.hopeless = most_rows, hopeless
         self.calls: list[int] = []
 
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+    def to_device(self, pixels: list[Bytes]) -> Bytes:
+        return np.stack(pixels)
+
+    def __call__(self, pixels: Bytes) -> Floats:
         levels = pixels[:, 0, 0, 0]
         self.calls.append(len(pixels))
         if len(pixels) > self.most_rows or self.hopeless in levels:
@@ -49,8 +59,8 @@ class Encoder:
 def scorer_of(cache: object) -> Callable[..., ImageScorer]:
     predictor = weights.pin(small_predictor())
 
-    def make(encoder: object, batch_size: int) -> ImageScorer:
-        scorer = ImageScorer(predictor, Options(device="cpu", num_threads=2, batch_size=batch_size))
+    def make(encoder: object, batch_size: int, num_threads: int = 2) -> ImageScorer:
+        scorer = ImageScorer(predictor, Options(device="cpu", num_threads=num_threads, batch_size=batch_size))
         scorer.encoder = encoder  # type: ignore[assignment]  # the part that there is no GPU for
         return scorer
 
@@ -80,13 +90,14 @@ def test_rows_keep_order_and_count_across_batch_borders(scorer_of: Callable[...,
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_what_is_not_finite_is_an_error_of_its_row_alone(scorer_of: Callable[..., ImageScorer], value: float) -> None:
-    def encode(pixels: npt.NDArray[np.uint8]) -> Floats:
-        embeddings = np.full((len(pixels), 384), 0.1, np.float32)
-        # The last one is finite itself; the head's sum is not.
-        embeddings[1] = value * np.sign(scorer.head.weight)
-        return embeddings
+    class Damaged(Encoder):
+        def __call__(self, pixels: Bytes) -> Floats:
+            embeddings = np.full((len(pixels), 384), 0.1, np.float32)
+            # The last one is finite itself; the head's sum is not.
+            embeddings[1] = value * np.sign(scorer.head.weight)
+            return embeddings
 
-    scorer = scorer_of(encode, 3)
+    scorer = scorer_of(Damaged(), 3)
     (rows,) = scorer.score([grey(1), grey(2), grey(3)])
     assert rows.errors == [None, NOT_FINITE, None]
     check_exactly_one_of_score_and_error(rows)
@@ -96,7 +107,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches_from_then_on(
     scorer_of: Callable[..., ImageScorer],
 ) -> None:
     encoder = Encoder(most_rows=3)
-    batches = list(scorer_of(encoder, 8).score([grey(level) for level in range(20)]))
+    batches = list(scorer_of(encoder, 8, num_threads=1).score([grey(level) for level in range(20)]))
     assert [len(rows.errors) for rows in batches] == [8, 8, 4]
     assert np.concatenate([rows.embeddings[:, 0] for rows in batches]).tolist() == list(range(20))
     assert encoder.calls == [8, 4] + [2] * 10
@@ -121,6 +132,95 @@ def test_a_stream_closed_early_ends_its_threads(scorer_of: Callable[..., ImageSc
     assert decoding_threads() != []
     stream.close()  # type: ignore[attr-defined]  # a generator
     assert decoding_threads() == []
+
+
+def test_files_are_taken_in_only_as_far_as_their_bytes_allow(scorer_of: Callable[..., ImageScorer]) -> None:
+    taken = 0
+
+    def files() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield bytes(10 << 20)
+
+    stream = scorer_of(Encoder(), 16).score(files())
+    next(stream)
+    # Three batches are further on, 64 MB wait for a thread, one has just come; by rows alone two batches would wait.
+    assert taken <= 3 * 16 + 6 + 1
+    assert sum(len(rows.errors) for rows in stream) == 100 - 16
+
+
+def test_the_stages_tell_where_the_time_went(scorer_of: Callable[..., ImageScorer]) -> None:
+    def slow() -> Iterator[bytes]:
+        for level in range(4):
+            time.sleep(0.05)
+            yield grey(level)
+
+    class Slow(Encoder):
+        def __call__(self, pixels: Bytes) -> Floats:
+            time.sleep(0.3)
+            return super().__call__(pixels)
+
+    (rows,) = scorer_of(Slow(), 4).score(slow())
+    assert 0.3 <= rows.stages.infer < 0.6
+    assert 0.2 <= rows.stages.wait < 0.5
+    assert 0 < rows.stages.decode < 0.2
+    assert 0 < rows.stages.transfer < 0.2
+
+
+def test_threads_hold_no_more_than_the_budget_together() -> None:
+    budget, most = Budget(100), 0
+
+    def hold(amount: int) -> None:
+        nonlocal most
+        with budget.holding(amount):
+            most = max(most, budget.size - budget.free)
+            time.sleep(0.001)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, [30, 60, 90, 150] * 20))
+    assert (most, budget.free) == (100, 100)
+
+
+# Beyond what the process had with the model loaded; files and pixels of other sizes among them, three at a time.
+LARGE = """
+import sys
+from spark_aesthetic import weights
+from spark_aesthetic.engine import ImageScorer
+from spark_aesthetic.options import Options
+from spark_aesthetic.testing import noise_image, small_predictor
+from spark_aesthetic.worker import peak_memory_bytes
+with open(sys.argv[1], "rb") as file:
+    data = file.read()
+scorer = ImageScorer(weights.pin(small_predictor()), Options(device="cpu", num_threads=3))
+list(scorer.score([noise_image(0)]))
+before = peak_memory_bytes()
+images = [data, noise_image(1), data, data, noise_image(2), data]
+errors = [error for rows in scorer.score(images) for error in rows.errors]
+assert errors == [None] * 6, errors
+print(peak_memory_bytes() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True, "subsampling": 0}),
+        ("PNG", {"compress_level": 1}),
+        ("WEBP", {"method": 0}),
+    ],
+)
+def test_fifty_megapixels_at_once_take_less_than_a_gigabyte(
+    file_format: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    # Made here, not there: encoding takes memory too.
+    file = tmp_path / "large"
+    Image.open(BytesIO(noise_image(0))).resize((8660, 5774)).save(file, file_format, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(file)], check=True, capture_output=True, text=True, timeout=250
+    )
+    assert int(done.stdout) < 1e9
 
 
 EMPTY = """

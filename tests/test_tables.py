@@ -225,6 +225,11 @@ def test_images_are_scored_once_and_with_their_reasons(spark: SparkSession, tmp_
     assert (first.scored, first.failed_by_reason) == (9, {"decode: not an image": 1, "null": 1})
     assert rows_through_python(spark, before) == 11
     assert first.model.startswith("untrained-")
+    stages = first.to_dict()["stages"]
+    assert list(stages) == ["decode", "transfer", "infer", "wait"]
+    assert 0 <= stages["transfer"] < stages["infer"] < first.seconds
+    # More than torch alone takes, less than a gigabyte beside it.
+    assert 0.2e9 < first.to_dict()["peak_memory_bytes"] < 2e9
     written = spark.table(identifier(scores or source))
     assert {len(row.clip_embedding) for row in written.where("aesthetic_score IS NOT NULL").collect()} == {384}
     again = small_predictor()
