@@ -85,8 +85,14 @@ def main() -> int:
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         args = arguments()
+        spark = session()
+        if args.view and spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
+            complain(
+                f"score_table: no metastore, so the view {args.view} ends with this run; to keep it, "
+                "--conf spark.sql.catalogImplementation=hive"
+            )
         summary = score_table(
-            session(),
+            spark,
             source=args.source,
             key=[column.strip() for column in args.key.split(",")],
             image_col=args.image_col,

@@ -103,9 +103,8 @@ def _fetch(url: str, part: Path) -> str:
         kept = part.stat().st_size if part.exists() else 0
         # fsspec says "file not found" of a dead server too; its cause knows better.
         reason = error.__cause__ or error
-        raise WeightsNotFoundError(
-            f"cannot download {url} ({kept} bytes so far): {type(reason).__name__}: {reason}"
-        ) from error
+        so_far = f" ({kept:,} bytes so far)" if kept else ""
+        raise WeightsNotFoundError(f"cannot download {url}{so_far}: {type(reason).__name__}: {reason}") from error
 
 
 def _continue(url: str, part: Path, *, anew: bool = False, block_size: int | None = None, **storage: object) -> str:

@@ -196,9 +196,11 @@ def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> i
         F.coalesce(F.sum(F.when(F.col(size) > 1, F.col(size))), F.lit(0)).alias("repeated_rows"),
     ).collect()[0]
     if found.null_rows or found.repeated_rows:
+        faults = ((found.null_rows, "with a null"), (found.repeated_rows, "with the key of another"))
+        counts = " and ".join(f"{rows} {fault}" for rows, fault in faults if rows)
         raise TableError(
-            f"--key {named}: expected a value of its own in each row, found {found.null_rows} rows with a null and "
-            f"{found.repeated_rows} rows that share theirs, of {found.rows}; add a column to the key or drop duplicates"
+            f"--key {named}: expected a value of its own in each of the {found.rows} rows, found {counts}; add a "
+            "column to the key or drop those rows"
         )
     return int(found.rows)
 

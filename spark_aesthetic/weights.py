@@ -238,17 +238,17 @@ def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
     # Where `pin` has fetched it to find out its checksum.
     if sha256 is not None and unpinned.is_file() and sha256_of(unpinned) == sha256:
         return unpinned
-    looked = ", ".join(str(path) for path in places)
+    looked = " or ".join(str(path) for path in places)
     if not remote:
-        raise WeightsNotFoundError(f"weights file {name}: expected at one of {looked}; found at none. Put it there")
+        raise WeightsNotFoundError(f"weights file {name}: expected at {looked}; found nothing. Put it there")
     cache_dir()
     try:
         return download(source, cached, sha256=sha256)
     except WeightsNotFoundError as error:
         size = _KNOWN_SIZES.get(sha256 or "", "size not known")
         raise WeightsNotFoundError(
-            f"weights file {name} ({size}, sha256 {sha256 or 'not given'}): expected at one of {looked}; found at "
-            f"none, and {error}. Fetch it from {source} on a machine with a network and put it into a folder that "
+            f"weights file {name} ({size}, sha256 {sha256 or 'not given'}): expected at {looked}; found "
+            f"nothing, and {error}. Fetch it from {source} on a machine with a network and put it into a folder that "
             "SPARK_AESTHETIC_WEIGHTS or model_path names, on the driver and on every executor"
         ) from error
 
