@@ -64,11 +64,24 @@ lint: setup
 unit: setup
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# The peers in an environment of their own: their pins would meet Spark's.
+benchmarks/.venv/ready: benchmarks/requirements.lock $(VENV)/ready
+	$(PYTHON) -m venv benchmarks/.venv
+	$(BIN)/uv pip install --quiet --python benchmarks/.venv/bin/python --requirements benchmarks/requirements.lock
+	touch $@
+
+.PHONY: bench
+bench: setup benchmarks/.venv/ready ## Measure this package and its peers in turn (half an hour; nothing else should run)
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/load.py
+
 .PHONY: lock
 lock: setup ## Resolve the dependencies again (requirements.lock)
 	printf 'pyspark==4.2.0\ndelta-spark==4.4.0\n' | $(BIN)/uv pip compile pyproject.toml --all-extras --universal \
 		--python-version 3.10 --constraints - --no-header --no-annotate --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile benchmarks/requirements.in --universal --python-version 3.11 --constraints requirements.lock \
+		--no-header --no-annotate --quiet --output-file benchmarks/requirements.lock
 
 .PHONY: clean
 clean: ## Remove what the targets made
-	rm -rf $(VENV) build dist $(OUT) spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.venv build dist $(OUT) spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache

@@ -14,7 +14,7 @@ Pure functions of bytes, safe in threads: Pillow releases the GIL while it decod
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from io import BytesIO
 from typing import Any, TypeAlias
 
@@ -26,6 +26,10 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # Only these decoders are tried: the rest of Pillow's reach from rare to unsafe (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+# Pillow keeps an image in blocks of 16 MB, which glibc takes from a thread's own heap and keeps there when they are
+# freed: 200 MB for each thread that ever met 50 megapixels. Blocks above glibc's largest threshold of 32 MB go back.
+Image.core.set_block_size(256 << 20)  # type: ignore[attr-defined]  # as the documentation of its block allocator has it
 
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 _TO_RGB = {"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
@@ -70,6 +74,12 @@ def decode(
         return NULL
     if not data:
         return EMPTY
+    # Given back when the image is no more: Pillow frees its memory, and a WebP's canvases, with the object.
+    with ExitStack() as held:
+        return _decode(data, side, max_pixels, fast, lambda taken: held.enter_context(holding(taken)))
+
+
+def _decode(data: bytes, side: int, max_pixels: int, fast: bool, hold: Callable[[int], object]) -> Pixels | Rejection:
     name = _sniff(data)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
@@ -80,7 +90,7 @@ def decode(
                 return Rejection(f"decode: unsupported mode {image.mode}")
             if name == "PNG" and _PNG_END not in data:
                 return Rejection("decode: truncated PNG")
-            taken = _bytes_to_decode(image, name)
+            coefficients = _coefficient_bytes(image)
             shrunk = fast and name == "JPEG"
             if shrunk:
                 # draft never goes below the size asked for.
@@ -88,8 +98,8 @@ def decode(
             width, height = _resized(image.width, image.height, side)
             if width * height > max(max_pixels, side * side):
                 return TOO_MANY_PIXELS
-            with holding(taken):
-                return _square(_eight_bit(image), width, height, side, boxed=shrunk)
+            hold(coefficients + _pixel_bytes(image, name) + _resizing_bytes(image, width, height))
+            return _square(_eight_bit(image), width, height, side, boxed=shrunk)
     # Of its warning Pillow prints a line, once: silencing it would take a filter for the whole process, or one that
     # is not safe in threads. Where such a filter makes it an error, all images of so many pixels are refused.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -102,16 +112,26 @@ def decode(
         return _damaged(data, name or "image", str(error))
 
 
-def _bytes_to_decode(image: Image.Image, name: str | None) -> int:
-    """Most memory that Pillow and the library below it take while they decode, of an image of any size."""
+def _coefficient_bytes(image: Image.Image) -> int:
+    """What libjpeg holds of a progressive JPEG however small it is decoded: 16 bits of three channels at most."""
+    return image.width * image.height * 6 if "progressive" in image.info else 0
+
+
+def _pixel_bytes(image: Image.Image, name: str | None) -> int:
+    """Most memory that Pillow and the library below it take to decode an image and to prepare it for resizing."""
     a_pixel = 4 if len(image.getbands()) > 1 else 1
-    if name == "JPEG" and "progressive" in image.info:
-        a_pixel += 6  # all coefficients, in 16 bits, of three channels if none is subsampled
-    elif name in ("WEBP", "AVIF"):
-        a_pixel = 16  # two canvases, the frame as bytes, and the image
+    if image.mode in ("RGBA", "LA"):
+        a_pixel = 8  # resized with the colours multiplied by alpha, in a copy
     elif image.mode in _SIXTEEN_BIT:
         a_pixel = 8  # the image, its array, the shifted and the narrowed one
+    if name in ("WEBP", "AVIF"):
+        a_pixel += 12  # two canvases, and the frame as bytes
     return image.width * image.height * a_pixel
+
+
+def _resizing_bytes(image: Image.Image, width: int, height: int) -> int:
+    """The result of resizing, and that of its first pass, which is across."""
+    return 4 * width * (image.height + height)
 
 
 def _resized(width: int, height: int, side: int) -> tuple[int, int]:

@@ -4,7 +4,8 @@
 
 On a CPU the threads that Spark gave to the task take turns at both: a batch is encoded by one thread, several batches
 at once. So nothing oversubscribes, no core waits for another at the end of a matrix product, and while there is work
-no core is idle. Beside a GPU all of them decode, and two more put one batch onto the device while it computes another.
+no core is idle. Beside a GPU all of them decode, and two more prepare one batch on the host while the device computes
+another.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock, Semaphore
 from time import perf_counter
 from typing import cast
 
@@ -34,11 +36,13 @@ from spark_aesthetic.predictors import Predictor
 _BATCH_ROWS_CPU = 16
 _BATCH_ROWS_GPU = 256
 
-# What bounds the memory beside the model, together well below 1 GB: files waiting for a thread, images being
-# decoded, decoded pixels waiting for a batch or for the device, and on a CPU the activations of all threads.
+# What bounds the memory beside the model, together below 1 GB: files waiting for a thread, images being decoded,
+# decoded pixels waiting for a batch or for the device (340 rows of 224 pixels beside a GPU; on a CPU far fewer are
+# under way), and on a CPU the activations of all threads. A single image that is larger than the budget is decoded
+# alone: a WebP of more than 60 megapixels, say.
 _FILE_BYTES = 64 << 20
 _DECODING_BYTES = 384 << 20
-_PIXEL_BYTES = 96 << 20
+_PIXEL_BYTES = 256 << 20
 _ACTIVATION_BYTES = 256 << 20
 
 NOT_FINITE = "model: not finite"
@@ -51,8 +55,8 @@ class Stages:
 
     Attributes:
         decode: Bytes to pixels, waiting for memory included.
-        transfer: Pixels to the device.
-        infer: Pixels on the device to scores.
+        transfer: Pixels into one batch, and the order to copy it to the device; a GPU copies later, within infer.
+        infer: A batch to embeddings; beside a GPU also waiting for the batch before it.
         wait: Waiting for the next image, that is, for Spark.
     """
 
@@ -129,18 +133,22 @@ class ImageScorer:
             fitting = _ACTIVATION_BYTES // (self.encoder.row_bytes * options.num_threads)
             self._fitting_rows = max(1, min(self.batch_rows, fitting))
         self._budget = Budget(_DECODING_BYTES)
+        # A batch on the device holds one of these; one that runs out of memory waits for all and so tries again alone.
+        self._passes = 2 if self._on_gpu else options.num_threads
+        self._passing = Semaphore(self._passes)
+        self._taking_all = Lock()
 
     def score(self, images: Iterable[bytes | None]) -> Iterator[ScoredRows]:
         """Score a stream of images of any length; one bad image costs one row.
 
-        Rows come out in the order they went in, `batch_size` at a time, however they were grouped before. What
-        is under way at any time is bounded in bytes. Where a batch does not fit the device's memory, it and all
-        later ones go through the model in smaller parts.
+        Rows come out in the order they went in, `batch_rows` at a time, however they were grouped before. What
+        is under way at any time is bounded in bytes, and `batch_size` with it. Where a batch does not fit the
+        device's memory, it and all later ones go through the model in smaller parts.
         """
         with ExitStack() as stack:
             decoding = inferring = self._pool(stack, "decode", self.options.num_threads)
             if self._on_gpu:
-                inferring = self._pool(stack, "infer", 2)
+                inferring = self._pool(stack, "infer", self._passes)
             ahead: deque[Future[ScoredRows]] = deque()
             for rows, stages in self._batches(decoding, images):
                 ahead.append(inferring.submit(self._infer, rows, stages))
@@ -208,7 +216,10 @@ class ImageScorer:
         good = [number for number, error in enumerate(errors) if error is None]
         while good:
             at = good[: self._fitting_rows]
-            encoded = self._encoded([cast("Pixels", rows[number]) for number in at], stages)
+            pixels = [cast("Pixels", rows[number]) for number in at]
+            encoded = self._encoded(pixels, stages)
+            if encoded is None:
+                encoded = self._encoded(pixels, stages, alone=True)
             if encoded is None and len(at) > 1:
                 self._fitting_rows = min(self._fitting_rows, len(at) // 2)
                 continue
@@ -227,8 +238,23 @@ class ImageScorer:
                     errors[number] = NOT_FINITE
         return ScoredRows(scores, embeddings, errors, stages)
 
-    def _encoded(self, pixels: list[Pixels], stages: Stages) -> npt.NDArray[np.float32] | None:
-        """Embeddings, or None where they do not fit the device's memory."""
+    @contextmanager
+    def _pass(self, alone: bool) -> Iterator[None]:
+        with self._taking_all if alone else nullcontext():
+            held = self._passes if alone else 1
+            for _ in range(held):
+                self._passing.acquire()
+            try:
+                yield
+            finally:
+                self._passing.release(held)
+
+    def _encoded(self, pixels: list[Pixels], stages: Stages, *, alone: bool = False) -> npt.NDArray[np.float32] | None:
+        """Embeddings, or None where they do not fit the device's memory, beside another batch or alone."""
+        with self._pass(alone):
+            return self._attempted(pixels, stages)
+
+    def _attempted(self, pixels: list[Pixels], stages: Stages) -> npt.NDArray[np.float32] | None:
         started = perf_counter()
         try:
             held = self.encoder.to_device(pixels)

@@ -269,7 +269,9 @@ def _score_and_commit(
         spark.catalog.dropTempView(name)
         kept.unpersist()
     by_reason = {row.pop("error"): row.pop("rows") for row in counted}
-    costs = {name: (max if name == "peak_memory_bytes" else sum)(row[name] for row in counted) for name in counted[0]}
+    # Nothing is counted where another run has scored these rows since they were looked for.
+    names = counted[0] if counted else ()
+    costs = {name: (max if name == "peak_memory_bytes" else sum)(row[name] for row in counted) for name in names}
     return by_reason, costs
 
 

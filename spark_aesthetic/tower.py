@@ -75,7 +75,7 @@ def rewrite(tensors: Mapping[str, torch.Tensor], shape: Shape, dtype: torch.dtyp
     # (width, 3, patch, patch) to (patch, patch, 3, width): the order in which pixels lie.
     patch = source("conv1.weight").permute(2, 3, 1, 0)
     std, mean = (torch.tensor(values, dtype=torch.float64).view(3, 1) for values in (STD, MEAN))
-    position = source("positional_embedding")
+    position = source("positional_embedding").clone()
     position[0] += source("class_embedding")
     position[1:] += (patch * ((_GREY / 255 - mean) / std)).sum(dim=(0, 1, 2))
     once = {

@@ -58,17 +58,18 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
     # Of an empty partition, such as a filter leaves, nothing is worth loading a model.
     if not first:
         return
-    # torch loads here, on the worker, not where the function is made.
+    # torch loads here, on the worker, not where the function is made; open_clip where weights are yet to be prepared.
     try:
         from spark_aesthetic.engine import ImageScorer
+
+        _check_device(options.device)
+        scorer = ImageScorer(predictor, options)
     except ImportError as missing:
         raise MissingDependencyError(
             f"image bytes need torch, torchvision and open_clip_torch on every executor (found: {missing}): "
             "pip install 'spark-aesthetic[image]'; scoring embeddings needs none of them"
         ) from missing
 
-    _check_device(options.device)
-    scorer = ImageScorer(predictor, options)
     for rows in scorer.score(chain(first, images)):
         embeddings = [
             None if error is not None else row for row, error in zip(rows.embeddings, rows.errors, strict=True)

@@ -1,0 +1,93 @@
+"""Limits without an engine around them: decoding alone, the model alone, NumPy over pyarrow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import open_clip
+import peer_model
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from inputs import read_embeddings, read_images
+from serve import serve
+
+from spark_aesthetic import resolve, weights
+from spark_aesthetic.clip import ImageEncoder, normalize
+from spark_aesthetic.decode import decode
+from spark_aesthetic.options import PILLOW_WARNS_PIXELS
+from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.prepare import prepare
+
+
+def main(model: str, batch_rows: int, cores: int) -> None:
+    """Serve them, each on all cores."""
+    open_clip.add_model_config(Path(model) / "configs")
+    pinned = weights.pin(Predictor.load(f"{model}/predictor.json"))
+
+    def decoding(fast: bool) -> Callable[[str, str], float]:
+        def run(data: str, out: str) -> float:
+            images = read_images(data)
+            started = perf_counter()
+            with ThreadPoolExecutor(cores) as pool:
+                list(pool.map(lambda d: decode(d, side=224, max_pixels=PILLOW_WARNS_PIXELS, fast=fast), images))
+            return perf_counter() - started
+
+        return run
+
+    def inferring(encode: Callable[[torch.Tensor], object]) -> Callable[[str, str], float]:
+        def run(data: str, out: str) -> float:
+            count = pq.read_table(data, columns=["name"]).num_rows
+            pixels = torch.randint(0, 256, (batch_rows, 224, 224, 3), dtype=torch.uint8)
+            torch.set_num_threads(cores)
+            started = perf_counter()
+            with torch.inference_mode():
+                for at in range(0, count, batch_rows):
+                    encode(pixels[: min(batch_rows, count - at)])
+            return perf_counter() - started
+
+        return run
+
+    def open_clips(pixels: torch.Tensor) -> object:
+        return peer_model.load(model)[0].encode_image(normalize(pixels), normalize=True)
+
+    def ours(dtype: str) -> Callable[[torch.Tensor], object]:
+        return ImageEncoder(prepare(pinned, dtype=dtype), device="cpu")
+
+    def one_by_one(data: str, out: str) -> None:
+        names = sorted(pq.read_table(data, columns=["name"])["name"].to_pylist())
+        images = read_images(data)
+        parts = [images[at : at + batch_rows] for at in range(0, len(images), batch_rows)]
+        scores = np.concatenate([peer_model.score(model, part) for part in parts])
+        Path(out).mkdir()
+        pq.write_table(pa.table({"name": names, "score": scores}), Path(out) / "scores.parquet")
+
+    head = weights.load_head(weights.pin(resolve("laion-aesthetics-v2")))
+
+    def numpy_over_pyarrow(data: str, out: str) -> None:
+        total = 0.0
+        for rows in read_embeddings(data):
+            total += float((rows @ head.weight / np.linalg.norm(rows, axis=1) + head.bias).sum(dtype=np.float64))
+        Path(out).write_text(json.dumps(total))
+
+    serve(
+        {
+            "decode only": decoding(fast=False),
+            "decode only, fast": decoding(fast=True),
+            "model only, open_clip": inferring(open_clips),
+            "model only, ours": inferring(ours("float32")),
+            "model only, ours, bfloat16": inferring(ours("bfloat16")),
+            "plain loop": one_by_one,
+            "NumPy over pyarrow": numpy_over_pyarrow,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,65 @@
+"""Model load: seconds and private memory, ours beside open_clip's own, each in a process of its own.
+
+    python benchmarks/load.py
+
+Private is what a second worker of the same node would need again (private dirty pages, Linux): pages of a mapped file
+are shared. The files are read once before, so they come from the page cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+MEASURE = """
+import json, sys, time
+kind, file = sys.argv[1:]
+import torch
+if kind != "ours":
+    import open_clip
+else:
+    from spark_aesthetic.clip import ImageEncoder
+started = time.perf_counter()
+if kind == "ours":
+    from pathlib import Path
+    model = ImageEncoder(Path(file), device="cpu")
+elif kind == "open_clip":
+    model = open_clip.create_model_and_transforms("ViT-L-14-quickgelu", pretrained=file)
+seconds = time.perf_counter() - started
+dirty = [int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Private_Dirty")]
+print(json.dumps({"seconds": seconds, "private_gb": dirty[0] / 1e6}))
+"""
+
+
+def main() -> None:
+    """Print both, and the process that only imports torch and open_clip."""
+    import open_clip
+    import torch
+
+    from spark_aesthetic import resolve, weights
+    from spark_aesthetic.prepare import prepare
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SPARK_AESTHETIC_CACHE"] = folder
+        archive = Path(folder) / "both_towers.pt"
+        torch.save(open_clip.create_model("ViT-L-14-quickgelu").state_dict(), archive)
+        prepared = prepare(weights.pin(resolve("untrained-vit-l-14")), dtype="float32")
+        found: dict[str, list[dict[str, float]]] = {"imports": [], "open_clip": [], "ours": []}
+        for _ in range(4):
+            for kind, runs in found.items():
+                file = {"imports": "", "open_clip": archive, "ours": prepared}[kind]
+                command = [sys.executable, "-c", MEASURE, kind, str(file)]
+                runs.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    for kind, runs in found.items():
+        # The first run of each fills the page cache.
+        seconds, private = (median(run[what] for run in runs[1:]) for what in ("seconds", "private_gb"))
+        print(f"{kind:10} {seconds:8.3f} s  {private:.2f} GB private")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Ray Data, by map_batches with a class as its documentation has it: one actor a core."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import peer_model
+import ray
+from serve import serve
+
+
+class Scorer:
+    """Scores batches of images; an actor."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        peer_model.load(model)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One batch, which map_batches cuts."""
+        return {"name": batch["name"], "score": peer_model.score(self.model, list(batch["image"]))}
+
+
+def main(model: str, batch_rows: int, cores: int) -> None:
+    """Serve images and embeddings."""
+    # Twice the cores by name: the actors take half of that, and reading and writing must find a place too.
+    ray.init(num_cpus=2 * cores, object_store_memory=2 << 30, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    head = np.load(f"{model}/default_head.npz")
+    weight, bias = head["weight"], float(head["bias"])
+
+    def score_embeddings(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = np.stack(batch["embedding"])
+        return {"score": rows @ weight / np.linalg.norm(rows, axis=1) + bias}
+
+    def images(data: str, out: str) -> None:
+        rows = ray.data.read_parquet(data, file_extensions=["parquet"], columns=["name", "image"])
+        scored = rows.map_batches(
+            Scorer, fn_constructor_args=(model,), batch_size=batch_rows, compute=ray.data.ActorPoolStrategy(size=cores)
+        )
+        scored.write_parquet(out)
+
+    def embeddings(data: str, out: str) -> None:
+        rows = ray.data.read_parquet(data, file_extensions=["parquet"])
+        total = rows.map_batches(score_embeddings, batch_size=4096).sum("score")
+        Path(out).write_text(str(total))
+
+    serve({"Ray Data": images, "Ray Data, embeddings": embeddings})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,44 @@
+"""CLIP and a linear head as users of open_clip write it: for all peers the same, with the weights that we have too."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_loaded: dict[str, Any] = {}
+
+
+def load(folder: str) -> Any:
+    """Model, transform and head of a folder that `inputs.write_model` wrote; once a process."""
+    if folder not in _loaded:
+        import open_clip
+        import torch
+        from safetensors.torch import load_file
+
+        torch.set_num_threads(1)  # one of two processes on two cores: faster for each of them than two threads
+        about = json.loads((Path(folder) / "model.json").read_text())
+        open_clip.add_model_config(Path(folder) / "configs")
+        model, _, transform = open_clip.create_model_and_transforms(about["architecture"])
+        model.visual.load_state_dict(load_file(Path(folder) / "visual.safetensors"))
+        model.eval()
+        head = load_file(Path(folder) / "head.safetensors")
+        _loaded[folder] = model, transform, head
+    return _loaded[folder]
+
+
+def score(folder: str, images: list[bytes]) -> npt.NDArray[np.float32]:
+    """One batch, the usual way."""
+    import torch
+    from PIL import Image
+
+    model, transform, head = load(folder)
+    batch = torch.stack([transform(Image.open(BytesIO(data))) for data in images])
+    with torch.inference_mode():
+        embeddings = model.encode_image(batch, normalize=True)
+        scores: npt.NDArray[np.float32] = (embeddings @ head["weight"] + head["bias"]).numpy()
+    return scores

@@ -1,0 +1,265 @@
+"""`make bench`: this package and what people use today, in turn, on the same rows, weights and cores.
+
+    python benchmarks/run.py [--contests embeddings large small tiny vit-l-14] [--repeats 3] [--work FOLDER]
+
+Each contestant runs in a process that stays: what is timed is the steady state, after a small run that loads its model.
+In each round all of a contest run one after the other, so that a noisy neighbour is nobody's alone. Prints a table for
+each contest and writes benchmarks/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from inputs import read_scores, write_embeddings, write_model, write_photographs
+
+from spark_aesthetic import resolve, weights
+from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.prepare import prepare
+
+HERE = Path(__file__).parent
+PEERS_PYTHON = HERE / ".venv" / "bin" / "python"
+CORES = 2
+BATCH_ROWS = 16
+
+# So small that decoding is the bottleneck on a CPU, as it is beside a GPU.
+TINY = Predictor(
+    name="untrained-tiny", backbone="ViT-tiny-32", backbone_weights="untrained:0", head_weights="untrained:0:64"
+)
+TINY_CONFIG: dict[str, object] = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Rows, a model, and who runs.
+
+    Attributes:
+        contestants: Names by the script that serves them.
+        limits: Those that only show what is possible; the others are this package and its peers.
+    """
+
+    unit: str
+    rows: int
+    predictor: Predictor
+    contestants: dict[str, list[str]]
+    size: tuple[int, int] = (0, 0)
+    config: dict[str, object] | None = None
+    limits: list[str] = field(default_factory=list)
+
+
+B32, L14 = resolve("untrained-vit-b-32"), resolve("untrained-vit-l-14")
+OURS = ["spark-aesthetic", "spark-aesthetic fast", "spark-aesthetic fast bfloat16"]
+BARE = ["decode only", "decode only, fast", "model only, open_clip", "model only, ours", "model only, ours, bfloat16"]
+# Their actors begin again with every query, and that is a matter of half a minute: what the small run just before took
+# is taken off, its own few images included.
+START_ANEW = ["Daft", "Ray Data"]
+ON_SPARK = ["pandas UDF", "predict_batch_udf"]
+IMAGES = {
+    "bare.py": [*BARE, "plain loop"],
+    "on_spark.py": [*OURS, *ON_SPARK],
+    "on_daft.py": ["Daft"],
+    "on_ray.py": ["Ray Data"],
+}
+CONTESTS = {
+    "embeddings": Contest(
+        "k rows/s", 200_000, B32,
+        {
+            "bare.py": ["NumPy over pyarrow"],
+            "on_spark.py": [
+                "scan only", "spark-aesthetic, normalize=False", "spark-aesthetic, embeddings",
+                "pandas UDF, embeddings", "predict_batch_udf, embeddings",
+            ],
+            "on_daft.py": ["Daft, embeddings"],
+            "on_ray.py": ["Ray Data, embeddings"],
+        },
+        limits=["scan only"],
+    ),
+    "large": Contest("images/s", 256, B32, IMAGES, size=(1600, 1068), limits=BARE),
+    "small": Contest("images/s", 256, B32, IMAGES, size=(640, 480), limits=BARE),
+    "tiny": Contest("images/s", 256, TINY, IMAGES, size=(1600, 1068), config=TINY_CONFIG, limits=BARE),
+    "vit-l-14": Contest(
+        "images/s", 32, L14,
+        {"bare.py": [*BARE[:1], *BARE[2:4], "plain loop"], "on_spark.py": ["spark-aesthetic"]},
+        size=(1600, 1068), limits=BARE,
+    ),
+}  # fmt: skip
+
+
+class Server:
+    """A process of contestants that waits for its turn."""
+
+    def __init__(self, script: str, model: Path, environment: dict[str, str], log: Path) -> None:
+        python = PEERS_PYTHON if script in ("on_daft.py", "on_ray.py") else Path(sys.executable)
+        command = [str(python), str(HERE / script), str(model), str(BATCH_ROWS), str(CORES)]
+        self.log = log
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), env=environment, text=True
+        )
+        self._answer()
+
+    def run(self, name: str, data: Path, out: Path) -> float:
+        """Seconds of one run."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"run": name, "data": str(data), "out": str(out)}) + "\n")
+        self.process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.log}: the process ended:\n{self.log.read_text()[-3000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Let it end by itself, as it does where its orders end."""
+        self.process.communicate()
+
+
+def main() -> None:
+    """Run the contests that were asked for, and merge their figures into results.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--contests", nargs="+", choices=CONTESTS, default=list(CONTESTS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--work", type=Path, help="a folder for rows, weights and logs, kept (default: a temporary one)"
+    )
+    args = parser.parse_args()
+    work = args.work or Path(tempfile.mkdtemp(prefix="spark-aesthetic-bench-"))
+    os.environ["SPARK_AESTHETIC_CACHE"] = str(work / "cache")
+    file = HERE / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    for name in args.contests:
+        results[name] = {"machine": machine()} | measure(name, CONTESTS[name], args.repeats, work)
+        print(f"\n{name}\n{table(CONTESTS[name], results[name])}", flush=True)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    if args.work is None:
+        shutil.rmtree(work)
+
+
+def measure(name: str, contest: Contest, repeats: int, work: Path) -> dict[str, Any]:
+    """Rates of all contestants, and how far the scores are from the plain loop's."""
+    folder = work / name
+    shutil.rmtree(folder, ignore_errors=True)
+    if contest.size == (0, 0):
+        write_embeddings(folder / "rows", contest.rows, 768)
+        # All of it: the JVM compiles what it has run often, and 2,000 rows would leave it interpreted.
+        shutil.copytree(folder / "rows", folder / "warm")
+    else:
+        write_photographs(folder / "rows", contest.rows, *contest.size)
+        write_photographs(folder / "warm", 2 * BATCH_ROWS, 320, 240, files=2)
+    model = folder / "model"
+    write_model(model, contest.predictor, contest.config)
+    pinned = weights.pin(contest.predictor)
+    pinned.save(model / "predictor.json")
+    for dtype in ("float32", "bfloat16"):
+        prepare(pinned, dtype=dtype)
+    default = weights.load_head(weights.pin(resolve("laion-aesthetics-v2")))
+    np.savez(model / "default_head.npz", weight=default.weight, bias=default.bias)
+    # A core each: what else a library would start is contention here.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    environment["SPARK_SUBMIT_OPTS"] = f"-Dderby.system.home={folder}"
+    servers = {script: Server(script, model, environment, folder / f"{script}.log") for script in contest.contestants}
+    for rows in ("rows", "warm"):
+        servers["on_spark.py"].run("convert to Delta", folder / rows, folder / "unused")
+    order = [(servers[script], run) for script, runs in contest.contestants.items() for run in runs]
+    seconds: dict[str, list[float]] = {run: [] for _, run in order}
+    outs: dict[str, Path] = {}
+    for repeat in range(repeats):
+        for number, (server, run) in enumerate(order):
+            outs[run] = folder / f"out-{repeat}-{number}"
+            # Loads the model, which a Spark worker that idled for a minute has lost with its process.
+            if run not in BARE:
+                start_up = server.run(run, folder / "warm", folder / f"warm-{repeat}-{number}")
+            seconds[run].append(server.run(run, folder / "rows", outs[run]))
+            if run in START_ANEW:
+                seconds[run][-1] -= start_up
+            print(f"{name} {repeat + 1}/{repeats} {run}: {seconds[run][-1]:.2f} s", file=sys.stderr, flush=True)
+    for server in servers.values():
+        server.close()
+    unit = 1000 if contest.unit.startswith("k ") else 1
+    rates = {run: sorted(contest.rows / unit / second for second in runs) for run, runs in seconds.items()}
+    return {"rows": contest.rows, "unit": contest.unit, "rates": rates, "deviations": deviations(contest, outs)}
+
+
+def deviations(contest: Contest, outs: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Of image contests, mean and largest distance of the scores from the plain loop's, and the scores' own spread."""
+    if "plain loop" not in outs:
+        totals = {run: float(out.read_text()) for run, out in outs.items() if run != "scan only"}
+        plain = totals["NumPy over pyarrow"]
+        # Sums of 200,000 float32 scores in other orders; unit vectors need no division, so that one is among them.
+        wrong = {run: total for run, total in totals.items() if abs(total - plain) > 1e-4 * abs(plain)}
+        assert not wrong, f"other scores than NumPy's {plain}: {wrong}"
+        return {}
+    plain_scores = read_scores(str(outs["plain loop"]))
+    found = {}
+    for run, out in outs.items():
+        if run in contest.limits:
+            continue
+        scores = read_scores(str(out))
+        assert scores.keys() == plain_scores.keys(), run
+        distance = np.abs([scores[name] - plain_scores[name] for name in plain_scores])
+        assert "fast" in run or distance.max() < 1e-4, f"{run}: other scores than the plain loop's, by {distance.max()}"
+        found[run] = {"mean": float(distance.mean()), "max": float(distance.max())}
+    found["plain loop"]["spread"] = float(np.std(list(plain_scores.values())))
+    return found
+
+
+def table(contest: Contest, result: dict[str, Any]) -> str:
+    """Markdown: rates, and ratios to the limit that applies and to the best peer."""
+    rates = {run: median(values) for run, values in result["rates"].items()}
+    peers = {run: rate for run, rate in rates.items() if run not in contest.limits and "aesthetic" not in run}
+    best = max(peers, key=lambda run: peers[run]) if peers else None
+    lines = [f"| | {contest.unit}: min, median, max | of the limit | of the best peer |", "|---|---|---|---|"]
+    for run, values in result["rates"].items():
+        limit = _limit(run, rates)
+        of_limit = f"{rates[run] / limit:.2f}" if limit is not None else ""
+        of_best = f"{rates[run] / peers[best]:.2f}" if best and run not in contest.limits else ""
+        spread = ", ".join(f"{value:.3g}" for value in (values[0], rates[run], values[-1]))
+        name = f"**{run}**" if "aesthetic" in run else run
+        lines.append(f"| {name} | {spread} | {of_limit} | {of_best} |")
+    return "\n".join(lines)
+
+
+def _limit(run: str, rates: dict[str, float]) -> float | None:
+    """The rate that scan, or decoding and the model one after the other on all cores, would allow."""
+    if "aesthetic" not in run:
+        return None
+    if "scan only" in rates:
+        return rates["scan only"]
+    decoding = "decode only, fast" if "fast" in run else "decode only"
+    inferring = "model only, ours, bfloat16" if "bfloat16" in run else "model only, ours"
+    return 1 / (1 / rates[decoding] + 1 / rates[inferring])
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures depend on."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    from importlib.metadata import version
+
+    versions = {package: version(package) for package in ("pyspark", "torch", "open_clip_torch", "pillow")}
+    return {"cpu": model, "cores": CORES, "python": platform.python_version(), **versions}
+
+
+if __name__ == "__main__":
+    main()
