@@ -34,8 +34,7 @@ def locked(target: Path) -> Iterator[None]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    # The second is how filelock says that the file system has no locks.
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the second: filelock's word for a file system without locks
         raise WeightsError(
             f"expected a folder in which files can be locked and written, found: {error}; set SPARK_AESTHETIC_CACHE "
             "to one (on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE)"
