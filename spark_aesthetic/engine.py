@@ -123,10 +123,10 @@ class ImageScorer:
         rows = (
             options.batch_size if options.batch_size != -1 else (_BATCH_ROWS_GPU if self._on_gpu else _BATCH_ROWS_CPU)
         )
-        # Batches that wait for the device or are on their way through it, and two more being decoded.
-        self._batches_ahead = 2 if self._on_gpu else options.num_threads
+        # Batches on the device at once; one more waits for it, and two are being decoded.
+        self._passes = 2 if self._on_gpu else options.num_threads
         pixel_bytes = 3 * self.encoder.side**2
-        self.batch_rows = max(1, min(rows, _PIXEL_BYTES // (pixel_bytes * (self._batches_ahead + 3))))
+        self.batch_rows = max(1, min(rows, _PIXEL_BYTES // (pixel_bytes * (self._passes + 3))))
         # Rows in one forward pass: fewer than a batch where memory is short, for good.
         self._fitting_rows = self.batch_rows
         if not self._on_gpu:
@@ -134,7 +134,6 @@ class ImageScorer:
             self._fitting_rows = max(1, min(self.batch_rows, fitting))
         self._budget = Budget(_DECODING_BYTES)
         # A batch on the device holds one of these; one that runs out of memory waits for all and so tries again alone.
-        self._passes = 2 if self._on_gpu else options.num_threads
         self._passing = Semaphore(self._passes)
         self._taking_all = Lock()
 
@@ -152,7 +151,7 @@ class ImageScorer:
             ahead: deque[Future[ScoredRows]] = deque()
             for rows, stages in self._batches(decoding, images):
                 ahead.append(inferring.submit(self._infer, rows, stages))
-                if len(ahead) > self._batches_ahead:
+                if len(ahead) > self._passes:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
