@@ -52,10 +52,7 @@ def embedding_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLik
 def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
     """The UDF behind `score_image`."""
     model = pinned.model_id
-    fields = [StructField("score", FloatType()), StructField("error", StringType())]
-    if with_embedding:
-        fields.append(StructField("embedding", ArrayType(FloatType())))
-    schema = StructType([*fields, StructField("model", StringType())])
+    schema = StructType([*_result_fields(with_embedding), StructField("model", StringType())])
 
     def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return (frame.assign(model=model)[schema.names] for frame in worker.score_images(batches, pinned, options))
@@ -65,9 +62,8 @@ def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -
 
 def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
     """The UDF of a job over images: score and reason as `score_image` has them, and what the rows cost."""
-    embedding = [StructField("embedding", ArrayType(FloatType()))] if with_embedding else []
     stages = [StructField(name, DoubleType()) for name in worker.STAGES]
-    schema = StructType([StructField("score", FloatType()), StructField("error", StringType()), *embedding, *stages])
+    schema = StructType([*_result_fields(with_embedding), *stages])
 
     def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return (frame[schema.names] for frame in worker.score_images(batches, pinned, options))
@@ -91,6 +87,11 @@ def vector_score_udf(pinned: Predictor, model_path: str | None) -> UserDefinedFu
         return (frame["score"] for frame in worker.score_vectors(batches, pinned, True, model_path))
 
     return _iterator_udf(aesthetic_score_from_embedding, FloatType())
+
+
+def _result_fields(with_embedding: bool) -> list[StructField]:
+    embedding = [StructField("embedding", ArrayType(FloatType()))] if with_embedding else []
+    return [StructField("score", FloatType()), StructField("error", StringType()), *embedding]
 
 
 def _iterator_udf(
