@@ -183,13 +183,15 @@ def _native(vector: Column, head: Head, normalize: bool) -> tuple[Column, Column
     # names the weights: seconds of planning for each query.
     weight = F.from_json(F.lit(json.dumps(head.weight.tolist())), "array<float>")
     right_length = F.size(vector) == head.dimension
-    product = F.call_function("vector_inner_product", vector, weight)
-    norm = F.call_function("vector_norm", vector, F.lit(2.0).cast("float"))
-    # A NaN or an infinity inside makes the norm, or else the product, not finite; a null inside makes it null.
-    # vector_inner_product raises on another length, so it is only evaluated behind right_length.
-    finite = F.abs(norm if normalize else product) < F.lit(float("inf"))
+    # vector_inner_product raises on another length. What stands in a branch of a CASE is computed once more there, so
+    # each guard becomes a null in an operand: the vector is read once for the norm and once for the product.
+    checked = F.when(right_length, vector)
+    product = F.call_function("vector_inner_product", checked, weight)
+    norm = F.call_function("vector_norm", checked, F.lit(2.0).cast("float"))
     value = F.try_divide(product, norm) if normalize else product
-    score = F.when(right_length & finite, value + F.lit(head.bias)).cast("float")
+    # A NaN or an infinity inside makes the norm, or else the product, not finite; a null inside makes it null.
+    finite = F.abs(norm if normalize else product) < F.lit(float("inf"))
+    score = (value + F.lit(head.bias) + F.when(finite, F.lit(0.0))).cast("float")
     error = (
         F.when(vector.isNull(), embeddings.NULL)
         .when(~right_length, embeddings.WRONG_LENGTH)

@@ -209,6 +209,24 @@ def test_without_normalisation_the_length_counts_and_zeros_score_as_the_bias(spa
         assert double - zeros == pytest.approx(2 * (unit - zeros), abs=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_embedding_is_read_once_for_the_product_and_once_for_the_norm(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str], normalize: bool
+) -> None:
+    # From a file: a local relation is computed before any code is generated.
+    spark.createDataFrame([(UNIT,)], "e array<float>").write.parquet(str(tmp_path / "rows"))
+    frame = spark.read.parquet(str(tmp_path / "rows"))
+    sa.register(spark)
+    in_sql = F.expr("aesthetic_score_from_embedding(e)")
+    columns = [functions.embedding_columns("e", normalize=normalize), *([in_sql] if normalize else [])]
+    for column in columns:
+        capsys.readouterr()
+        frame.select(column).explain("codegen")
+        code = capsys.readouterr().out
+        assert code.count("expressions.VectorFunctionImplUtils.vectorInnerProduct(") == 1
+        assert code.count("expressions.VectorFunctionImplUtils.vectorNorm(") == int(normalize)
+
+
 def test_an_affine_head_needs_no_python_worker(spark: SparkSession) -> None:
     frame = spark.createDataFrame([(UNIT,)], "e array<float>").select(sa.aesthetic_score_from_embedding("e"))
     assert python_nodes(frame) == 0
