@@ -149,55 +149,76 @@ def aesthetic_score_from_embedding(
     ...     (aesthetic_score_from_embedding("e") > 4).alias("above_4")).collect()
     [Row(above_4=True), Row(above_4=None)]
     """
-    scored = embedding_columns(embedding, predictor=predictor, normalize=normalize, vector=vector, **options)
-    # Without a name of its own the column would be called by the expression, with all its weights.
-    return scored.getField("score").alias("aesthetic_score_from_embedding")
-
-
-def embedding_columns(
-    embedding: ColumnOrName,
-    *,
-    predictor: str | Predictor = DEFAULT,
-    normalize: bool = True,
-    vector: bool = False,
-    **options: Unpack[OptionArgs],
-) -> Column:
-    """What `aesthetic_score_from_embedding` gives, with the reason: struct<score: float, error: string>."""
     model_path = Options.of(**options).model_path
     pinned = weights.pin(resolve(predictor), model_path)
     head = weights.load_head(pinned, model_path)
-    column = _column(embedding)
     if udfs.runs_natively(head):
-        if vector:
-            from pyspark.ml.functions import vector_to_array
-
-            # vector_to_array raises on null.
-            column = F.when(column.isNotNull(), vector_to_array(column, dtype="float32"))
-        score, error = _native(column.cast("array<float>"), head, normalize)
-        return F.struct(score.alias("score"), error.alias("error"))
-    return udfs.vector_udf(pinned, normalize, model_path)(column)
+        score = _native_score(_array(embedding, vector), head, normalize)
+    else:
+        score = udfs.vector_udf(pinned, normalize, model_path)(_column(embedding)).getField("score")
+    # Without a name of its own the column would be called by the expression, with all its weights.
+    return score.alias("aesthetic_score_from_embedding")
 
 
-def _native(vector: Column, head: Head, normalize: bool) -> tuple[Column, Column]:
+def embedding_columns(
+    embedding: ColumnOrName, *, predictor: Predictor, vector: bool = False, model_path: str | None = None
+) -> Column:
+    """What `aesthetic_score_from_embedding` gives, with the reason: struct<score: float, error: string>."""
+    head = weights.load_head(predictor, model_path)
+    if not udfs.runs_natively(head):
+        return udfs.vector_udf(predictor, True, model_path)(_column(embedding))
+    array = _array(embedding, vector)
+    score = _native_score(array, head, normalize=True)
+    return F.struct(score.alias("score"), _native_error(array, score, head).alias("error"))
+
+
+def _array(embedding: ColumnOrName, vector: bool) -> Column:
+    column = _column(embedding)
+    if vector:
+        from pyspark.ml.functions import vector_to_array
+
+        # vector_to_array raises on null.
+        column = F.when(column.isNotNull(), vector_to_array(column, dtype="float32"))
+    return column.cast("array<float>")
+
+
+def _native_score(array: Column, head: Head, normalize: bool) -> Column:
     # One text that folds to one constant. A literal list would be 768 expressions, each copied to every place that
     # names the weights: seconds of planning for each query.
     weight = F.from_json(F.lit(json.dumps(head.weight.tolist())), "array<float>")
-    right_length = F.size(vector) == head.dimension
-    # vector_inner_product raises on another length. What stands in a branch of a CASE is computed once more there, so
-    # each guard becomes a null in an operand: the vector is read once for the norm and once for the product.
-    checked = F.when(right_length, vector)
-    product = F.call_function("vector_inner_product", checked, weight)
-    norm = F.call_function("vector_norm", checked, F.lit(2.0).cast("float"))
-    value = F.try_divide(product, norm) if normalize else product
-    # A NaN or an infinity inside makes the norm, or else the product, not finite; a null inside makes it null.
-    finite = F.abs(norm if normalize else product) < F.lit(float("inf"))
-    score = (value + F.lit(head.bias) + F.when(finite, F.lit(0.0))).cast("float")
-    error = (
-        F.when(vector.isNull(), embeddings.NULL)
-        .when(~right_length, embeddings.WRONG_LENGTH)
-        .when(~F.coalesce(finite, F.lit(False)), embeddings.NOT_FINITE)
+    checked = _of_right_length(array, head)
+    # What stands in a branch of a CASE is computed once more there, so each guard becomes a null in an operand.
+    if normalize:
+        # Product and norm in one pass over the embedding.
+        similarity = F.call_function("vector_cosine_similarity", checked, weight)
+        value = similarity * F.lit(head.norm)
+        # A NaN or an infinity inside makes the similarity NaN, which to Spark is larger than any number. A norm beyond
+        # float32 makes it 0, and only then is the norm itself computed.
+        finite = F.when(similarity == 0, _norm(checked) < F.lit(float("inf"))).otherwise(similarity <= 2)
+    else:
+        value = F.call_function("vector_inner_product", checked, weight)
+        finite = F.abs(value) < F.lit(float("inf"))
+    return (value + F.lit(head.bias) + F.when(finite, F.lit(0.0))).cast("float")
+
+
+def _native_error(array: Column, score: Column, head: Head) -> Column:
+    """Why the score, of a normalised embedding, is null; computed where it is."""
+    reason = (
+        F.when(array.isNull(), embeddings.NULL)
+        .when(F.size(array) != head.dimension, embeddings.WRONG_LENGTH)
+        .when(_norm(_of_right_length(array, head)) == 0, embeddings.ZERO_NORM)
+        .otherwise(embeddings.NOT_FINITE)
     )
-    return score, (error.when(norm == 0, embeddings.ZERO_NORM) if normalize else error)
+    return F.when(score.isNull(), reason)
+
+
+def _of_right_length(array: Column, head: Head) -> Column:
+    # The vector functions raise on another length.
+    return F.when(F.size(array) == head.dimension, array)
+
+
+def _norm(array: Column) -> Column:
+    return F.call_function("vector_norm", array, F.lit(2.0).cast("float"))
 
 
 def _column(column: ColumnOrName) -> Column:

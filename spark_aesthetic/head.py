@@ -58,6 +58,11 @@ class Head:
         return np.asarray(self.layers[0].weight[0], dtype=np.float32)
 
     @property
+    def norm(self) -> float:
+        """L2 norm of the weights of an affine head."""
+        return float(np.linalg.norm(self.layers[0].weight[0].astype(np.float64)))
+
+    @property
     def bias(self) -> float:
         """Bias of an affine head."""
         return float(self.layers[0].bias[0])

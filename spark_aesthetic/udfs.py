@@ -22,13 +22,18 @@ from spark_aesthetic.predictors import Predictor
 if TYPE_CHECKING:
     from pyspark.sql._typing import UserDefinedFunctionLike
 
-# The first release with vector_inner_product and vector_norm.
+# The first release with vector_inner_product, vector_cosine_similarity and vector_norm.
 _NATIVE_SINCE = (4, 2)
 
 
 def runs_natively(head: Head) -> bool:
     """Whether this Spark scores embeddings with this head without Python."""
-    return head.affine and tuple(int(part) for part in pyspark.__version__.split(".")[:2]) >= _NATIVE_SINCE
+    # Weights of all zeros have no direction, so no cosine similarity to an embedding either.
+    return (
+        head.affine
+        and head.norm > 0
+        and tuple(int(part) for part in pyspark.__version__.split(".")[:2]) >= _NATIVE_SINCE
+    )
 
 
 def score_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:

@@ -146,6 +146,8 @@ ODD_VECTORS = [
     ([float("nan"), *UNIT[1:]], "embedding: not finite"),
     ([float("inf"), *UNIT[1:]], "embedding: not finite"),
     ([0.0] * 768, "embedding: zero norm"),
+    ([1e-30] * 768, "embedding: zero norm"),  # its square is nothing in float32
+    ([1e30] * 768, "embedding: not finite"),  # and that of this one too much
 ]
 
 
@@ -154,10 +156,10 @@ def score_rows(column: object, frame: DataFrame) -> list[tuple[float | None, str
     return [(row.score, row.error) for row in sorted(found.collect(), key=lambda row: row.id)]
 
 
-def both_ways(frame: DataFrame, **options: bool) -> list[list[tuple[float | None, str | None]]]:
+def both_ways(frame: DataFrame, *, vector: bool = False) -> list[list[tuple[float | None, str | None]]]:
     pinned = weights.pin(sa.resolve(sa.DEFAULT))
-    udf = udfs.vector_udf(pinned, options.get("normalize", True), None)
-    return [score_rows(functions.embedding_columns("e", **options), frame), score_rows(udf("e"), frame)]
+    native = functions.embedding_columns("e", predictor=pinned, vector=vector)
+    return [score_rows(native, frame), score_rows(udfs.vector_udf(pinned, True, None)("e"), frame)]
 
 
 @pytest.mark.parametrize("kind", ["array<float>", "array<double>", "vector"])
@@ -200,17 +202,38 @@ def test_a_sparse_vector_scores_as_its_dense_form(spark: SparkSession) -> None:
         assert found[0][1] is None
 
 
+def test_an_embedding_at_right_angles_to_the_weights_scores_as_the_bias(spark: SparkSession) -> None:
+    head = weights.load_head(weights.pin(sa.resolve(sa.DEFAULT)))
+    row = [float(head.weight[1]), -float(head.weight[0]), *[0.0] * 766]
+    for found in both_ways(spark.createDataFrame([(0, row)], "id int, e array<float>")):
+        assert found == [(pytest.approx(head.bias, abs=1e-6), None)]
+
+
+def test_weights_of_all_zeros_score_as_the_bias(spark: SparkSession, tmp_path: Path) -> None:
+    file = tmp_path / "zeros.safetensors"
+    save_file({"weight": np.zeros((1, 768), np.float32), "bias": np.full(1, 4.0, np.float32)}, file)
+    zeros = sa.Predictor(
+        name="untrained-zeros", backbone="ViT-L-14-quickgelu", backbone_weights="untrained:0", head_weights=str(file)
+    )
+    column = sa.aesthetic_score_from_embedding("e", predictor=zeros)
+    assert spark.createDataFrame([(UNIT,)], "e array<float>").select(column).collect() == [(4.0,)]
+
+
 def test_without_normalisation_the_length_counts_and_zeros_score_as_the_bias(spark: SparkSession) -> None:
     head = weights.load_head(weights.pin(sa.resolve(sa.DEFAULT)))
-    rows = [(0, UNIT), (1, [2 * value for value in UNIT]), (2, [0.0] * 768)]
-    for found in both_ways(spark.createDataFrame(rows, "id int, e array<float>"), normalize=False):
-        unit, double, zeros = (score for score, _ in found)
+    rows = [UNIT, [2 * value for value in UNIT], [0.0] * 768, [float("nan"), *UNIT[1:]], [None, *UNIT[1:]], [1.0], None]
+    frame = spark.createDataFrame(list(enumerate(rows)), "id int, e array<float>").orderBy("id")
+    native = sa.aesthetic_score_from_embedding("e", normalize=False)
+    by_udf = udfs.vector_udf(weights.pin(sa.resolve(sa.DEFAULT)), False, None)("e").getField("score")
+    for column in (native, by_udf):
+        unit, double, zeros, *odd = (score for (score,) in frame.select(column).collect())
         assert zeros == pytest.approx(head.bias, abs=1e-5)
         assert double - zeros == pytest.approx(2 * (unit - zeros), abs=1e-5)
+        assert odd == [None] * 4
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_an_embedding_is_read_once_for_the_product_and_once_for_the_norm(
+def test_an_embedding_is_read_once(
     spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str], normalize: bool
 ) -> None:
     # From a file: a local relation is computed before any code is generated.
@@ -218,12 +241,15 @@ def test_an_embedding_is_read_once_for_the_product_and_once_for_the_norm(
     frame = spark.read.parquet(str(tmp_path / "rows"))
     sa.register(spark)
     in_sql = F.expr("aesthetic_score_from_embedding(e)")
-    columns = [functions.embedding_columns("e", normalize=normalize), *([in_sql] if normalize else [])]
-    for column in columns:
+    score = functions.aesthetic_score_from_embedding("e", normalize=normalize)
+    for column in [score, *([in_sql] if normalize else [])]:
         capsys.readouterr()
         frame.select(column).explain("codegen")
         code = capsys.readouterr().out
-        assert code.count("expressions.VectorFunctionImplUtils.vectorInnerProduct(") == 1
+        used, unused = ("CosineSimilarity", "InnerProduct") if normalize else ("InnerProduct", "CosineSimilarity")
+        assert code.count(f"expressions.VectorFunctionImplUtils.vector{used}(") == 1
+        assert code.count(f"expressions.VectorFunctionImplUtils.vector{unused}(") == 0
+        # There for the one case in which the similarity alone does not tell a score from an overflow.
         assert code.count("expressions.VectorFunctionImplUtils.vectorNorm(") == int(normalize)
 
 
