@@ -70,8 +70,15 @@ benchmarks/.venv/ready: benchmarks/requirements.lock $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python benchmarks/.venv/bin/python --requirements benchmarks/requirements.lock
 	touch $@
 
+# clip-retrieval pins NumPy 1.
+benchmarks/.venv-clip-retrieval/ready: benchmarks/requirements-clip-retrieval.lock $(VENV)/ready
+	$(PYTHON) -m venv benchmarks/.venv-clip-retrieval
+	$(BIN)/uv pip install --quiet --python benchmarks/.venv-clip-retrieval/bin/python \
+		--requirements benchmarks/requirements-clip-retrieval.lock
+	touch $@
+
 .PHONY: bench
-bench: setup benchmarks/.venv/ready ## Measure this package and its peers in turn (half an hour; nothing else should run)
+bench: setup benchmarks/.venv/ready benchmarks/.venv-clip-retrieval/ready ## Measure this package and its peers in turn (an hour; nothing else should run)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/load.py
 
@@ -81,7 +88,10 @@ lock: setup ## Resolve the dependencies again (requirements.lock)
 		--python-version 3.10 --constraints - --no-header --no-annotate --quiet --output-file requirements.lock
 	$(BIN)/uv pip compile benchmarks/requirements.in --universal --python-version 3.11 --constraints requirements.lock \
 		--no-header --no-annotate --quiet --output-file benchmarks/requirements.lock
+	grep -E '^(torch|torchvision|pillow|timm|safetensors)==' benchmarks/requirements.lock | \
+		$(BIN)/uv pip compile benchmarks/requirements-clip-retrieval.in --python-version 3.11 --constraints - \
+		--no-header --no-annotate --quiet --output-file benchmarks/requirements-clip-retrieval.lock
 
 .PHONY: clean
 clean: ## Remove what the targets made
-	rm -rf $(VENV) benchmarks/.venv build dist $(OUT) spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.venv* build dist $(OUT) spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache

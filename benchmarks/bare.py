@@ -30,6 +30,9 @@ def main(model: str, batch_rows: int, cores: int) -> None:
     """Serve them, each on all cores."""
     open_clip.add_model_config(Path(model) / "configs")
     pinned = weights.pin(Predictor.load(f"{model}/predictor.json"))
+    peer_model.load(model)
+    # Loading sets one thread, for a process of several; this one has all cores.
+    torch.set_num_threads(cores)
 
     def decoding(fast: bool) -> Callable[[str, str], float]:
         def run(data: str, out: str) -> float:
@@ -45,7 +48,6 @@ def main(model: str, batch_rows: int, cores: int) -> None:
         def run(data: str, out: str) -> float:
             count = pq.read_table(data, columns=["name"]).num_rows
             pixels = torch.randint(0, 256, (batch_rows, 224, 224, 3), dtype=torch.uint8)
-            torch.set_num_threads(cores)
             started = perf_counter()
             with torch.inference_mode():
                 for at in range(0, count, batch_rows):

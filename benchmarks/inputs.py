@@ -21,15 +21,18 @@ from spark_aesthetic.testing import photographs
 _ROWS_A_GROUP = 40_000
 
 
-def write_photographs(folder: Path, count: int, width: int, height: int, *, files: int = 4) -> None:
-    """JPEGs of one size, all different: seeded crops, mirrored or not, of the real photographs, with sensor noise."""
+def write_photographs(folder: Path, count: int, width: int, height: int, *, files: int = 4, copies: int = 1) -> None:
+    """JPEGs of one size, all different: seeded crops, mirrored or not, of the real photographs, with sensor noise.
+
+    Each is there `copies` times, under names of their own.
+    """
     folder.mkdir(parents=True)
     originals = [Image.open(BytesIO(data)).convert("RGB") for data in photographs().values()]
     for number, seeds in enumerate(np.array_split(np.arange(count), files)):
         images = [_photograph(originals, int(seed), width, height) for seed in seeds]
-        names = [f"{width}x{height}-{seed:05d}" for seed in seeds]
-        table = pa.table({"name": names, "image": pa.array(images, pa.binary())})
-        pq.write_table(table, folder / f"part-{width}-{number}.parquet", compression="none")
+        names = [f"{width}x{height}-{seed:05d}-{copy}" for copy in range(copies) for seed in seeds]
+        table = pa.table({"name": names, "image": pa.array(copies * images, pa.binary())})
+        pq.write_table(table, folder / f"part-{number}.parquet", compression="none")
 
 
 def _photograph(originals: list[Image.Image], seed: int, width: int, height: int) -> bytes:
@@ -48,7 +51,7 @@ def _photograph(originals: list[Image.Image], seed: int, width: int, height: int
 
 
 def write_embeddings(folder: Path, count: int, dimension: int, *, files: int = 4) -> None:
-    """Random unit embeddings, float32."""
+    """Random unit embeddings, float32, in pages as Spark writes them."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for number in range(files):
@@ -56,7 +59,13 @@ def write_embeddings(folder: Path, count: int, dimension: int, *, files: int = 4
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         offsets = pa.array(np.arange(0, rows.size + 1, dimension, dtype=np.int32))
         column = pa.ListArray.from_arrays(offsets, pa.array(rows.ravel()))
-        pq.write_table(pa.table({"embedding": column}), folder / f"part-{number}.parquet", row_group_size=_ROWS_A_GROUP)
+        # Where all values differ pyarrow still begins with a dictionary of up to 1 MB; Spark's writer does not.
+        pq.write_table(
+            pa.table({"embedding": column}),
+            folder / f"part-{number}.parquet",
+            row_group_size=_ROWS_A_GROUP,
+            use_dictionary=False,
+        )
 
 
 def write_model(folder: Path, predictor: Predictor, config: dict[str, object] | None) -> None:

@@ -21,6 +21,7 @@ def main(model: str, batch_rows: int, cores: int) -> None:
             peer_model.load(model)
 
         def __call__(self, images: Series) -> np.ndarray:
+            peer_model.begin(model)
             return peer_model.score(model, images.to_pylist())
 
     head = np.load(f"{model}/default_head.npz")
@@ -32,9 +33,10 @@ def main(model: str, batch_rows: int, cores: int) -> None:
         rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
         return rows @ weight / np.linalg.norm(rows, axis=1) + bias
 
-    def images(data: str, out: str) -> None:
+    def images(data: str, out: str) -> float:
         frame = daft.read_parquet(f"{data}/*.parquet")
-        frame.select("name", Scorer(frame["image"]).alias("score")).write_parquet(out)
+        scored = frame.select("name", Scorer(frame["image"]).alias("score"))
+        return peer_model.seconds_since_begin(lambda: scored.write_parquet(out), model)
 
     def embeddings(data: str, out: str) -> None:
         frame = daft.read_parquet(f"{data}/*.parquet")

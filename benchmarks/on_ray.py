@@ -20,6 +20,7 @@ class Scorer:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One batch, which map_batches cuts."""
+        peer_model.begin(self.model)
         return {"name": batch["name"], "score": peer_model.score(self.model, list(batch["image"]))}
 
 
@@ -35,12 +36,12 @@ def main(model: str, batch_rows: int, cores: int) -> None:
         rows = np.stack(batch["embedding"])
         return {"score": rows @ weight / np.linalg.norm(rows, axis=1) + bias}
 
-    def images(data: str, out: str) -> None:
+    def images(data: str, out: str) -> float:
         rows = ray.data.read_parquet(data, file_extensions=["parquet"], columns=["name", "image"])
         scored = rows.map_batches(
             Scorer, fn_constructor_args=(model,), batch_size=batch_rows, compute=ray.data.ActorPoolStrategy(size=cores)
         )
-        scored.write_parquet(out)
+        return peer_model.seconds_since_begin(lambda: scored.write_parquet(out), model)
 
     def embeddings(data: str, out: str) -> None:
         rows = ray.data.read_parquet(data, file_extensions=["parquet"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,23 @@ def load(folder: str) -> Any:
         head = load_file(Path(folder) / "head.safetensors")
         _loaded[folder] = model, transform, head
     return _loaded[folder]
+
+
+def begin(folder: str) -> None:
+    """Leave word of the moment at which the first process begins with its first batch; others change nothing."""
+    with suppress(FileExistsError):
+        _begun(folder).touch(exist_ok=False)
+
+
+def seconds_since_begin(query: Callable[[], object], folder: str) -> float:
+    """Run a query whose processes call `begin`; the seconds it took from there, when they had started and loaded."""
+    _begun(folder).unlink(missing_ok=True)
+    query()
+    return time() - _begun(folder).stat().st_mtime
+
+
+def _begun(folder: str) -> Path:
+    return Path(folder) / "begun"
 
 
 def score(folder: str, images: list[bytes]) -> npt.NDArray[np.float32]:
