@@ -193,8 +193,8 @@ def measure(name: str, contest: Contest, repeats: int, work: Path) -> dict[str, 
     seconds: dict[str, list[float]] = {run: [] for _, run in order}
     outs: dict[str, Path] = {}
     if contest.size == (0, 0):
-        # All of the rows, three times: the JVM compiles what it has run often, and 2,000 would leave it interpreted.
-        for warm in range(3):
+        # All of the rows, eight times: rates rise until about the fifth, while the JVM compiles what it runs often.
+        for warm in range(8):
             for run in contest.contestants["on_spark.py"]:
                 servers["on_spark.py"].run(run, folder / "rows", folder / f"warm-{warm}-{run}")
     for repeat in range(repeats):
