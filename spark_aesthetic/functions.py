@@ -124,8 +124,9 @@ def aesthetic_score_from_embedding(
     """Score CLIP image embeddings.
 
     With an affine head (all built-in ones but `laion-aesthetics-v2-ava-relu`) on Spark 4.2 or later this is a
-    Spark expression: no Python worker, and 0.6 to 0.9 of the speed of reading the column (200,000 rows of 768 floats
-    from Parquet on 2 cores, medians of ten runs in several sessions). Otherwise it is a pandas UDF.
+    Spark expression: no Python worker, and 0.45 to 0.9 of the speed of reading the column (200,000 rows of 768 floats
+    on 2 cores, medians of several sessions; the lower ones from Delta, beside other queries).
+    Otherwise it is a pandas UDF.
 
     Args:
         embedding: array<float> or array<double> column, or an ml Vector column with `vector=True`.
