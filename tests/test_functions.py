@@ -242,15 +242,17 @@ def test_an_embedding_is_read_once(
     sa.register(spark)
     in_sql = F.expr("aesthetic_score_from_embedding(e)")
     score = functions.aesthetic_score_from_embedding("e", normalize=normalize)
-    for column in [score, *([in_sql] if normalize else [])]:
+    with_reason = functions.embedding_columns("e", predictor=weights.pin(sa.resolve(sa.DEFAULT)))
+    for column in [score, *([in_sql, with_reason] if normalize else [])]:
         capsys.readouterr()
         frame.select(column).explain("codegen")
         code = capsys.readouterr().out
         used, unused = ("CosineSimilarity", "InnerProduct") if normalize else ("InnerProduct", "CosineSimilarity")
         assert code.count(f"expressions.VectorFunctionImplUtils.vector{used}(") == 1
         assert code.count(f"expressions.VectorFunctionImplUtils.vector{unused}(") == 0
-        # There for the one case in which the similarity alone does not tell a score from an overflow.
-        assert code.count("expressions.VectorFunctionImplUtils.vectorNorm(") == int(normalize)
+        # Within branches: for a similarity of 0, which may be an overflow, and for the reason of a null.
+        norms = 2 if column is with_reason else int(normalize)
+        assert code.count("expressions.VectorFunctionImplUtils.vectorNorm(") == norms
 
 
 def test_an_affine_head_needs_no_python_worker(spark: SparkSession) -> None:
