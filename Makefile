@@ -64,6 +64,10 @@ lint: setup
 unit: setup
 	$(BIN)/pytest -n 2 --dist loadfile
 
+.PHONY: test-faults
+test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments
+	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest tests/test_faults.py
+
 # The peers in an environment of their own: their pins would meet Spark's.
 benchmarks/.venv/ready: benchmarks/requirements.lock $(VENV)/ready
 	$(PYTHON) -m venv benchmarks/.venv
@@ -81,6 +85,7 @@ benchmarks/.venv-clip-retrieval/ready: benchmarks/requirements-clip-retrieval.lo
 bench: setup benchmarks/.venv/ready benchmarks/.venv-clip-retrieval/ready ## Measure this package and its peers in turn (an hour; nothing else should run)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/chunks.py
 
 .PHONY: lock
 lock: setup ## Resolve the dependencies again (requirements.lock)

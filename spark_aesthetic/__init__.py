@@ -19,6 +19,8 @@ __all__ = [
     "score_image",
     "register",
     "score_table",
+    "rescore_from_embeddings",
+    "history",
     "Summary",
     "Predictor",
     "DEFAULT",
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from spark_aesthetic.options import Options
     from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
     from spark_aesthetic.sql import register
-    from spark_aesthetic.tables import Summary, score_table
+    from spark_aesthetic.tables import Summary, history, rescore_from_embeddings, score_table
 
 _HOME = {
     "aesthetic_score": "functions",
@@ -42,6 +44,8 @@ _HOME = {
     "score_image": "functions",
     "register": "sql",
     "score_table": "tables",
+    "rescore_from_embeddings": "tables",
+    "history": "tables",
     "Summary": "tables",
     "Predictor": "predictors",
     "DEFAULT": "predictors",

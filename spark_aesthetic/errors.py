@@ -7,6 +7,7 @@
     │   ├── WeightsNotFoundError               nowhere, and the network did not help
     │   └── ChecksumError                      found, but not the file that was asked for
     ├── TableError (ValueError)                source, column, type, key or scores table
+    │   └── SourceChangedError                 rows changed, and nothing tells which
     ├── ResourceError (RuntimeError)           a device that Spark or the machine cannot give
     └── MissingDependencyError (ImportError)   an extra that is not installed
 
@@ -46,6 +47,10 @@ class ChecksumError(WeightsError):
 
 class TableError(AestheticError, ValueError):
     """A table, column, type or key that the job cannot work on."""
+
+
+class SourceChangedError(TableError):
+    """A source whose rows were updated or deleted, without a change data feed that tells which."""
 
 
 class ResourceError(AestheticError, RuntimeError):

@@ -124,8 +124,9 @@ def aesthetic_score_from_embedding(
     """Score CLIP image embeddings.
 
     With an affine head (all built-in ones but `laion-aesthetics-v2-ava-relu`) on Spark 4.2 or later this is a
-    Spark expression: no Python worker, and 0.79 of the speed of reading the column, 0.85 without `normalize` (`make
-    bench`: 200,000 rows of 768 floats from Delta, 2 cores, with the JVM option of conf/local.conf; 0.5 to 0.6 without it).
+    Spark expression: no Python worker, and 0.79 of the speed of reading the column, 0.85 without `normalize`
+    (`make bench`: 200,000 rows of 768 floats from Delta, 2 cores, with the JVM option of conf/local.conf; 0.5 to 0.6
+    without it).
     Otherwise it is a pandas UDF.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -94,6 +95,24 @@ device, dtype, decode, num_threads, max_pixels, model_path
             if name not in valid:
                 raise OptionError(f"no option {name!r}: {nearest(name, valid)}")
         return cls(**given)
+
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def in_bytes(name: str, size: str | int) -> int:
+    """A size as Spark's settings have it, in bytes.
+
+    Raises:
+        OptionError: It is none, or not above zero.
+
+    >>> in_bytes("max_bytes_per_chunk", "8g"), in_bytes("max_bytes_per_chunk", 1024)
+    (8589934592, 1024)
+    """
+    found = re.fullmatch(r"(\d+)([kmgt]?)b?", str(size).strip().lower())
+    if found is None or int(found[1]) == 0:
+        raise OptionError(f"{name}={size!r}: expected a number of bytes above zero, such as 8g, 512m or 1000000")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def _is_whole(value: Any) -> bool:

@@ -11,9 +11,10 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType
+from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError, nearest
 from spark_aesthetic.predictors import Predictor
@@ -21,35 +22,51 @@ from spark_aesthetic.predictors import Predictor
 # As many embeddings are looked at to tell a wrong predictor from a few wrong rows.
 _SAMPLE_ROWS = 1000
 
+# Up to as many keys are written into a query.
+_FILTER_KEYS = 1000
+
+# Up to as many keys go to every executor, so that image bytes are not shuffled to meet them.
+_BROADCAST_KEYS = 5_000_000
+
 
 @dataclass(frozen=True)
 class Source:
     """A Delta table at one version, so that every pass of a run sees the same rows.
 
     Attributes:
-        identifier: As SQL takes it.
+        table: As the user names it.
+        id: Delta's own, which no other table ever has.
+        location: Its folder.
+        feed: Whether it has a change data feed.
         version: The version that was current when the run began.
         rows: All of its rows and columns.
     """
 
-    identifier: str
+    table: str
+    id: str
+    location: str
+    feed: bool
     version: int
     rows: DataFrame
+
+    @property
+    def identifier(self) -> str:
+        """The table as SQL takes it."""
+        return identifier(self.table)
 
 
 def identifier(table: str) -> str:
     """A table as SQL takes it: a catalog name as it is, a path (anything with a slash) as delta.`path`.
 
-    Delta takes whole paths only, so a relative one begins at the driver's working folder.
-
     >>> identifier("main.default.photos"), identifier("/data/photos"), identifier("s3://bucket/photos")
     ('main.default.photos', 'delta.`/data/photos`', 'delta.`s3://bucket/photos`')
     """
-    if "/" not in table:
-        return table
-    if ":" not in table:
-        table = os.path.abspath(table)  # noqa: PTH100 (Path.absolute would keep the "..")
-    return f"delta.`{table.replace('`', '``')}`"
+    return f"delta.`{whole(table).replace('`', '``')}`" if "/" in table else table
+
+
+def whole(path: str) -> str:
+    """A path as Delta takes it: a relative one begins at the driver's working folder."""
+    return path if ":" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute would keep the "..")
 
 
 def check_gpu_scheduling(spark: SparkSession) -> None:
@@ -77,37 +94,55 @@ def open_source(spark: SparkSession, table: str) -> Source:
     Raises:
         TableError: There is no such table, or it is not a Delta table, or the session has no Delta.
     """
-    name = identifier(table)
-    if not is_delta(spark, table):
+    name, found = identifier(table), detail(spark, table)
+    if found is None:
         hint = ""
         if "/" not in table and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
             hint = " (names of earlier runs need a metastore: --conf spark.sql.catalogImplementation=hive)"
         raise TableError(f"source {table!r}: expected a Delta table, found none; check the name or path{hint}")
-    version = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").select("version").collect()[0][0]
-    return Source(name, version, spark.read.option("versionAsOf", version).table(name))
+    version = current_version(spark, name)
+    return Source(
+        table=table,
+        id=found.id,
+        location=found.location,
+        feed=found.properties.get("delta.enableChangeDataFeed", "false").lower() == "true",
+        version=version,
+        rows=spark.read.option("versionAsOf", version).table(name),
+    )
+
+
+def current_version(spark: SparkSession, name: str) -> int:
+    """The number of a table's newest version."""
+    version: int = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").select("version").collect()[0][0]
+    return version
 
 
 def is_delta(spark: SparkSession, table: str) -> bool:
-    """Whether a Delta table is there; False where nothing is.
+    """Whether a Delta table is there; see `detail`."""
+    return detail(spark, table) is not None
+
+
+def detail(spark: SparkSession, table: str) -> Row | None:
+    """What DESCRIBE DETAIL says of a Delta table; None where nothing is.
 
     Raises:
         TableError: Something else is there, or the session cannot read Delta tables.
     """
     try:
-        found = spark.sql(f"DESCRIBE DETAIL {identifier(table)}").select("format").collect()[0][0]
+        found = spark.sql(f"DESCRIBE DETAIL {identifier(table)}").collect()[0]
     # The second is how a file system says that it has no such scheme or grants no access.
     except (PySparkException, Py4JJavaError) as error:
         condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
         if "NOT_FOUND" in condition or "MISSING_DELTA_TABLE" in condition or "PATH_DOES_NOT_EXIST" in condition:
-            return False
+            return None
         raise TableError(
             f"table {table!r}: expected a Delta table, found: {_first_line(error)}{_delta_hint(spark)}"
         ) from error
-    if found != "delta":
+    if found.format != "delta":
         raise TableError(
-            f"table {table!r}: expected a Delta table, found format {found!r}; CONVERT TO DELTA or copy it"
+            f"table {table!r}: expected a Delta table, found format {found.format!r}; CONVERT TO DELTA or copy it"
         )
-    return True
+    return found
 
 
 def _delta_hint(spark: SparkSession) -> str:
@@ -155,8 +190,9 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
             f"--embedding-col {column}: expected array<float>, array<double> or an ml Vector, "
             f"found {found.simpleString()}; cast it, or score image bytes with --image-col"
         )
-    # A null vector is left out before vector_to_array, which raises on it.
-    known = rows.where(F.col(column).isNotNull()).limit(_SAMPLE_ROWS)
+    # The limit first: with nothing below it Delta reads no more files than it takes. A null vector is left out before
+    # vector_to_array, which raises on it.
+    known = rows.select(F.col(column)).limit(_SAMPLE_ROWS).where(F.col(column).isNotNull())
     lengths = known.select(F.size(vector_to_array(F.col(column)) if is_vector else F.col(column)).alias("length"))
     counted = {row.length: row["count"] for row in lengths.groupBy("length").count().collect()}
     if counted and dimension not in counted:
@@ -167,15 +203,8 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     return is_vector
 
 
-def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> int:
-    """Check that the key columns identify a row each, reading only them.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        TableError: A key column is missing or reserved, or there are nulls or duplicates.
-    """
+def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> None:
+    """Raise TableError unless the key columns are there, each once, and none is one that the job writes."""
     if len({column.lower() for column in key}) < len(key):
         raise TableError(f"--key {', '.join(key)}: expected each column once; leave out the repeated one")
     for column in key:
@@ -183,6 +212,14 @@ def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> i
             raise TableError(f"--key: no column {column!r} in the source: {nearest(column, rows.columns)}")
         if column.lower() in reserved:
             raise TableError(f"--key: expected a column of your own, found {column!r}, which the job writes; rename it")
+
+
+def check_key_values(rows: DataFrame, key: Sequence[str]) -> None:
+    """Check that the key columns identify a row each, reading only them.
+
+    Raises:
+        TableError: There are nulls or duplicates.
+    """
     named = ", ".join(key)
     has_null = F.lit(False)
     for column in key:
@@ -202,7 +239,6 @@ def check_key(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> i
             f"--key {named}: expected a value of its own in each of the {found.rows} rows, found {counts}; add a "
             "column to the key or drop those rows"
         )
-    return int(found.rows)
 
 
 def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *, required: Sequence[str]) -> None:
@@ -257,6 +293,21 @@ def check_weights(predictor: Predictor, model_path: str | None) -> None:
     from spark_aesthetic import prepare
 
     prepare.check(predictor, model_path)
+
+
+def rows_of(rows: DataFrame, keys: DataFrame, key: Sequence[str], count: int) -> DataFrame:
+    """The rows that have one of `count` keys, without a shuffle of image bytes while the keys fit a broadcast."""
+    if count <= _FILTER_KEYS:
+        # By the least and the greatest value Delta leaves out files and Parquet row groups; a join leaves out neither.
+        for at, values in enumerate(zip(*keys.select(*map(quoted, key)).collect(), strict=True)):
+            rows = rows.where(F.col(quoted(key[at])).isin(list(values)))
+    return rows.join(F.broadcast(keys) if count <= _BROADCAST_KEYS else keys, list(key), "left_semi")
+
+
+def describe(spark: SparkSession, text: str) -> None:
+    """Say in the Spark UI what the jobs of this thread are for; Connect has no such words."""
+    if not is_remote():
+        spark.sparkContext.setJobDescription(text)
 
 
 def quoted(column: str) -> str:

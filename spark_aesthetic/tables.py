@@ -1,46 +1,46 @@
-"""Delta tables: which rows lack a score, score them, and commit them once.
-
-Everything about Delta goes through Spark SQL, so the same lines run on a classic and a Connect session.
-"""
+"""Delta tables: which rows lack a score, score them chunk by chunk, and commit each once."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, TextIO
 
-from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, TimestampType
 
+import spark_aesthetic
 from spark_aesthetic import preflight, udfs, weights
-from spark_aesthetic.errors import TableError
+from spark_aesthetic.errors import TableError, nearest
 from spark_aesthetic.functions import embedding_columns
-from spark_aesthetic.options import OptionArgs, Options
+from spark_aesthetic.options import OptionArgs, Options, in_bytes
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
 from spark_aesthetic.preflight import Source, identifier, quoted
-from spark_aesthetic.worker import STAGES
+from spark_aesthetic.runs import FOLDER, Run
+from spark_aesthetic.scores import (
+    EMBEDDING,
+    ERROR,
+    MODEL,
+    SCORE,
+    SCORED_AT,
+    TYPES,
+    Commit,
+    Target,
+    backbones,
+    history,
+    make_view,
+)
+from spark_aesthetic.stream import Chunks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-SCORE, ERROR, MODEL, SCORED_AT = "aesthetic_score", "aesthetic_error", "aesthetic_model", "aesthetic_scored_at"
-EMBEDDING = "clip_embedding"
+__all__ = ["Summary", "history", "rescore_from_embeddings", "score_table"]
 
-_TYPES: dict[str, DataType] = {
-    SCORE: FloatType(),
-    ERROR: StringType(),
-    MODEL: StringType(),
-    SCORED_AT: TimestampType(),
-    EMBEDDING: ArrayType(FloatType()),
-}
-
-# Up to as many missing keys go to every executor, so that image bytes are not shuffled to meet them.
-_BROADCAST_KEYS = 5_000_000
+# What a kill may cost: at most so much of the source is read and scored again.
+MAX_BYTES_PER_CHUNK = "8g"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Summary:
         skipped: Rows that this model had scored, or failed on, before.
         model: Name and content of the predictor, as in `aesthetic_model`.
         seconds: Wall-clock time of the run.
+        chunks: Commits of scores in this run.
+        dropped: Scores that were dropped, for their rows are no longer in the source.
+        bytes_rewritten: In place, bytes of the source's files that held rows to be scored: the commit rewrote them.
         stages: Of images, seconds that the workers' threads took to decode, to transfer to the device and to infer,
             and that they waited for Spark; their sum over the threads passes `seconds` where work was done at once.
         peak_memory_bytes: Of images, the most memory that one worker had resident, shared pages included.
@@ -69,6 +72,9 @@ class Summary:
     model: str
     seconds: float
     failed_by_reason: dict[str, int] = field(default_factory=dict)
+    chunks: int | None = None
+    dropped: int | None = None
+    bytes_rewritten: int | None = None
     stages: dict[str, float] | None = None
     peak_memory_bytes: int | None = None
     dry_run: bool = False
@@ -77,6 +83,11 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it, without what a run of its kind does not have."""
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
 
 
 def score_table(
@@ -88,18 +99,35 @@ def score_table(
     embedding_col: str | None = None,
     scores: str | None = None,
     view: str | None = None,
+    view_model: str | None = None,
     predictor: str | Predictor = DEFAULT,
     with_embedding: bool = False,
+    checkpoint: str | None = None,
+    max_bytes_per_chunk: str | int = MAX_BYTES_PER_CHUNK,
+    max_files_per_chunk: int | None = None,
+    reconcile: bool = False,
+    version_col: str | None = None,
+    retry_failed: bool = False,
     dry_run: bool = False,
+    every: str | None = None,
+    stopping: Callable[[], bool] = never,
+    progress_file: TextIO | None = None,
     **options: Unpack[OptionArgs],
 ) -> Summary:
     """Add scores to the rows of a Delta table that this model has not scored yet.
 
+    With `scores` they go, with the key and aesthetic_scored_at (timestamp), to a narrow table that is made if need be,
+    and the source is not touched: the choice for tables of images. Spark's streaming reads the source chunk by chunk;
+    each chunk is one commit, made exactly once however often the run is killed and started again, and a run reads
+    what is new alone.
+
     Without `scores` the source itself gets the columns aesthetic_score (float), aesthetic_error (string) and
-    aesthetic_model (string), by MERGE on the key; Delta then rewrites the files of those rows, image bytes
-    included. With `scores` they go, with the key and aesthetic_scored_at (timestamp), to a narrow table that
-    is made if need be, and the source is not touched: the choice for tables of images. All rows of a run
-    are committed at once or not at all. A row that failed counts as scored: it keeps its reason.
+    aesthetic_model (string): the same chunks go to a table beside it, then one MERGE on the key takes them over. Delta
+    rewrites the files of those rows for it, image bytes included.
+
+    New rows are found by what has been committed to the source. Rows that are updated or deleted there are followed
+    where the source has a change data feed; without one the run stops with an error that says so. A row that failed
+    counts as scored: it keeps its reason.
 
     Args:
         spark: A session with Delta Lake.
@@ -108,10 +136,22 @@ def score_table(
         image_col: Binary column of image files. Either this or `embedding_col`.
         embedding_col: array<float>, array<double> or ml Vector column of CLIP embeddings; normalised here.
         scores: Delta table for the scores, by name or by path.
-        view: With `scores`, a view to make or replace that joins source and scores of this model.
+        view: With `scores`, a view to make or replace that joins source and scores.
+        view_model: The `aesthetic_model` that the view shows, or "all" for columns of each; by default this run's.
         predictor: A predictor, its name, or the path of its JSON file.
         with_embedding: Also write `clip_embedding` (array<float>), so that other heads can score it later.
+        checkpoint: Folder for the state of streams; by default `_spark_aesthetic` in the folder of the scores table.
+        max_bytes_per_chunk: Of the source's files, about; a number, or text such as "8g".
+        max_files_per_chunk: Of the source, if that limit is reached first.
+        reconcile: First compare the keys of source and scores, reading no image but those to be scored: score what is
+            missing or changed, drop the scores of rows that are gone.
+        version_col: Column of the source that differs where the image does; kept beside the score, so that `reconcile`
+            finds changed rows without a change data feed.
+        retry_failed: Also score the rows that have failed before.
         dry_run: Check everything and count, write nothing.
+        every: Go on for ever, and look for new rows so often ("1 minute").
+        stopping: Asked before each chunk, and each second between them, whether to end.
+        progress_file: Where progress is shown: one live line if it is a terminal, by default stderr.
         **options: See `spark_aesthetic.Options`.
 
     Returns:
@@ -119,53 +159,161 @@ def score_table(
 
     Raises:
         AestheticError: One of its kinds, before any work: source, columns, types, key, weights, options or
-            devices are not right.
+            devices are not right. During work TableError: the source has changed in a way that it does not tell, or
+            another run is at work on the same scores.
     """
     started = time.monotonic()
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
     model = pinned.model_id
     preflight.check_gpu_scheduling(spark)
-    _check_combination(source, image_col, embedding_col, scores, view, with_embedding)
+    _check_combination(
+        source, image_col, embedding_col, scores, view, view_model, with_embedding, reconcile, version_col, every
+    )
     table = preflight.open_source(spark, source)
     struct = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
-    written = [SCORE, ERROR, MODEL, *([SCORED_AT] if scores else []), *([EMBEDDING] if with_embedding else [])]
-    rows_read = preflight.check_key(table.rows, key, reserved=list(_TYPES))
+    preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
     if view is not None:
         preflight.check_view(spark, view)
-
+    written = [SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])]
     if scores is None:
-        preflight.check_columns(table.rows, {name: _TYPES[name] for name in written}, source, required=())
-        todo = _unscored_in_place(table.rows, model)
-        to_score = todo.count()
-    else:
-        missing = _unscored_keys(spark, table.rows, key, scores, model, written)
-        to_score = missing.count()
-        todo = table.rows if to_score == rows_read else _rows_of(table.rows, missing, to_score, key)
+        in_place = {name: TYPES[name] for name in written if name != SCORED_AT}
+        preflight.check_columns(table.rows, in_place, source, required=())
 
-    by_reason: dict[str | None, int] = {}
-    costs: dict[str, float] = {}
-    if not dry_run:
-        if scores is not None:
-            _make_scores_table(spark, identifier(scores), table.rows, key, written)
-        if to_score:
-            by_reason, costs = _score_and_commit(spark, table, todo, struct, key, scores, model, written)
-        if view is not None and scores is not None:
-            _make_view(spark, view, table, identifier(scores), key, model, written)
-    good = by_reason.pop(None, 0)
-    failed = sum(by_reason.values())
+    kept = [*key, *([] if version_col is None else [version_col])]
+    # Of an embedding in a struct the whole of it.
+    column = image_col if image_col is not None else str(embedding_col).split(".")[0]
+    chunks = Chunks(
+        source=table,
+        target=Target(
+            table=f"{checkpoint or table.location + FOLDER}/staged" if scores is None else scores,
+            key=tuple(key),
+            model=model,
+            kept={name: preflight.column_type(table.rows, quoted(name), "--version-col") for name in kept},
+            written=tuple(written),
+        ),
+        struct=struct,
+        column=column,
+        where=_unscored_in_place(table.rows, model, retry_failed) if scores is None else None,
+        info={
+            "spark_aesthetic": spark_aesthetic.__version__,
+            "model": model,
+            "predictor": pinned.to_json(),
+            "options": json.dumps(asdict(checked)),
+            "source": table.identifier,
+        },
+        stopping=stopping,
+    )
+    run = Run(
+        spark=spark,
+        chunks=chunks,
+        folder=checkpoint,
+        max_bytes_per_chunk=in_bytes("max_bytes_per_chunk", max_bytes_per_chunk),
+        max_files_per_chunk=max_files_per_chunk,
+        every=every,
+        backbone=_backbone(pinned),
+        progress_file=progress_file,
+    )
+    rows_read = table.rows.count()
+    if dry_run:
+        preflight.check_key_values(table.rows, key)
+        to_score = run.count_unscored(retry_failed=retry_failed)
+        return Summary(
+            rows_read=rows_read, scored=0, failed=0, skipped=rows_read - to_score, model=model,
+            seconds=round(time.monotonic() - started, 3), dry_run=True, to_score=to_score,
+        )  # fmt: skip
+    rewritten = None
+    if scores is None:
+        rewritten = run.in_place()
+    else:
+        run.beside(reconcile=reconcile, version_col=version_col, retry_failed=retry_failed)
+        if view is not None:
+            _make_view(spark, view, table, chunks.target, view_model or model)
+    failed = chunks.failed.total()
+    costs = dict(chunks.costs)
     return Summary(
         rows_read=rows_read,
-        scored=good,
+        scored=chunks.rows - failed,
         failed=failed,
-        skipped=rows_read - to_score,
+        skipped=max(rows_read - chunks.rows, 0),
         model=model,
         seconds=round(time.monotonic() - started, 3),
-        failed_by_reason={str(reason): count for reason, count in sorted(by_reason.items(), key=str)},
+        failed_by_reason=dict(sorted(chunks.failed.items())),
+        chunks=chunks.written,
+        dropped=chunks.dropped,
+        bytes_rewritten=rewritten,
         peak_memory_bytes=int(costs.pop("peak_memory_bytes")) if costs else None,
         stages={name.removesuffix("_seconds"): round(value, 3) for name, value in costs.items()} or None,
-        dry_run=dry_run,
-        to_score=to_score if dry_run else None,
+    )
+
+
+def rescore_from_embeddings(
+    spark: SparkSession, *, scores: str, key: Sequence[str], predictor: str | Predictor, model_path: str | None = None
+) -> Summary:
+    """Score with another head the embeddings that a scores table has kept, in one commit, without opening an image.
+
+    Those of every model with the predictor's backbone count, one of each key. Keys that this model has are left alone.
+
+    Args:
+        spark: A session with Delta Lake.
+        scores: Delta table that a run with `with_embedding` has filled, by name or by path.
+        key: The columns that identify its rows, beside the model.
+        predictor: The new predictor, its name, or the path of its JSON file.
+        model_path: See `spark_aesthetic.Options`.
+
+    Returns:
+        Counts; `rows_read` are the keys that have an embedding.
+
+    Raises:
+        TableError: There is no such table, or it has no embedding of this backbone.
+    """
+    started = time.monotonic()
+    pinned = weights.pin(resolve(predictor), model_path)
+    if not preflight.is_delta(spark, scores):
+        raise TableError(f"scores {scores!r}: expected a Delta table, found none; check the name or path")
+    table = preflight.open_source(spark, scores)
+    fitting = [
+        model for model, backbone in backbones(spark, identifier(scores)).items() if backbone == _backbone(pinned)
+    ]
+    if EMBEDDING not in table.rows.columns or not fitting:
+        raise TableError(
+            f"scores {scores!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
+            f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
+            "--with-embedding first"
+        )
+    written = (SCORE, ERROR, MODEL, SCORED_AT)
+    kept = {name: preflight.column_type(table.rows, quoted(name), "--key") for name in key}
+    target = Target(table=scores, key=tuple(key), model=pinned.model_id, kept=kept, written=written)
+    names = list(map(quoted, key))
+    embedded = table.rows.where(F.col(MODEL).isin(fitting) & F.col(EMBEDDING).isNotNull()).dropDuplicates(list(key))
+    rows_read = embedded.count()
+    info: dict[str, object] = {
+        "spark_aesthetic": spark_aesthetic.__version__,
+        "model": pinned.model_id,
+        "predictor": pinned.to_json(),
+        "source": table.identifier,
+    }
+    chunks = Chunks(
+        source=table,
+        target=target,
+        struct=embedding_columns(EMBEDDING, predictor=pinned, model_path=model_path),
+        column=EMBEDDING,
+        where=None,
+        info=info,
+        stopping=never,
+    )
+    missing = embedded.select(*names, EMBEDDING).join(target.keys(spark), list(key), "left_anti")
+    chunks.merge(spark, missing, Commit(info=json.dumps({**info, "source_version": table.version})))
+    failed = chunks.failed.total()
+    return Summary(
+        rows_read=rows_read,
+        scored=chunks.rows - failed,
+        failed=failed,
+        skipped=rows_read - chunks.rows,
+        model=pinned.model_id,
+        seconds=round(time.monotonic() - started, 3),
+        failed_by_reason=dict(sorted(chunks.failed.items())),
+        chunks=chunks.written,
     )
 
 
@@ -175,14 +323,23 @@ def _check_combination(
     embedding_col: str | None,
     scores: str | None,
     view: str | None,
+    view_model: str | None,
     with_embedding: bool,
+    reconcile: bool,
+    version_col: str | None,
+    every: str | None,
 ) -> None:
     if (image_col is None) == (embedding_col is None):
         raise TableError("expected either --image-col or --embedding-col, found both or neither; give one")
-    if view is not None and scores is None:
-        raise TableError(
-            "--view: expected --scores with it, found none; without --scores the source has the columns itself"
-        )
+    if scores is None:
+        needing = {"--view": view, "--reconcile": reconcile or None, "--version-col": version_col, "--every": every}
+        for option, value in needing.items():
+            if value is not None:
+                raise TableError(
+                    f"{option}: expected --scores with it, found none; without it the source has the columns itself"
+                )
+    if view_model is not None and view is None:
+        raise TableError("--view-model: expected --view with it, found none; name the view")
     if scores is not None and identifier(scores) == identifier(source):
         raise TableError("--scores: expected another table than --source; leave it out to score in place")
     if with_embedding and embedding_col is not None:
@@ -208,117 +365,20 @@ def _check_and_plan(
     return embedding_columns(embedding_col, predictor=pinned, vector=vector, model_path=options.get("model_path"))
 
 
-def _unscored_in_place(rows: DataFrame, model: str) -> DataFrame:
+def _unscored_in_place(rows: DataFrame, model: str, retry_failed: bool) -> Column | None:
     if MODEL not in [name.lower() for name in rows.columns]:
-        return rows
-    return rows.where(~F.col(MODEL).eqNullSafe(model))
+        return None
+    other = ~F.col(MODEL).eqNullSafe(model)
+    return other | F.col(ERROR).isNotNull() if retry_failed else other
 
 
-def _unscored_keys(
-    spark: SparkSession, rows: DataFrame, key: Sequence[str], scores: str, model: str, written: Sequence[str]
-) -> DataFrame:
-    """Keys that have no row of this model in the scores table; reads the key columns alone."""
-    keys = rows.select(*map(quoted, key))
-    if not preflight.is_delta(spark, scores):
-        return keys
-    beside = spark.table(identifier(scores))
-    types = {field.name: field.dataType for field in keys.schema} | {name: _TYPES[name] for name in written}
-    # Only the embedding may come later: a table can be begun without it.
-    preflight.check_columns(beside, types, scores, required=[name for name in types if name != EMBEDDING])
-    done = beside.where(F.col(MODEL) == model).select(*map(quoted, key))
-    return keys.join(done, list(key), "left_anti")
+def _make_view(spark: SparkSession, view: str, table: Source, target: Target, shown: str) -> None:
+    models = sorted(row[0] for row in spark.table(target.identifier).select(MODEL).distinct().collect())
+    if shown not in ("all", target.model, *models):
+        raise TableError(f"--view-model: no model {shown!r} in the scores: {nearest(shown, [*models, 'all'])}")
+    make_view(spark, view, table, target, models if shown == "all" else [shown], suffixed=shown == "all")
 
 
-def _rows_of(rows: DataFrame, missing: DataFrame, count: int, key: Sequence[str]) -> DataFrame:
-    """The rows of some keys. Their image bytes are scanned, but not shuffled, while the keys fit a broadcast."""
-    return rows.join(F.broadcast(missing) if count <= _BROADCAST_KEYS else missing, list(key), "left_semi")
-
-
-def _score_and_commit(
-    spark: SparkSession,
-    table: Source,
-    todo: DataFrame,
-    struct: Column,
-    key: Sequence[str],
-    scores: str | None,
-    model: str,
-    written: Sequence[str],
-) -> tuple[dict[str | None, int], dict[str, float]]:
-    """Score rows once, commit them at once; count them by their error, and sum what they cost where that is known."""
-    made = {
-        SCORE: F.col("scored.score"),
-        ERROR: F.col("scored.error"),
-        MODEL: F.lit(model),
-        # One moment for all rows, however often the MERGE plans its source.
-        SCORED_AT: F.lit(datetime.now(timezone.utc)),
-        EMBEDDING: F.col("scored.embedding"),
-    }
-    keys = [F.col(quoted(column)) for column in key]
-    # Kept on the executors' disks: counting and committing then score no row a second time.
-    kept = todo.select(*keys, struct.alias("scored")).persist(StorageLevel.DISK_ONLY)
-    name = f"spark_aesthetic_{uuid4().hex}"
-    kept.select(*keys, *[made[name].alias(name) for name in written]).createTempView(name)
-    try:
-        error = F.col("scored.error").alias("error")
-        counted = [row.asDict() for row in kept.groupBy(error).agg(F.count("*").alias("rows"), *_costs(kept)).collect()]
-        if scores is None:
-            _merge_in_place(spark, table.identifier, name, key, written)
-        else:
-            _insert_beside(spark, identifier(scores), name, key, written)
-    finally:
-        spark.catalog.dropTempView(name)
-        kept.unpersist()
-    by_reason = {row.pop("error"): row.pop("rows") for row in counted}
-    # Nothing is counted where another run has scored these rows since they were looked for.
-    names = counted[0] if counted else ()
-    costs = {name: (max if name == "peak_memory_bytes" else sum)(row[name] for row in counted) for name in names}
-    return by_reason, costs
-
-
-def _costs(kept: DataFrame) -> list[Column]:
-    if STAGES[0] not in kept.select("scored.*").columns:
-        return []
-    return [(F.max if name == "peak_memory_bytes" else F.sum)(f"scored.{name}").alias(name) for name in STAGES]
-
-
-def _merge_in_place(spark: SparkSession, target: str, scored: str, key: Sequence[str], written: Sequence[str]) -> None:
-    updates = ", ".join(f"{name} = scored.{name}" for name in written)
-    spark.sql(
-        f"MERGE WITH SCHEMA EVOLUTION INTO {target} AS target USING {scored} AS scored "
-        f"ON {_same_key(key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
-    )
-
-
-def _make_scores_table(
-    spark: SparkSession, target: str, rows: DataFrame, key: Sequence[str], written: Sequence[str]
-) -> None:
-    types = {field.name: field.dataType for field in rows.select(*map(quoted, key)).schema}
-    types |= {name: _TYPES[name] for name in written}
-    columns = ", ".join(f"{quoted(name)} {data_type.simpleString()}" for name, data_type in types.items())
-    spark.sql(f"CREATE TABLE IF NOT EXISTS {target} ({columns}) USING delta")
-
-
-def _insert_beside(spark: SparkSession, target: str, scored: str, key: Sequence[str], written: Sequence[str]) -> None:
-    columns = [*map(quoted, key), *written]
-    # A MERGE and not an append: of two runs at once Delta lets one commit, where two appends would both.
-    spark.sql(
-        f"MERGE WITH SCHEMA EVOLUTION INTO {target} AS target USING {scored} AS scored "
-        f"ON {_same_key(key, 'target')} AND target.{MODEL} = scored.{MODEL} "
-        f"WHEN NOT MATCHED THEN INSERT ({', '.join(columns)}) "
-        f"VALUES ({', '.join(f'scored.{column}' for column in columns)})"
-    )
-
-
-def _make_view(
-    spark: SparkSession, view: str, table: Source, scores: str, key: Sequence[str], model: str, written: Sequence[str]
-) -> None:
-    own = ", ".join(f"source.{quoted(name)}" for name in table.rows.columns if name.lower() not in written)
-    made = ", ".join(f"scored.{name}" for name in written)
-    spark.sql(
-        f"CREATE OR REPLACE VIEW {view} AS SELECT {own}, {made} FROM {table.identifier} AS source "
-        f"LEFT JOIN {scores} AS scored ON {_same_key(key, 'source')} AND scored.{MODEL} = '{model}'"
-    )
-
-
-def _same_key(key: Sequence[str], other: str) -> str:
-    return " AND ".join(f"{other}.{quoted(column)} = scored.{quoted(column)}" for column in key)
+def _backbone(pinned: Predictor) -> str:
+    """What embeddings depend on: the architecture and the content of its weights."""
+    return f"{pinned.backbone}@{pinned.backbone_sha256}"

@@ -66,6 +66,17 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
     session.stop()
 
 
+@pytest.fixture
+def interpreted(spark: "SparkSession") -> Iterator[None]:  # noqa: F821, UP037
+    """Queries of a few rows without compiling Java for each, which is most of what a Delta commit costs here."""
+    settings = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+    for name, value in settings.items():
+        spark.conf.set(name, value)
+    yield
+    for name in settings:
+        spark.conf.unset(name)
+
+
 @pytest.fixture(scope="session")
 def published_heads() -> Path:
     """The folder of the published .pth files, which are not part of the project."""
@@ -73,3 +84,35 @@ def published_heads() -> Path:
     if not folder.is_dir():
         pytest.skip("the published .pth files are not beside the project (../shared/weights)")
     return folder
+
+
+def last_query(spark: "SparkSession") -> int:  # noqa: F821, UP037
+    """The number of the newest query."""
+    executions = spark._jsparkSession.sharedState().statusStore().executionsList()
+    return max((executions.apply(at).executionId() for at in range(executions.size())), default=-1)
+
+
+def bytes_read(spark: "SparkSession", since: int, column: str) -> int:  # noqa: F821, UP037
+    """Bytes of the files that scans with a column read, over the queries after one."""
+    store = spark._jsparkSession.sharedState().statusStore()
+    executions = store.executionsList()
+    total = 0
+    for at in range(executions.size()):
+        execution = executions.apply(at).executionId()
+        if execution <= since:
+            continue
+        values = {}
+        entries = store.executionMetrics(execution).iterator()
+        while entries.hasNext():
+            entry = entries.next()
+            values[entry._1()] = entry._2()
+        nodes = store.planGraph(execution).allNodes()
+        for node in (nodes.apply(number) for number in range(nodes.size())):
+            if not node.name().startswith("Scan") or f"{column}:" not in node.desc().partition("ReadSchema")[2]:
+                continue
+            for metric in (node.metrics().apply(place) for place in range(node.metrics().size())):
+                if metric.name() == "size of files read":
+                    # As the Spark UI shows it, such as "total (min, med, max)\n123.4 KiB (…)".
+                    number, unit = values.get(metric.accumulatorId(), "0 B").split("\n")[-1].split()[:2]
+                    total += int(float(number.replace(",", "")) * 1024 ** ["B", "KiB", "MiB", "GiB"].index(unit))
+    return total

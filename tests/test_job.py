@@ -45,7 +45,9 @@ def test_spark_submit_scores_a_table_and_prints_one_json_line(
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
-    assert list(summary) == ["rows_read", "scored", "failed", "skipped", "model", "seconds", "failed_by_reason"]
+    assert list(summary) == [
+        "rows_read", "scored", "failed", "skipped", "model", "seconds", "failed_by_reason", "chunks", "dropped",
+    ]  # fmt: skip
     assert (summary["rows_read"], summary["scored"], summary["failed"], summary["skipped"]) == (10, 10, 0, 0)
     written = spark.read.format("delta").load(scores).orderBy("id").collect()
     assert [row.aesthetic_score for row in written] == pytest.approx(PUBLISHED_SCORES, abs=6e-4)

@@ -1,0 +1,135 @@
+"""What chunks cost: `python benchmarks/chunks.py` compares a run of 20 chunks with one plain write of the same rows.
+
+    python benchmarks/chunks.py [--rows 20000] [--chunks 20] [--repeats 3]
+
+And what a run costs that finds 100 new rows in a table of 10 files, and in one of 1,000. All in one session, in turn;
+the ratios are those within a round. Seeded untrained weights; the images are small noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from pyspark.sql import DataFrame, SparkSession
+
+import spark_aesthetic as sa
+from spark_aesthetic.testing import noise_image, small_predictor
+
+
+def main() -> None:
+    """Measure both and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--chunks", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    spark = session()
+    work = Path(tempfile.mkdtemp(prefix="spark-aesthetic-chunks-"))
+    try:
+        chunking(spark, work, args.rows, args.chunks, args.repeats)
+        growing(spark, work, args.repeats)
+    finally:
+        shutil.rmtree(work)
+
+
+def session() -> SparkSession:
+    """With the settings of conf/local.conf, on two cores."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    for line in (Path(__file__).parents[1] / "conf" / "local.conf").read_text().splitlines():
+        if line.startswith("spark.") and not line.startswith("spark.master"):
+            builder = builder.config(*line.split(maxsplit=1))
+    spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def chunking(spark: SparkSession, work: Path, rows: int, chunks: int, repeats: int) -> None:
+    """A run over all rows in chunks beside one write of them."""
+    source, predictor = str(work / "source"), small_predictor()
+    images = [(at, bytearray(noise_image(at))) for at in range(rows)]
+    frame = spark.createDataFrame(images, "id bigint, image binary")
+    # Two files for two cores in each chunk, as in one write of all.
+    frame.repartitionByRange(2 * chunks, "id").write.format("delta").save(source)
+    numbers = iter(range(1_000_000))
+
+    def chunked() -> None:
+        done = sa.score_table(
+            spark, source=source, key=["id"], image_col="image", scores=str(work / f"chunked-{next(numbers)}"),
+            predictor=predictor, max_files_per_chunk=2,
+        )  # fmt: skip
+        assert (done.scored, done.chunks) == (rows, chunks), done
+
+    def plain() -> None:
+        struct = sa.score_image("image", predictor=predictor).alias("s")
+        scored = spark.read.format("delta").load(source).select("id", struct)
+        scored.select("id", "s.*").write.format("delta").save(str(work / f"plain-{next(numbers)}"))
+
+    plain()
+    seconds = in_turn({"plain write": plain, f"{chunks} chunks": chunked}, repeats)
+    report(f"{rows} rows", seconds)
+
+
+def growing(spark: SparkSession, work: Path, repeats: int) -> None:
+    """Runs that find 100 new embeddings, in tables of 10 and of 1,000 files."""
+    random = np.random.default_rng(0)
+
+    def some(start: int, count: int) -> DataFrame:
+        rows = list(zip(range(start, start + count), random.standard_normal((count, 768)).tolist(), strict=True))
+        return spark.createDataFrame(rows, "id bigint, e array<float>")
+
+    runs: dict[str, Callable[[], None]] = {}
+    for files in (10, 1000):
+        source, scores = str(work / f"files-{files}"), str(work / f"scores-{files}")
+        some(0, 2000).repartition(files).write.format("delta").save(source)
+        at = iter(range(2000, 10_000_000, 100))
+
+        def run(source: str = source, scores: str = scores) -> None:
+            sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores)
+
+        def more(source: str = source, run: Callable[[], None] = run, at: iter[int] = at) -> float:  # type: ignore[valid-type]
+            some(next(at), 100).coalesce(1).write.format("delta").mode("append").save(source)
+            started = perf_counter()
+            run()
+            return perf_counter() - started
+
+        run()
+        runs[f"{files} files"] = more
+    for _ in range(4):
+        for run in runs.values():
+            run()
+    report("100 new rows", in_turn(runs, 3 * repeats))
+
+
+def in_turn(runs: dict[str, Callable[[], float | None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, one after the other in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            started = perf_counter()
+            own = run()
+            seconds[name].append(perf_counter() - started if own is None else own)
+            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
+def report(what: str, seconds: dict[str, list[float]]) -> None:
+    """Minimum, median and maximum, and the ratio of the second to the first, median of those of each round."""
+    first, second = seconds
+    for name, values in seconds.items():
+        print(f"{what}, {name}: {min(values):.2f}, {median(values):.2f}, {max(values):.2f} s")
+    ratios = [b / a for a, b in zip(seconds[first], seconds[second], strict=True)]
+    print(f"{what}, {second} / {first}: {min(ratios):.3f}, {median(ratios):.3f}, {max(ratios):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

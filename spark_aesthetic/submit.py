@@ -1,0 +1,170 @@
+"""What the jobs of spark-submit share: arguments, a session, where words go, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pyspark import SparkConf, SparkContext
+from pyspark.java_gateway import ensure_callback_server_started
+from pyspark.sql import SparkSession
+
+from spark_aesthetic.errors import AestheticError, OptionError
+from spark_aesthetic.predictors import DEFAULT
+from spark_aesthetic.tables import MAX_BYTES_PER_CHUNK, Summary
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes a wrong argument for what it is here: something to put right first, said in one line."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        raise OptionError(f"{message}; see --help")
+
+
+class Stderr(io.TextIOBase):
+    """The JVM's stderr: spark-submit joins a Python driver's own to its stdout, which is for the summary alone."""
+
+    def write(self, text: str) -> int:  # noqa: D102
+        if "PYSPARK_GATEWAY_PORT" in os.environ and SparkContext._jvm is not None:
+            SparkContext._jvm.System.err.print(text)
+            SparkContext._jvm.System.err.flush()
+        else:
+            sys.stderr.write(text)
+        return len(text)
+
+    def isatty(self) -> bool:  # noqa: D102
+        if "PYSPARK_GATEWAY_PORT" in os.environ and SparkContext._jvm is not None:
+            # Java has a console where both its ends are a terminal.
+            return SparkContext._jvm.System.console() is not None
+        return sys.stderr.isatty()
+
+
+def parser(name: str, description: str, *, scores_required: bool) -> Parser:
+    """The arguments that a job with chunks takes."""
+    made = Parser(prog=name, description=description)
+    made.add_argument("--source", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rows to score")
+    made.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
+    column = made.add_mutually_exclusive_group(required=True)
+    column.add_argument("--image-col", metavar="COL", help="column of image bytes")
+    column.add_argument("--embedding-col", metavar="COL", help="column of CLIP embeddings")
+    if not scores_required:
+        column.add_argument(
+            "--rescore-from-embeddings", action="store_true",
+            help="score the embeddings that --scores has kept with another head, without opening an image",
+        )  # fmt: skip
+    scores_help = "narrow Delta table for the scores" + ("" if scores_required else " (default: in place)")
+    made.add_argument("--scores", metavar="TABLE_OR_PATH", help=scores_help, required=scores_required)
+    made.add_argument("--predictor", default=DEFAULT, metavar="NAME", help="name, or JSON file (default: %(default)s)")
+    made.add_argument("--model-path", metavar="PATH", help="folder of the weights files, or the backbone's file")
+    made.add_argument("--with-embedding", action="store_true", help="also keep the CLIP embeddings")
+    made.add_argument(
+        "--checkpoint", metavar="FOLDER", help="state of the chunks (default: in the folder of the scores)"
+    )
+    made.add_argument(
+        "--max-bytes-per-chunk", default=MAX_BYTES_PER_CHUNK, metavar="SIZE",
+        help="of the source's files in one commit, about (default: %(default)s)",
+    )  # fmt: skip
+    made.add_argument("--max-files-per-chunk", type=int, metavar="N", help="the same, counted in files")
+    made.add_argument("--version-col", metavar="COL", help="column that differs where the image does, for --reconcile")
+    made.add_argument(
+        "--batch-size", type=int, default=-1, metavar="N", help="rows in a forward pass (default: chosen)"
+    )
+    made.add_argument(
+        "--num-threads", type=int, default=-1, metavar="N", help="threads a task (default: spark.task.cpus)"
+    )
+    made.add_argument(
+        "--decode", choices=("exact", "fast"), default="exact", help="as the reference, or DCT-scaled JPEG"
+    )
+    return made
+
+
+def shared(args: argparse.Namespace) -> dict[str, Any]:
+    """Those arguments as `score_table` takes them."""
+    return {
+        "source": args.source,
+        "key": key_columns(args.key),
+        "image_col": args.image_col,
+        "embedding_col": args.embedding_col,
+        "scores": args.scores,
+        "predictor": args.predictor,
+        "with_embedding": args.with_embedding,
+        "checkpoint": args.checkpoint,
+        "max_bytes_per_chunk": args.max_bytes_per_chunk,
+        "max_files_per_chunk": args.max_files_per_chunk,
+        "version_col": args.version_col,
+        "batch_size": args.batch_size,
+        "num_threads": args.num_threads,
+        "decode": args.decode,
+        "model_path": args.model_path,
+        "progress_file": Stderr(),
+    }
+
+
+def key_columns(text: str) -> list[str]:
+    """Names that are separated by commas."""
+    return [column.strip() for column in text.split(",")]
+
+
+def session(name: str) -> SparkSession:
+    """The session of what spark-submit was given; on one machine with the workers' Python that of the driver."""
+    conf = SparkConf()
+    if conf.get("spark.master", "local[*]").startswith("local"):
+        # Else the workers run whatever python3 is on the PATH.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    return SparkSession.builder.appName(f"spark-aesthetic: {name}").getOrCreate()
+
+
+class _OnSignal:
+    """Told by the JVM of a signal."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def handle(self, _: object) -> None:
+        self._note()
+
+    class Java:
+        implements = ("sun.misc.SignalHandler",)
+
+
+def stop_on_sigterm(spark: SparkSession) -> Callable[[], bool]:
+    """Whether SIGTERM has come: to this process or to the JVM of spark-submit, neither of which then ends by it."""
+    seen = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: seen.set())
+    context = spark.sparkContext
+    gateway, jvm = context._gateway, context._jvm
+    assert jvm is not None, "a session has its JVM"
+    ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]  # PySpark has no types there
+    jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal("TERM"), _OnSignal(seen.set))
+    return seen.is_set
+
+
+def run(name: str, job: Callable[[], Summary]) -> int:
+    """Run a job to its exit code; the last line on stdout is its summary as JSON."""
+    # Before it, SparkConf knows nothing of what spark-submit was given, and nobody writes to its stderr.
+    SparkContext._ensure_initialized()
+    # PySpark logs the whole Java stack of an analysis error even where it is caught.
+    for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    words = Stderr()
+    logging.basicConfig(stream=words, format=f"{name}: %(message)s")
+    logging.getLogger("spark_aesthetic").setLevel(logging.INFO)
+    try:
+        summary = job()
+    except AestheticError as error:
+        words.write(f"{name}: {' '.join(str(error).split())}\n")
+        return 2
+    except Exception:
+        words.write(traceback.format_exc())
+        return 1
+    print(json.dumps(summary.to_dict()))
+    return 0

@@ -1,0 +1,223 @@
+"""What is killed, full or run twice: afterwards the scores are those of a run that nothing disturbed.
+
+`make test-faults` kills ten times, `make test` twice.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import REPOSITORY
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+import spark_aesthetic as sa
+from spark_aesthetic.testing import noise_image, published_embeddings, small_predictor
+
+KILLS = int(os.environ.get("SPARK_AESTHETIC_KILLS", "2"))
+# Each kill takes a spark-submit of its own.
+pytestmark = pytest.mark.timeout(300 + 60 * KILLS)
+PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
+
+
+class Job:
+    """A spark-submit that can be killed with all of its processes."""
+
+    def __init__(self, log: Path, *arguments: str, master: str = "local[2]", before: tuple[str, ...] = ()) -> None:
+        command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
+        settings = ["--master", master, "--conf", "spark.driver.memory=1g", "--conf", "spark.ui.enabled=false"]
+        self.log = log
+        self.process = subprocess.Popen(
+            [*before, *command, *settings, "jobs/score_table.py", *arguments],
+            cwd=REPOSITORY, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """SIGKILL to the JVM and all that it started; some of those are sessions of their own."""
+        parent = psutil.Process(self.process.pid)
+        for process in [*parent.children(recursive=True), parent]:
+            process.kill()
+        self.process.wait()
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=240)
+
+    def children(self, word: str) -> list[psutil.Process]:
+        """The processes whose command line has a word."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
+
+@pytest.fixture
+def source(spark: SparkSession, tmp_path: Path) -> str:
+    """400 embeddings in 40 files, each a chunk."""
+    rows = [(at, PUBLISHED[at % 10]) for at in range(400)]
+    path = str(tmp_path / "source")
+    frame = spark.createDataFrame(rows, "id bigint, e array<float>")
+    frame.repartitionByRange(40, "id").write.format("delta").save(path)
+    return path
+
+
+def assert_undisturbed(spark: SparkSession, source: str, scores: str) -> None:
+    expected = spark.read.format("delta").load(source).select("id", sa.aesthetic_score_from_embedding("e"))
+    found = spark.read.format("delta").load(scores).select("id", "aesthetic_score")
+    assert sorted((at, round(score, 5)) for at, score in found.collect()) == sorted(
+        (at, round(score, 5)) for at, score in expected.collect()
+    )
+
+
+def until(condition: Callable[[], object], job: Job, seconds: float = 120) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert job.process.poll() is None, job.log.read_text()[-3000:]
+        assert time.monotonic() < ends, job.log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def commits(scores: str) -> int:
+    return len(list(Path(scores, "_delta_log").glob("*.json")))
+
+
+def arguments(source: str, scores: str) -> tuple[str, ...]:
+    return ("--source", source, "--key", "id", "--embedding-col", "e", "--scores", scores, "--max-files-per-chunk", "1")
+
+
+def test_a_driver_that_is_killed_at_any_moment_goes_on_where_it_stopped(
+    spark: SparkSession, source: str, tmp_path: Path
+) -> None:
+    scores, chance = str(tmp_path / "scores"), random.Random(20261124)
+    for number in range(KILLS):
+        job = Job(tmp_path / f"{number}.log", *arguments(source, scores))
+        begun = commits(scores)
+        until(lambda begun=begun: commits(scores) > begun, job)  # type: ignore[misc]
+        # Two to four chunks fit into these seconds; a kill comes while one is read, scored, committed or noted.
+        time.sleep(chance.uniform(0.0, 2.5))
+        job.kill()
+        found = spark.read.format("delta").load(scores).groupBy("id").count()
+        assert found.where("count > 1").count() == 0
+        assert found.count() < 400
+    job = Job(tmp_path / "last.log", *arguments(source, scores))
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    assert_undisturbed(spark, source, scores)
+    # No chunk was committed a second time.
+    history = sa.history(spark, scores).where("rows_written > 0")
+    assert history.count() == history.select("chunk").distinct().count() == 40
+
+
+def test_two_runs_at_once_leave_what_one_would(spark: SparkSession, source: str, tmp_path: Path) -> None:
+    scores = str(tmp_path / "scores")
+    jobs = [Job(tmp_path / f"{number}.log", *arguments(source, scores)) for number in range(2)]
+    codes = [job.wait() for job in jobs]
+    logs = [job.log.read_text()[-3000:] for job in jobs]
+    assert set(codes) <= {0, 2}, logs
+    for code, log in zip(codes, logs, strict=True):
+        assert code == 0 or "score_table: scores" in log, log
+    job = Job(tmp_path / "last.log", *arguments(source, scores))
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    assert_undisturbed(spark, source, scores)
+
+
+def test_a_worker_and_an_executor_that_are_killed_cost_no_row(spark: SparkSession, tmp_path: Path) -> None:
+    source, scores, predictor = str(tmp_path / "images"), str(tmp_path / "scores"), tmp_path / "small.json"
+    small = small_predictor()
+    small.save(predictor)
+    images = [(at, bytearray(noise_image(at, width=640, height=480))) for at in range(160)]
+    spark.createDataFrame(images, "id bigint, image binary").repartitionByRange(8, "id").write.format("delta").save(
+        source
+    )
+    job = Job(
+        tmp_path / "job.log", "--source", source, "--key", "id", "--image-col", "image", "--scores", scores,
+        "--max-files-per-chunk", "2", "--predictor", str(predictor), master="local-cluster[2,1,1024]",
+    )  # fmt: skip
+    until(lambda: commits(scores) > 2, job)
+    until(lambda: job.children("pyspark.daemon"), job)
+    job.children("pyspark.daemon")[-1].kill()
+    until(lambda: commits(scores) > 3, job)
+    job.children("CoarseGrainedExecutorBackend")[0].kill()
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    found = spark.read.format("delta").load(scores)
+    expected = spark.read.format("delta").load(source)
+    expected = expected.select("id", sa.score_image("image", predictor=small).getField("score").alias("score"))
+    both = found.join(expected, "id", "full").select(F.abs(F.col("aesthetic_score") - F.col("score")).alias("off"))
+    assert [row.off for row in both.where("off IS NULL OR off > 1e-4").collect()] == []
+    assert found.count() == 160
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small file system cannot be mounted here: that needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_at_a_commit_loses_nothing(
+    spark: SparkSession, source: str, tmp_path: Path, small_disk: Path
+) -> None:
+    scores = str(small_disk / "scores")
+    job = Job(tmp_path / "full.log", *arguments(source, scores))
+    assert job.wait() == 1
+    assert "No space left on device" in job.log.read_text()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    job = Job(tmp_path / "last.log", *arguments(source, scores))
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    assert_undisturbed(spark, source, scores)
+
+
+def test_files_that_are_rewritten_while_a_run_is_at_work_are_no_new_rows(
+    spark: SparkSession, source: str, tmp_path: Path
+) -> None:
+    scores = str(tmp_path / "scores")
+    job = Job(tmp_path / "job.log", *arguments(source, scores))
+    until(lambda: commits(scores) > 4, job)
+    spark.sql(f"OPTIMIZE delta.`{source}`")
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    assert_undisturbed(spark, source, scores)
+
+
+def test_a_stream_ends_after_its_chunk_on_sigterm_and_goes_on_later(
+    spark: SparkSession, source: str, tmp_path: Path
+) -> None:
+    scores, log = str(tmp_path / "scores"), tmp_path / "stream.log"
+    command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
+    for number, expected in enumerate((400, 410)):
+        if number:
+            more = [(at, PUBLISHED[at % 10]) for at in range(400, 410)]
+            spark.createDataFrame(more, "id bigint, e array<float>").write.format("delta").mode("append").save(source)
+        with log.open("w") as words:
+            process = subprocess.Popen(
+                [*command, "jobs/score_stream.py", "--every", "1 second", *arguments(source, scores)],
+                cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=words, text=True, start_new_session=True,
+                env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
+            )  # fmt: skip
+        ends = time.monotonic() + 120
+        while not Path(scores, "_delta_log").exists() or spark.read.format("delta").load(scores).count() < expected:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < ends, log.read_text()[-3000:]
+            time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, log.read_text()[-3000:]
+        assert f'"scored": {400 if number == 0 else 10},' in said
+    assert_undisturbed(spark, source, scores)
+    shutil.rmtree(scores)

@@ -1,0 +1,339 @@
+"""Chunks: exactly once, whatever the source does between them, and what the scores table tells of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import bytes_read, last_query
+from pyspark.sql import DataFrame, SparkSession
+
+import spark_aesthetic as sa
+from spark_aesthetic.errors import SourceChangedError, TableError
+from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.testing import published_embeddings
+
+FEED = "delta.enableChangeDataFeed"
+pytestmark = pytest.mark.usefixtures("interpreted")
+PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
+
+
+def rows(spark: SparkSession, ids: range, shift: int = 0) -> DataFrame:
+    """Rows whose embedding, so whose score, follows from the id; `shift` makes others of the same ids."""
+    made = [(at, f"photo {at}", PUBLISHED[(at + shift) % 10]) for at in ids]
+    return spark.createDataFrame(made, "id bigint, title string, e array<float>")
+
+
+@pytest.fixture
+def source(spark: SparkSession, tmp_path: Path) -> Callable[..., str]:
+    """Makes a table of 20 rows in 4 files, so of two chunks."""
+
+    def make(**properties: str) -> str:
+        path = str(tmp_path / "source")
+        rows(spark, range(20)).repartition(4).write.format("delta").options(**properties).save(path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> str:
+    return str(tmp_path / "scores")
+
+
+def score(spark: SparkSession, source: str, scores: str | None, **changed: Any) -> sa.Summary:
+    arguments = {"key": ["id"], "embedding_col": "e", "max_files_per_chunk": 2} | changed
+    return sa.score_table(spark, source=source, scores=scores, **arguments)
+
+
+def load(spark: SparkSession, path: str) -> DataFrame:
+    return spark.read.format("delta").load(path)
+
+
+def assert_all_scored(spark: SparkSession, source: str, scores: str) -> None:
+    """The table of scores is what a run without any disturbance makes of the source as it is now."""
+    expected = load(spark, source).select("id", sa.aesthetic_score_from_embedding("e").alias("score")).collect()
+    found = load(spark, scores).select("id", "aesthetic_score").collect()
+    assert sorted((row.id, round(row.aesthetic_score, 5)) for row in found) == sorted(
+        (row.id, round(row.score, 5)) for row in expected
+    )
+
+
+def append(spark: SparkSession, source: str, ids: range, shift: int = 0) -> None:
+    rows(spark, ids, shift).write.format("delta").mode("append").save(source)
+
+
+def test_a_table_is_scored_in_chunks_and_a_run_reads_what_is_new_alone(
+    spark: SparkSession, source: Callable[..., str], scores: str, sample: Callable[[str], int]
+) -> None:
+    path = source()
+    size = embedding_bytes(spark, path)
+    before = last_query(spark)
+    first = score(spark, path, scores)
+    assert (first.rows_read, first.scored, first.chunks) == (20, 20, 2)
+    assert bytes_read(spark, before, "e") <= 1.05 * size + sample(path)
+    assert_all_scored(spark, path, scores)
+
+    before = last_query(spark)
+    assert score(spark, path, scores).chunks == 0
+    assert bytes_read(spark, before, "e") <= sample(path)
+
+    append(spark, path, range(40, 43))
+    before = last_query(spark)
+    third = score(spark, path, scores)
+    assert (third.rows_read, third.scored, third.skipped, third.chunks) == (23, 3, 20, 1)
+    assert 0 < bytes_read(spark, before, "e") < 0.6 * size
+    assert_all_scored(spark, path, scores)
+
+
+@pytest.fixture
+def sample(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Makes the sample that tells a wrong predictor small, and gives the most bytes that it reads."""
+    monkeypatch.setattr("spark_aesthetic.preflight._SAMPLE_ROWS", 1)
+    # As the Spark UI rounds it.
+    return lambda path: (
+        1024 + max(Path(file.removeprefix("file:")).stat().st_size for file in load(spark, path).inputFiles())
+    )
+
+
+def embedding_bytes(spark: SparkSession, path: str) -> int:
+    before = last_query(spark)
+    load(spark, path).selectExpr("sum(e[0])").collect()
+    return bytes_read(spark, before, "e")
+
+
+def test_what_only_rewrites_files_scores_nothing_again(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    score(spark, path, scores)
+    spark.sql(f"OPTIMIZE delta.`{path}`")
+    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    spark.sql(f"VACUUM delta.`{path}` RETAIN 0 HOURS")
+    spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    append(spark, path, range(40, 42))
+    assert score(spark, path, scores).scored == 2
+    assert_all_scored(spark, path, scores)
+
+
+def change(spark: SparkSession, path: str) -> None:
+    """Updates, deletes, a row that goes and comes back as another, and new rows, in commits of their own."""
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id IN (3, 4)")
+    spark.sql(f"UPDATE delta.`{path}` SET e = array_repeat(0.1F, 768) WHERE id = 5")
+    append(spark, path, range(3, 4), shift=1)
+    append(spark, path, range(40, 44))
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id = 40")
+
+
+def test_a_change_data_feed_is_followed(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
+    path = source(**{FEED: "true"})
+    assert score(spark, path, scores).scored == 20
+    change(spark, path)
+    done = score(spark, path, scores, max_files_per_chunk=100)
+    assert done.dropped is not None
+    assert done.scored >= 5
+    assert_all_scored(spark, path, scores)
+    assert score(spark, path, scores).chunks == 0
+
+
+def test_changes_without_a_feed_are_an_error_that_names_both_ways_out(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    score(spark, path, scores)
+    change(spark, path)
+    with pytest.raises(SourceChangedError, match=r"--reconcile.*enableChangeDataFeed"):
+        score(spark, path, scores)
+    # The row that came back has been scored under its key before, and nothing here tells that it is another.
+    done = score(spark, path, scores, reconcile=True)
+    assert (done.scored, done.dropped) == (3, 1)
+    assert {row.id for row in load(spark, scores).collect()} == {row.id for row in load(spark, path).collect()}
+    assert score(spark, path, scores).chunks == 0
+    append(spark, path, range(50, 52))
+    assert score(spark, path, scores).scored == 2
+
+
+def test_a_version_column_tells_reconcile_what_has_changed(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    score(spark, path, scores, version_col="title")
+    change(spark, path)
+    spark.sql(f"UPDATE delta.`{path}` SET title = 'another' WHERE id IN (3, 5)")
+    done = score(spark, path, scores, version_col="title", reconcile=True)
+    assert (done.scored, done.dropped) == (5, 1)
+    assert_all_scored(spark, path, scores)
+
+
+def test_reconcile_reads_the_bytes_of_missing_rows_alone(
+    spark: SparkSession, tmp_path: Path, scores: str, sample: Callable[[str], int]
+) -> None:
+    path = str(tmp_path / "source")
+    rows(spark, range(40)).repartitionByRange(8, "id").write.format("delta").save(path)
+    size = embedding_bytes(spark, path)
+    score(spark, path, scores)
+    spark.sql(f"DELETE FROM delta.`{scores}` WHERE id = 7")
+    before = last_query(spark)
+    assert score(spark, path, scores, reconcile=True).scored == 1
+    assert 0 < bytes_read(spark, before, "e") <= 2 * sample(path) < 0.3 * size
+    assert_all_scored(spark, path, scores)
+
+
+@pytest.mark.parametrize("lost", ["checkpoint", "scores"])
+def test_what_is_lost_is_made_again(spark: SparkSession, source: Callable[..., str], tmp_path: Path, lost: str) -> None:
+    path, scores, checkpoint = source(), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
+    score(spark, path, scores, checkpoint=checkpoint)
+    append(spark, path, range(40, 43))
+    shutil.rmtree({"checkpoint": checkpoint, "scores": scores}[lost])
+    done = score(spark, path, scores, checkpoint=checkpoint)
+    assert done.scored == (3 if lost == "checkpoint" else 23)
+    assert_all_scored(spark, path, scores)
+
+
+def test_rows_that_failed_are_tried_again_where_that_is_asked_for(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source(**{FEED: "true"})
+    spark.sql(f"UPDATE delta.`{path}` SET e = array(1.0F) WHERE id < 3")
+    first = score(spark, path, scores)
+    assert (first.scored, first.failed_by_reason) == (17, {"embedding: wrong length": 3})
+    assert score(spark, path, scores).failed == 0
+    again = score(spark, path, scores, retry_failed=True)
+    assert (again.scored, again.failed) == (0, 3)
+    assert score(spark, path, scores, retry_failed=True, dry_run=True).to_score == 3
+    assert load(spark, scores).count() == 20
+
+
+def test_a_key_that_is_taken_is_never_scored_twice(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    score(spark, path, scores)
+    append(spark, path, range(18, 22))
+    assert score(spark, path, scores).scored == 2
+    assert load(spark, scores).count() == 22
+    append(spark, path, range(50, 51))
+    rows(spark, range(51, 52)).union(rows(spark, range(51, 52))).write.format("delta").mode("append").save(path)
+    with pytest.raises(TableError, match="1 of several rows"):
+        score(spark, path, scores, max_files_per_chunk=100)
+
+
+@pytest.mark.parametrize("kind", ["partitioned", "clustered"])
+def test_tables_of_every_kind(spark: SparkSession, tmp_path: Path, scores: str, kind: str) -> None:
+    path = str(tmp_path / "source")
+    how = "PARTITIONED BY (title)" if kind == "partitioned" else "CLUSTER BY (id)"
+    properties = "'delta.columnMapping.mode' = 'name', 'delta.enableDeletionVectors' = 'true'"
+    spark.sql(
+        f"CREATE TABLE delta.`{path}` (id bigint, title string, e array<float>) USING delta {how} "
+        f"TBLPROPERTIES ({properties})"
+    )
+    some = rows(spark, range(20)).selectExpr("id", "'t' || id % 3 AS title", "e")
+    some.write.format("delta").mode("append").save(path)
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id = 2")
+    assert score(spark, path, scores).scored == 19
+    append(spark, path, range(20, 24))
+    assert score(spark, path, scores).scored == 4
+    spark.sql(f"ALTER TABLE delta.`{path}` RENAME COLUMN e TO embedding")
+    with pytest.raises(TableError, match="--reconcile"):
+        score(spark, path, scores, embedding_col="embedding")
+    assert score(spark, path, scores, embedding_col="embedding", reconcile=True).scored == 0
+    spark.sql(f"ALTER TABLE delta.`{path}` RENAME COLUMN embedding TO e")
+    assert_all_scored(spark, path, scores)
+
+
+def test_a_source_that_gains_columns_goes_on(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
+    path = source()
+    score(spark, path, scores)
+    wider = rows(spark, range(40, 45)).selectExpr("*", "1 AS width")
+    wider.write.format("delta").mode("append").option("mergeSchema", "true").save(path)
+    assert score(spark, path, scores).scored == 5
+    assert_all_scored(spark, path, scores)
+
+
+def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
+    spark: SparkSession, source: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = source(**{FEED: "true"})
+    size = spark.sql(f"DESCRIBE DETAIL delta.`{path}`").collect()[0].sizeInBytes
+    with caplog.at_level("INFO", logger="spark_aesthetic"):
+        first = score(spark, path, None)
+    assert (first.scored, first.chunks, first.bytes_rewritten) == (20, 2, size)
+    assert "--scores" in caplog.text
+    append(spark, path, range(40, 43))
+    second = score(spark, path, None)
+    assert (second.scored, second.skipped) == (3, 20)
+    assert second.bytes_rewritten is not None
+    assert 0 < second.bytes_rewritten < size
+    assert score(spark, path, None).bytes_rewritten == 0
+    assert_all_scored(spark, path, path)
+    # Only the source's own MERGE commits came to the source.
+    operations = [row.operation for row in spark.sql(f"DESCRIBE HISTORY delta.`{path}`").collect()]
+    assert operations == ["MERGE", "WRITE", "MERGE", "WRITE"]
+
+
+def test_a_view_shows_one_model_or_all(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
+    path = source()
+    v2 = score(spark, path, scores).model
+    v1 = score(spark, path, scores, predictor="laion-aesthetics-v1", view="both", view_model="all").model
+    both = spark.table("both")
+    assert [name for name in both.columns if name.startswith("aesthetic_score")] == [
+        "aesthetic_score_laion_aesthetics_v1", "aesthetic_score_laion_aesthetics_v2",
+    ]  # fmt: skip
+    assert both.where("aesthetic_score_laion_aesthetics_v1 IS NULL").count() == 0
+    score(spark, path, scores, view="one", view_model=v1)
+    assert {row.aesthetic_model for row in spark.table("one").select("aesthetic_model").collect()} == {v1}
+    with pytest.raises(TableError, match="--view-model: no model 'laion'"):
+        score(spark, path, scores, view="one", view_model="laion")
+    assert {row.aesthetic_model for row in load(spark, scores).collect()} == {v1, v2}
+
+
+def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
+    path = source(**{FEED: "true"})
+    model = score(spark, path, scores).model
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id < 2")
+    append(spark, path, range(40, 43))
+    score(spark, path, scores)
+    commits = sa.history(spark, scores).collect()
+    assert [commit.chunk for commit in commits] == [2, 1, 0]
+    assert [commit.source_version for commit in commits][-1] == 0
+    assert sum(commit.rows_written for commit in commits) == 23
+    assert sum(commit.rows_deleted for commit in commits) == 2
+    assert {commit.model for commit in commits} == {model}
+    assert {commit.package_version for commit in commits} == {sa.__version__}
+    assert len(Predictor.from_json(commits[0].predictor).head_sha256 or "") == 64
+    assert json.loads(commits[0].options)["decode"] == "exact"
+    comments = {column.name: column.metadata["comment"] for column in load(spark, scores).schema[1:]}
+    assert "null where aesthetic_error says why" in comments["aesthetic_score"]
+
+
+def test_a_new_head_scores_the_embeddings_that_were_kept(spark: SparkSession, tmp_path: Path, scores: str) -> None:
+    from spark_aesthetic.testing import noise_image, small_predictor
+
+    images = spark.createDataFrame(
+        [(seed, bytearray(noise_image(seed))) for seed in range(5)] + [(5, bytearray(b"no image"))],
+        "id int, image binary",
+    )
+    path = str(tmp_path / "images")
+    images.coalesce(1).write.format("delta").save(path)
+    one = small_predictor()
+    other = Predictor(
+        name="untrained-other-head",
+        backbone=one.backbone,
+        backbone_weights=one.backbone_weights,
+        head_weights="untrained:7:384",
+    )
+    sa.score_table(spark, source=path, key=["id"], image_col="image", scores=scores, predictor=one, with_embedding=True)
+    shutil.rmtree(path)
+    done = sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other)
+    assert (done.rows_read, done.scored, done.failed) == (5, 5, 0)
+    found = load(spark, scores).where(f"aesthetic_model = '{done.model}'")
+    kept = load(spark, scores).where("clip_embedding IS NOT NULL")
+    expected = kept.select("id", sa.aesthetic_score_from_embedding("clip_embedding", predictor=other).alias("s"))
+    assert dict(found.select("id", "aesthetic_score").collect()) == pytest.approx(dict(expected.collect()), abs=1e-6)
+    assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other).scored == 0
+    with pytest.raises(TableError, match="other backbones"):
+        sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor="laion-aesthetics-v2")
