@@ -107,7 +107,7 @@ class Target:
             # A chunk is as many small files as it had tasks; without it a long run leaves millions.
             "TBLPROPERTIES ('delta.autoOptimize.optimizeWrite' = 'true')"
         )
-        return self.make(spark)
+        return preflight.whole(self.table) if "/" in self.table else self.make(spark)
 
     def rows(self, spark: SparkSession) -> DataFrame:
         """The rows of this model."""
