@@ -6,6 +6,7 @@ said in one line on stderr.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from spark_aesthetic import Summary, rescore_from_embeddings, score_table
@@ -14,7 +15,7 @@ from spark_aesthetic.submit import Stderr, key_columns, parser, run, session, sh
 NAME = "score_table"
 
 
-def job() -> Summary:
+def arguments() -> argparse.Namespace:
     arguments = parser(NAME, "Add aesthetic scores to a Delta table.", scores_required=False)
     arguments.add_argument("--view", metavar="NAME", help="with --scores: a view that joins both")
     arguments.add_argument(
@@ -30,6 +31,11 @@ def job() -> Summary:
     args = arguments.parse_args()
     if args.rescore_from_embeddings and args.scores is None:
         arguments.error("--rescore-from-embeddings: expected --scores, the table that has kept them")
+    return args
+
+
+def job() -> Summary:
+    args = arguments()
     spark = session(NAME)
     if args.rescore_from_embeddings:
         return rescore_from_embeddings(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TextIO
 from uuid import uuid4
 
+from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -27,7 +28,7 @@ from spark_aesthetic.scores import (
     save_progress,
     sources_of,
 )
-from spark_aesthetic.stream import Chunks, wait
+from spark_aesthetic.stream import Chunks, explained, wait
 
 _log = logging.getLogger("spark_aesthetic")
 
@@ -73,13 +74,21 @@ class Run:
         return rows.select(*map(quoted, keys)).join(known.select(*map(quoted, keys)), keys, "left_anti").count()
 
     def beside(self, *, reconcile: bool, version_col: str | None, retry_failed: bool) -> None:
-        """Bring a scores table up to date with the source."""
-        folder = self._checkpoints(self.chunks.target.make(self.spark))
-        if reconcile:
-            self._reconcile(version_col)
-        if retry_failed:
-            self._retry()
-        self._stream(folder)
+        """Bring a scores table up to date with the source.
+
+        Raises:
+            TableError: The source has changed in a way that it does not tell, or another run is at work.
+        """
+        try:
+            folder = self._checkpoints(self.chunks.target.make(self.spark))
+            if reconcile:
+                self._reconcile(version_col)
+            if retry_failed:
+                self._retry()
+            self._stream(folder)
+        # The second is how Delta's conflicts arrive that have no condition of their own.
+        except (PySparkException, Py4JJavaError) as error:
+            raise explained(error, self.chunks) from error
 
     def in_place(self) -> int:
         """Bring the source's own columns up to date.

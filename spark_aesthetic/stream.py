@@ -332,7 +332,11 @@ def explained(error: Exception, chunks: Chunks) -> Exception:
             f"source {source}: expected the columns of the last run, found some added, renamed or dropped; run "
             "again, and if this comes again, once with --reconcile"
         )
-    concurrent = ("CONCURRENT_STREAM_LOG_UPDATE", "DELTA_CONCURRENT", "DELTA_METADATA_CHANGED", "CONCURRENT_QUERY")
+    # By condition, or by the name of the class where there is none.
+    concurrent = (
+        "CONCURRENT_STREAM_LOG_UPDATE", "CONCURRENT_QUERY", "DELTA_CONCURRENT", "io.delta.exceptions.Concurrent",
+        "DELTA_METADATA_CHANGED", "MetadataChangedException", "DELTA_PROTOCOL_CHANGED", "ProtocolChangedException",
+    )  # fmt: skip
     if any(name in text for name in concurrent):
         return TableError(
             f"scores {chunks.target.table!r}: expected one run at a time, found another at work on the same rows; "

@@ -22,8 +22,9 @@ DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: two processes share the files, and one would else end long after the other."""
-    items.sort(key=lambda item: item.path.name != "test_tables.py")
+    """The longest files first: two processes share the files, and one would else end long after the other."""
+    longest = ["test_tables.py", "test_stream.py", "test_faults.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)

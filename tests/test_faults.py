@@ -156,7 +156,9 @@ def test_a_worker_and_an_executor_that_are_killed_cost_no_row(spark: SparkSessio
     job.children("pyspark.daemon")[-1].kill()
     until(lambda: commits(scores) > 3, job)
     job.children("CoarseGrainedExecutorBackend")[0].kill()
-    assert job.wait() == 0, job.log.read_text()[-3000:]
+    job.wait()
+    # Not the exit code: at its end a local-cluster can take its own shutdown for executors that fail, and leave with 1.
+    assert '"scored": 160, "failed": 0' in job.log.read_text(), job.log.read_text()[-3000:]
     found = spark.read.format("delta").load(scores)
     expected = spark.read.format("delta").load(source)
     expected = expected.select("id", sa.score_image("image", predictor=small).getField("score").alias("score"))
