@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.util import find_spec
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType
 from pyspark.sql.utils import is_remote
@@ -214,6 +215,11 @@ def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[st
             raise TableError(f"--key: expected a column of your own, found {column!r}, which the job writes; rename it")
 
 
+def has_null(key: Sequence[str]) -> Column:
+    """Whether one of the key columns is null."""
+    return reduce(Column.__or__, [F.col(quoted(column)).isNull() for column in key])
+
+
 def check_key_values(rows: DataFrame, key: Sequence[str]) -> None:
     """Check that the key columns identify a row each, reading only them.
 
@@ -221,15 +227,12 @@ def check_key_values(rows: DataFrame, key: Sequence[str]) -> None:
         TableError: There are nulls or duplicates.
     """
     named = ", ".join(key)
-    has_null = F.lit(False)
-    for column in key:
-        has_null = has_null | F.col(quoted(column)).isNull()
     # A name that no key column has.
     size = "__rows"
     groups = rows.groupBy(*[F.col(quoted(column)) for column in key]).agg(F.count(F.lit(1)).alias(size))
     found = groups.agg(
         F.coalesce(F.sum(size), F.lit(0)).alias("rows"),
-        F.coalesce(F.sum(F.when(has_null, F.col(size))), F.lit(0)).alias("null_rows"),
+        F.coalesce(F.sum(F.when(has_null(key), F.col(size))), F.lit(0)).alias("null_rows"),
         F.coalesce(F.sum(F.when(F.col(size) > 1, F.col(size))), F.lit(0)).alias("repeated_rows"),
     ).collect()[0]
     if found.null_rows or found.repeated_rows:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from uuid import uuid4
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -157,19 +157,13 @@ class Target:
             "WHEN MATCHED AND scored._deleted THEN DELETE WHEN MATCHED AND scored._changed THEN UPDATE SET "
             + ", ".join(f"{name} = scored.{name}" for name in columns)
         )
-        view = f"spark_aesthetic_{uuid4().hex}"
-        rows.createTempView(view)
-        try:
-            with commit.settings(spark):
-                done = spark.sql(
-                    f"MERGE WITH SCHEMA EVOLUTION INTO {self.identifier} AS target USING {view} AS scored "
-                    f"ON {same_key(self.key, 'target')} AND target.{MODEL} = '{self.model}' "
-                    f"{'' if inserts_only else replace} "
-                    f"WHEN NOT MATCHED AND NOT scored._deleted THEN INSERT ({', '.join(columns)}) "
-                    f"VALUES ({', '.join(f'scored.{name}' for name in columns)})"
-                ).collect()
-        finally:
-            spark.catalog.dropTempView(view)
+        clauses = (
+            f"ON {same_key(self.key, 'target')} AND target.{MODEL} = '{self.model}' "
+            f"{'' if inserts_only else replace} "
+            f"WHEN NOT MATCHED AND NOT scored._deleted THEN INSERT ({', '.join(columns)}) "
+            f"VALUES ({', '.join(f'scored.{name}' for name in columns)})"
+        )
+        done = merge_into(spark, self.identifier, rows, clauses, commit)
         if not done:
             return 0, 0, 0
         return done[0].num_inserted_rows, done[0].num_updated_rows, done[0].num_deleted_rows
@@ -231,6 +225,18 @@ class Progress:
     feed: bool
     starting_version: int | None
     backbone: str
+
+
+def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, commit: Commit) -> list[Row]:
+    """MERGE rows, called `scored` in the clauses, into a table, called `target`; gives what Delta says of it."""
+    view = f"spark_aesthetic_{uuid4().hex}"
+    rows.createTempView(view)
+    try:
+        with commit.settings(spark):
+            merge = f"MERGE WITH SCHEMA EVOLUTION INTO {table} AS target USING {view} AS scored {clauses}"
+            return spark.sql(merge).collect()
+    finally:
+        spark.catalog.dropTempView(view)
 
 
 def load_progress(spark: SparkSession, target: Target, source_id: str) -> Progress | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
-from uuid import uuid4
 
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
@@ -33,6 +32,7 @@ from spark_aesthetic.scores import (
     Progress,
     Target,
     load_progress,
+    merge_into,
     same_key,
 )
 from spark_aesthetic.worker import STAGES
@@ -114,7 +114,6 @@ class Chunks:
             first = False
 
         writer = rows.writeStream.foreachBatch(write).option("checkpointLocation", checkpoint)
-        # A run has one query, and Spark would end an older one of the same name.
         if every is None:
             return writer.trigger(availableNow=True).start()
         return writer.trigger(processingTime=every).start()
@@ -200,16 +199,8 @@ class Chunks:
         info = json.dumps({**self.info, "source_version": self.source.version})
         names = [name for name in self.target.written if name != SCORED_AT]
         updates = ", ".join(f"{name} = scored.{name}" for name in names)
-        view = f"spark_aesthetic_{uuid4().hex}"
-        scored.createTempView(view)
-        try:
-            with Commit(info=info).settings(spark):
-                spark.sql(
-                    f"MERGE WITH SCHEMA EVOLUTION INTO {self.source.identifier} AS target USING {view} AS scored "
-                    f"ON {same_key(self.target.key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
-                )
-        finally:
-            spark.catalog.dropTempView(view)
+        clauses = f"ON {same_key(self.target.key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
+        merge_into(spark, self.source.identifier, scored, clauses, Commit(info=info))
 
     def _latest(self, made: DataFrame) -> DataFrame:
         """What each key has come to: its last row, or that it is gone, and whether it is another than before."""
@@ -227,9 +218,7 @@ class Chunks:
         return keys.select(*key, "last.row.*", "_changed", (copies == 0).alias("_deleted"), copies.alias("_copies"))
 
     def _check_key(self, latest: DataFrame) -> None:
-        nulls = F.lit(False)
-        for column in self.target.key:
-            nulls = nulls | F.col(quoted(column)).isNull()
+        nulls = preflight.has_null(self.target.key)
         found = latest.agg(F.count_if(nulls).alias("nulls"), F.count_if(F.col("_copies") > 1).alias("repeated"))
         counts = found.collect()[0]
         if counts.nulls or counts.repeated:

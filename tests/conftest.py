@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -93,13 +94,13 @@ def last_query(spark: "SparkSession") -> int:  # noqa: F821, UP037
     return max((executions.apply(at).executionId() for at in range(executions.size())), default=-1)
 
 
-def bytes_read(spark: "SparkSession", since: int, column: str) -> int:  # noqa: F821, UP037
-    """Bytes of the files that scans with a column read, over the queries after one."""
+def plan_metrics(spark: "SparkSession", since: int) -> "Iterator[tuple[Any, str, int, str]]":  # noqa: F821, UP037
+    """Of all queries after one: each node of their plans with each of its metrics' name, number and text."""
     store = spark._jsparkSession.sharedState().statusStore()
     executions = store.executionsList()
-    total = 0
     for at in range(executions.size()):
         execution = executions.apply(at).executionId()
+        # Spark keeps the last thousand queries, so a count over all of them would shrink.
         if execution <= since:
             continue
         values = {}
@@ -109,11 +110,19 @@ def bytes_read(spark: "SparkSession", since: int, column: str) -> int:  # noqa: 
             values[entry._1()] = entry._2()
         nodes = store.planGraph(execution).allNodes()
         for node in (nodes.apply(number) for number in range(nodes.size())):
-            if not node.name().startswith("Scan") or f"{column}:" not in node.desc().partition("ReadSchema")[2]:
-                continue
             for metric in (node.metrics().apply(place) for place in range(node.metrics().size())):
-                if metric.name() == "size of files read":
-                    # As the Spark UI shows it, such as "total (min, med, max)\n123.4 KiB (…)".
-                    number, unit = values.get(metric.accumulatorId(), "0 B").split("\n")[-1].split()[:2]
-                    total += int(float(number.replace(",", "")) * 1024 ** ["B", "KiB", "MiB", "GiB"].index(unit))
+                number = metric.accumulatorId()
+                yield node, metric.name(), number, values.get(number, "")
+
+
+def bytes_read(spark: "SparkSession", since: int, column: str) -> int:  # noqa: F821, UP037
+    """Bytes of the files that scans with a column read, over the queries after one."""
+    total = 0
+    for node, name, _, text in plan_metrics(spark, since):
+        if not node.name().startswith("Scan") or f"{column}:" not in node.desc().partition("ReadSchema")[2]:
+            continue
+        if name == "size of files read":
+            # As the Spark UI shows it, such as "total (min, med, max)\n123.4 KiB (…)".
+            size, unit = (text or "0 B").split("\n")[-1].split()[:2]
+            total += int(float(size.replace(",", "")) * 1024 ** ["B", "KiB", "MiB", "GiB"].index(unit))
     return total

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import last_query
+from conftest import last_query, plan_metrics
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
@@ -180,28 +180,11 @@ def image_table(spark: SparkSession, table: str, rows: dict[str, bytes | None]) 
 
 def rows_through_python(spark: SparkSession, since: int) -> int:
     """Rows that the Python workers of all image functions gave back, over the queries after one."""
-    store = spark._jsparkSession.sharedState().statusStore()  # type: ignore[attr-defined]
-    executions = store.executionsList()
     seen: dict[int, int] = {}
-    for at in range(executions.size()):
-        execution = executions.apply(at).executionId()
-        # Spark keeps the last thousand queries, so a count over all of them would shrink.
-        if execution <= since:
-            continue
-        values = {}
-        entries = store.executionMetrics(execution).iterator()
-        while entries.hasNext():
-            entry = entries.next()
-            values[entry._1()] = entry._2()
-        nodes = store.planGraph(execution).allNodes()
-        for node in (nodes.apply(number) for number in range(nodes.size())):
-            if node.name() != "ArrowEvalPython":
-                continue
-            for metric in (node.metrics().apply(place) for place in range(node.metrics().size())):
-                if metric.name() == "number of output rows":
-                    # One plan can stand in several queries (a cached one), of which one has counted.
-                    number = metric.accumulatorId()
-                    seen[number] = max(seen.get(number, 0), int(values.get(number, "0").replace(",", "")))
+    for node, name, number, text in plan_metrics(spark, since):
+        if node.name() == "ArrowEvalPython" and name == "number of output rows":
+            # One plan can stand in several queries (a cached one), of which one has counted.
+            seen[number] = max(seen.get(number, 0), int((text or "0").replace(",", "")))
     return sum(seen.values())
 
 
