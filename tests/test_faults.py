@@ -36,13 +36,15 @@ PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
 class Job:
     """A spark-submit that can be killed with all of its processes."""
 
-    def __init__(self, log: Path, *arguments: str, master: str = "local[2]") -> None:
+    def __init__(
+        self, log: Path, *arguments: str, script: str = "jobs/score_table.py", master: str = "local[2]"
+    ) -> None:
         command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
         settings = ["--master", master, "--conf", "spark.driver.memory=1g", "--conf", "spark.ui.enabled=false"]
         self.log = log
         with log.open("w") as words:
             self.process = subprocess.Popen(
-                [*command, *settings, "jobs/score_table.py", *arguments],
+                [*command, *settings, script, *arguments],
                 cwd=REPOSITORY, stdout=words, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
             )  # fmt: skip
@@ -70,6 +72,21 @@ class Job:
 
 
 @pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Starts jobs by the name of their log; none outlives a test that fails, to disturb the next."""
+    jobs: list[Job] = []
+
+    def start(name: str, *arguments: str, **options: str) -> Job:
+        jobs.append(Job(tmp_path / f"{name}.log", *arguments, **options))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        if job.process.poll() is None:
+            job.kill()
+
+
+@pytest.fixture
 def source(spark: SparkSession, tmp_path: Path) -> str:
     """Ten embeddings in each file, and each file a chunk."""
     rows = [(at, PUBLISHED[at % 10]) for at in range(ROWS)]
@@ -87,7 +104,8 @@ def assert_undisturbed(spark: SparkSession, source: str, scores: str) -> None:
     )
 
 
-def until(condition: Callable[[], object], job: Job, seconds: float = 120) -> None:
+def until(condition: Callable[[], object], job: Job, seconds: float = 240) -> None:
+    """Waits; the seconds end a job that hangs, they are no measure of speed."""
     ends = time.monotonic() + seconds
     while not condition():
         assert job.process.poll() is None, job.log.read_text()[-3000:]
@@ -104,11 +122,11 @@ def arguments(source: str, scores: str) -> tuple[str, ...]:
 
 
 def test_a_driver_that_is_killed_at_any_moment_goes_on_where_it_stopped(
-    spark: SparkSession, source: str, tmp_path: Path
+    spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job]
 ) -> None:
     scores, chance = str(tmp_path / "scores"), random.Random(20261124)
     for number in range(KILLS):
-        job = Job(tmp_path / f"{number}.log", *arguments(source, scores))
+        job = start(f"{number}", *arguments(source, scores))
         begun = commits(scores)
         until(lambda begun=begun: commits(scores) > begun, job)  # type: ignore[misc]
         # Two to four chunks fit into these seconds; a kill comes while one is read, scored, committed or noted.
@@ -117,7 +135,7 @@ def test_a_driver_that_is_killed_at_any_moment_goes_on_where_it_stopped(
         found = spark.read.format("delta").load(scores).groupBy("id").count()
         assert found.where("count > 1").count() == 0
         assert found.count() < ROWS
-    job = Job(tmp_path / "last.log", *arguments(source, scores))
+    job = start("last", *arguments(source, scores))
     assert job.wait() == 0, job.log.read_text()[-3000:]
     assert_undisturbed(spark, source, scores)
     # No chunk was committed a second time.
@@ -126,20 +144,25 @@ def test_a_driver_that_is_killed_at_any_moment_goes_on_where_it_stopped(
 
 
 @in_full
-def test_two_runs_at_once_leave_what_one_would(spark: SparkSession, source: str, tmp_path: Path) -> None:
+def test_two_runs_at_once_leave_what_one_would(
+    spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job]
+) -> None:
     scores = str(tmp_path / "scores")
-    jobs = [Job(tmp_path / f"{number}.log", *arguments(source, scores)) for number in range(2)]
+    jobs = [start(f"{number}", *arguments(source, scores)) for number in range(2)]
     codes = [job.wait() for job in jobs]
     logs = [job.log.read_text()[-3000:] for job in jobs]
     assert set(codes) <= {0, 2}, logs
     for code, log in zip(codes, logs, strict=True):
         assert code == 0 or "score_table: scores" in log, log
-    job = Job(tmp_path / "last.log", *arguments(source, scores))
+    job = start("last", *arguments(source, scores))
     assert job.wait() == 0, job.log.read_text()[-3000:]
     assert_undisturbed(spark, source, scores)
 
 
-def test_a_worker_and_an_executor_that_are_killed_cost_no_row(spark: SparkSession, tmp_path: Path) -> None:
+@in_full
+def test_a_worker_and_an_executor_that_are_killed_cost_no_row(
+    spark: SparkSession, tmp_path: Path, start: Callable[..., Job]
+) -> None:
     source, scores, predictor = str(tmp_path / "images"), str(tmp_path / "scores"), tmp_path / "small.json"
     small = small_predictor()
     small.save(predictor)
@@ -147,8 +170,8 @@ def test_a_worker_and_an_executor_that_are_killed_cost_no_row(spark: SparkSessio
     spark.createDataFrame(images, "id bigint, image binary").repartitionByRange(8, "id").write.format("delta").save(
         source
     )
-    job = Job(
-        tmp_path / "job.log", "--source", source, "--key", "id", "--image-col", "image", "--scores", scores,
+    job = start(
+        "job", "--source", source, "--key", "id", "--image-col", "image", "--scores", scores,
         "--max-files-per-chunk", "2", "--predictor", str(predictor), master="local-cluster[2,1,1024]",
     )  # fmt: skip
     until(lambda: commits(scores) > 2, job)
@@ -180,24 +203,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @in_full
 def test_a_disk_that_is_full_at_a_commit_loses_nothing(
-    spark: SparkSession, source: str, tmp_path: Path, small_disk: Path
+    spark: SparkSession, source: str, small_disk: Path, start: Callable[..., Job]
 ) -> None:
     scores = str(small_disk / "scores")
-    job = Job(tmp_path / "full.log", *arguments(source, scores))
+    job = start("full", *arguments(source, scores))
     assert job.wait() == 1
     assert "No space left on device" in job.log.read_text()
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    job = Job(tmp_path / "last.log", *arguments(source, scores))
+    job = start("last", *arguments(source, scores))
     assert job.wait() == 0, job.log.read_text()[-3000:]
     assert_undisturbed(spark, source, scores)
 
 
 @in_full
 def test_files_that_are_rewritten_while_a_run_is_at_work_are_no_new_rows(
-    spark: SparkSession, source: str, tmp_path: Path
+    spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job]
 ) -> None:
     scores = str(tmp_path / "scores")
-    job = Job(tmp_path / "job.log", *arguments(source, scores))
+    job = start("job", *arguments(source, scores))
     until(lambda: commits(scores) > 4, job)
     spark.sql(f"OPTIMIZE delta.`{source}`")
     assert job.wait() == 0, job.log.read_text()[-3000:]
@@ -206,27 +229,21 @@ def test_files_that_are_rewritten_while_a_run_is_at_work_are_no_new_rows(
 
 @in_full
 def test_a_stream_ends_after_its_chunk_on_sigterm_and_goes_on_later(
-    spark: SparkSession, source: str, tmp_path: Path
+    spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job]
 ) -> None:
-    scores, log = str(tmp_path / "scores"), tmp_path / "stream.log"
-    command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
+    scores = str(tmp_path / "scores")
     for number, expected in enumerate((ROWS, ROWS + 10)):
         if number:
             more = [(at, PUBLISHED[at % 10]) for at in range(ROWS, ROWS + 10)]
             spark.createDataFrame(more, "id bigint, e array<float>").write.format("delta").mode("append").save(source)
-        with log.open("w") as words:
-            process = subprocess.Popen(
-                [*command, "jobs/score_stream.py", "--every", "1 second", *arguments(source, scores)],
-                cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=words, text=True, start_new_session=True,
-                env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
-            )  # fmt: skip
-        ends = time.monotonic() + 120
-        while commits(scores) == 0 or spark.read.format("delta").load(scores).count() < expected:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < ends, log.read_text()[-3000:]
-            time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, log.read_text()[-3000:]
-        assert f'"scored": {ROWS if number == 0 else 10},' in said
+        stream = ("--every", "1 second", *arguments(source, scores))
+        job = start(f"{number}", *stream, script="jobs/score_stream.py")
+
+        def all_scored(expected: int = expected) -> bool:
+            return commits(scores) > 0 and spark.read.format("delta").load(scores).count() == expected
+
+        until(all_scored, job)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait() == 0, job.log.read_text()[-3000:]
+        assert f'"scored": {ROWS if number == 0 else 10},' in job.log.read_text()
     assert_undisturbed(spark, source, scores)
