@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def main(model: str, batch_rows: int, cores: int) -> None:
             peer_model.load(model)
 
         def __call__(self, images: Series) -> np.ndarray:
-            peer_model.begin(model)
+            peer_model.begin(model, cores)
             return peer_model.score(model, images.to_pylist())
 
     head = np.load(f"{model}/default_head.npz")
@@ -40,8 +41,10 @@ def main(model: str, batch_rows: int, cores: int) -> None:
 
     def embeddings(data: str, out: str) -> None:
         frame = daft.read_parquet(f"{data}/*.parquet")
-        total = frame.select(score_embeddings(frame["embedding"]).alias("score")).sum("score").to_pydict()["score"][0]
-        Path(out).write_text(str(total))
+        total = frame.select(score_embeddings(frame["embedding"]).alias("score"))
+        total = total.agg(daft.col("score").sum(), (daft.col("score") * daft.col("score")).sum().alias("square"))
+        found = total.to_pydict()
+        Path(out).write_text(json.dumps([found["score"][0], found["square"][0]]))
 
     serve({"Daft": images, "Daft, embeddings": embeddings})
 

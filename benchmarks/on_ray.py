@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,13 +15,13 @@ from serve import serve
 class Scorer:
     """Scores batches of images; an actor."""
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, processes: int) -> None:
+        self.model, self.processes = model, processes
         peer_model.load(model)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One batch, which map_batches cuts."""
-        peer_model.begin(self.model)
+        peer_model.begin(self.model, self.processes)
         return {"name": batch["name"], "score": peer_model.score(self.model, list(batch["image"]))}
 
 
@@ -34,19 +35,23 @@ def main(model: str, batch_rows: int, cores: int) -> None:
 
     def score_embeddings(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = np.stack(batch["embedding"])
-        return {"score": rows @ weight / np.linalg.norm(rows, axis=1) + bias}
+        scores = rows @ weight / np.linalg.norm(rows, axis=1) + bias
+        return {"score": scores, "square": scores.astype(np.float64) ** 2}
 
     def images(data: str, out: str) -> float:
         rows = ray.data.read_parquet(data, file_extensions=["parquet"], columns=["name", "image"])
         scored = rows.map_batches(
-            Scorer, fn_constructor_args=(model,), batch_size=batch_rows, compute=ray.data.ActorPoolStrategy(size=cores)
+            Scorer,
+            fn_constructor_args=(model, cores),
+            batch_size=batch_rows,
+            compute=ray.data.ActorPoolStrategy(size=cores),
         )
         return peer_model.seconds_since_begin(lambda: scored.write_parquet(out), model)
 
     def embeddings(data: str, out: str) -> None:
         rows = ray.data.read_parquet(data, file_extensions=["parquet"])
-        total = rows.map_batches(score_embeddings, batch_size=4096).sum("score")
-        Path(out).write_text(str(total))
+        found = rows.map_batches(score_embeddings, batch_size=4096).sum(["score", "square"])
+        Path(out).write_text(json.dumps([found["sum(score)"], found["sum(square)"]]))
 
     serve({"Ray Data": images, "Ray Data, embeddings": embeddings})
 

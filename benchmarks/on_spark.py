@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -35,16 +36,22 @@ def main(model: str, batch_rows: int, cores: int) -> None:
     def rows(data: str) -> DataFrame:
         return spark.read.format("delta").load(data)
 
-    def scored(column: Callable[[], Column]) -> Callable[[str, str], None]:
+    def scored(column: Callable[[], Column], settings: dict[str, str] | None = None) -> Callable[[str, str], None]:
         def run(data: str, out: str) -> None:
+            # Those of conf/local.conf suit this package, which cuts batches by itself.
+            for name, value in (settings or {}).items():
+                spark.conf.set(name, value)
             rows(data).select("name", column().alias("score")).write.format("delta").save(out)
+            for name in settings or {}:
+                spark.conf.unset(name)
 
         return run
 
     def summed(column: Callable[[], Column]) -> Callable[[str, str], None]:
         def run(data: str, out: str) -> None:
-            (total,) = rows(data).select(F.sum(column())).first() or (None,)
-            Path(out).write_text(str(total))
+            scores = rows(data).select(column().alias("score"))
+            sums = scores.agg(F.sum("score"), F.sum(F.col("score").cast("double") * F.col("score"))).collect()
+            Path(out).write_text(json.dumps(list(sums[0])))
 
         return run
 
@@ -52,6 +59,11 @@ def main(model: str, batch_rows: int, cores: int) -> None:
     usual, batched = _usual(model, batch_rows), _batched(model, batch_rows)
     usual_embeddings, batched_embeddings = _usual_embeddings(), _batched_embeddings()
     mine = f"{model}/predictor.json"
+    # An Arrow batch is a forward pass to them, and both would get some of 13 images and some of 3 with ours.
+    whole = {
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(batch_rows),
+        "spark.sql.execution.arrow.maxBytesPerBatch": str(256 << 20),
+    }
 
     def ours(**options: object) -> Callable[[], Column]:
         return lambda: sa.score_image("image", predictor=mine, batch_size=batch_rows, **options).getField("score")
@@ -65,8 +77,8 @@ def main(model: str, batch_rows: int, cores: int) -> None:
             "spark-aesthetic": scored(ours()),
             "spark-aesthetic fast": scored(ours(decode="fast")),
             "spark-aesthetic fast bfloat16": scored(ours(decode="fast", dtype="bfloat16")),
-            "pandas UDF": scored(lambda: usual("image")),
-            "predict_batch_udf": scored(lambda: batched("image")),
+            "pandas UDF": scored(lambda: usual("image"), whole),
+            "predict_batch_udf": scored(lambda: batched("image"), whole),
             "scan only": summed(lambda: F.element_at("embedding", 768)),
             "spark-aesthetic, normalize=False": summed(
                 lambda: sa.aesthetic_score_from_embedding("embedding", normalize=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from time import time
+from time import sleep, time
 from typing import Any
 
 import numpy as np
@@ -34,21 +34,32 @@ def load(folder: str) -> Any:
     return _loaded[folder]
 
 
-def begin(folder: str) -> None:
-    """Leave word of the moment at which the first process begins with its first batch; others change nothing."""
-    with suppress(FileExistsError):
-        _begun(folder).touch(exist_ok=False)
+def begin(folder: str, processes: int) -> None:
+    """Called with each batch; with its first a process waits until all of them have started and loaded.
+
+    Else the import and the model of the second would be loaded on the time of the first.
+    """
+    mine = Path(folder) / f"begun-{os.getpid()}"
+    if mine.exists():
+        return
+    mine.touch()
+    ends = time() + 120
+    while len(_begun(folder)) < processes:
+        if time() > ends:
+            raise TimeoutError(f"expected {processes} processes to begin, found {len(_begun(folder))}")
+        sleep(0.01)
 
 
 def seconds_since_begin(query: Callable[[], object], folder: str) -> float:
-    """Run a query whose processes call `begin`; the seconds it took from there, when they had started and loaded."""
-    _begun(folder).unlink(missing_ok=True)
+    """Run a query whose processes call `begin`; the seconds it took from when the last of them was ready."""
+    for file in _begun(folder):
+        file.unlink()
     query()
-    return time() - _begun(folder).stat().st_mtime
+    return time() - max(file.stat().st_mtime for file in _begun(folder))
 
 
-def _begun(folder: str) -> Path:
-    return Path(folder) / "begun"
+def _begun(folder: str) -> list[Path]:
+    return list(Path(folder).glob("begun-*"))
 
 
 def score(folder: str, images: list[bytes]) -> npt.NDArray[np.float32]:
