@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +26,19 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return planes.div_(255).sub_(mean).div_(std)
 
 
+@dataclass
+class Limits:
+    """What the device's memory has turned out to hold; known as long as the model, so to every later task.
+
+    Attributes:
+        rows: Images in one forward pass, at most.
+        alone: Whether a pass needs the device to itself.
+    """
+
+    rows: int = sys.maxsize
+    alone: bool = False
+
+
 class ImageEncoder:
     """An image tower with its weights.
 
@@ -32,12 +47,14 @@ class ImageEncoder:
     Attributes:
         side: Height and width in pixels of the images it takes.
         dimension: Length of the embeddings it gives.
-        row_bytes: Most memory that activations take for one image in a forward pass.
+        row_bytes: Memory that activations take for one image in a forward pass, about.
+        limits: Of the device's memory, as far as it has been met.
     """
 
     def __init__(self, prepared: Path, *, device: str) -> None:
         """Load a prepared weights file (see `spark_aesthetic.prepare`) onto a device."""
         self.device = torch.device(device)
+        self.limits = Limits()
         with safe_open(prepared, framework="pt") as file:
             about = json.loads(file.metadata()["tower"])
         self.side: int = about["side"]
@@ -55,7 +72,7 @@ class ImageEncoder:
     def to_device(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
         """Images, each uint8 of shape (side, side, 3), as one tensor on the device.
 
-        To a GPU the copy goes from pinned memory and is not waited for: the device may be computing meanwhile.
+        To a GPU the copy goes from pinned memory and is not waited for: this thread goes on.
         """
         on_gpu = self.device.type == "cuda"
         batch = torch.empty((len(pixels), self.side, self.side, 3), dtype=torch.uint8, pin_memory=on_gpu)

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -30,6 +30,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # Pillow keeps an image in blocks of 16 MB, which glibc takes from a thread's own heap and keeps there when they are
 # freed: 200 MB for each thread that ever met 50 megapixels. Blocks above glibc's largest threshold of 32 MB go back.
 Image.core.set_block_size(256 << 20)  # type: ignore[attr-defined]  # as the documentation of its block allocator has it
+
+# Else every image of this format starts a thread for each core of the machine, whatever Spark gave to the task.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 _TO_RGB = {"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
@@ -46,6 +49,7 @@ class Rejection(str):
 NULL = Rejection("null")
 EMPTY = Rejection("decode: empty")
 NOT_AN_IMAGE = Rejection("decode: not an image")
+OUT_OF_MEMORY = Rejection("decode: out of memory")
 TOO_MANY_PIXELS = Rejection("decode: more pixels than max_pixels")
 
 
@@ -106,6 +110,9 @@ def _decode(data: bytes, side: int, max_pixels: int, fast: bool, hold: Callable[
         return TOO_MANY_PIXELS
     except UnidentifiedImageError:
         return NOT_AN_IMAGE if name is None else _damaged(data, name, "")
+    # No fault of the file's.
+    except MemoryError:
+        return OUT_OF_MEMORY
     # Decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, struct.error, ...),
     # and whatever it is, it costs this row only.
     except Exception as error:

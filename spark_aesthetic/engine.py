@@ -3,9 +3,8 @@
     images -> decode (pool) -> batch -> encode and score (pool on a CPU, two threads beside a GPU) -> rows in order
 
 On a CPU the threads that Spark gave to the task take turns at both: a batch is encoded by one thread, several batches
-at once. So nothing oversubscribes, no core waits for another at the end of a matrix product, and while there is work
-no core is idle. Beside a GPU all of them decode, and two more prepare one batch on the host while the device computes
-another.
+at once. So nothing oversubscribes, and no core waits for another at the end of a matrix product. Beside a GPU all of
+them decode, and two more prepare one batch on the host while the device computes another.
 """
 
 from __future__ import annotations
@@ -34,12 +33,13 @@ from spark_aesthetic.predictors import Predictor
 
 # One thread, images/s of ViT-B/32 in batches of 4, 8, 16, 32: 13.8, 14.7, 15.6, 15.1; ViT-L/14 is level from 2 on.
 _BATCH_ROWS_CPU = 16
+# Not measured: no GPU was at hand.
 _BATCH_ROWS_GPU = 256
 
 # What bounds the memory beside the model, together below 1 GB: files waiting for a thread, images being decoded,
 # decoded pixels waiting for a batch or for the device (340 rows of 224 pixels beside a GPU; on a CPU far fewer are
 # under way), and on a CPU the activations of all threads. A single image that is larger than the budget is decoded
-# alone: a WebP of more than 60 megapixels, say.
+# alone: a WebP of more than 20 megapixels, say, of which each takes up to 20 bytes.
 _FILE_BYTES = 64 << 20
 _DECODING_BYTES = 384 << 20
 _PIXEL_BYTES = 256 << 20
@@ -47,6 +47,9 @@ _ACTIVATION_BYTES = 256 << 20
 
 NOT_FINITE = "model: not finite"
 OUT_OF_MEMORY = "model: out of memory"
+
+# How torch says so on a CPU, and cuBLAS of its own workspace.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass
@@ -127,7 +130,7 @@ class ImageScorer:
         self._passes = 2 if self._on_gpu else options.num_threads
         pixel_bytes = 3 * self.encoder.side**2
         self.batch_rows = max(1, min(rows, _PIXEL_BYTES // (pixel_bytes * (self._passes + 3))))
-        # Rows in one forward pass: fewer than a batch where memory is short, for good.
+        # Rows in one forward pass, before the device has run out of memory for the first time.
         self._fitting_rows = self.batch_rows
         if not self._on_gpu:
             fitting = _ACTIVATION_BYTES // (self.encoder.row_bytes * options.num_threads)
@@ -214,13 +217,15 @@ class ImageScorer:
         embeddings = np.full((len(rows), self.head.dimension), np.nan, dtype=np.float32)
         good = [number for number, error in enumerate(errors) if error is None]
         while good:
-            at = good[: self._fitting_rows]
+            limits = self.encoder.limits
+            at = good[: min(self._fitting_rows, limits.rows)]
             pixels = [cast("Pixels", rows[number]) for number in at]
-            encoded = self._encoded(pixels, stages)
-            if encoded is None:
+            encoded = self._encoded(pixels, stages, alone=limits.alone)
+            if encoded is None and not limits.alone:
                 encoded = self._encoded(pixels, stages, alone=True)
+                limits.alone = encoded is not None
             if encoded is None and len(at) > 1:
-                self._fitting_rows = min(self._fitting_rows, len(at) // 2)
+                limits.rows = min(limits.rows, len(at) // 2)
                 continue
             good = good[len(at) :]
             if encoded is None:
@@ -261,7 +266,10 @@ class ImageScorer:
             stages.transfer += moved - started
             encoded = self.encoder(held)
             stages.infer += perf_counter() - moved
-        except torch.cuda.OutOfMemoryError:  # its name before torch 2.5 too
+        except RuntimeError as error:
+            # The first is a RuntimeError too, by its name before torch 2.5.
+            if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(w in str(error) for w in _NO_MEMORY):
+                raise
             # The tensors of the attempt live as long as its traceback, so the next one is made outside of here.
             return None
         return encoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -10,15 +11,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from conftest import REPOSITORY
 from PIL import Image
 
 from spark_aesthetic import weights
 from spark_aesthetic.budget import Budget
+from spark_aesthetic.clip import Limits
 from spark_aesthetic.engine import NOT_FINITE, OUT_OF_MEMORY, ImageScorer, ScoredRows
 from spark_aesthetic.options import Options
 from spark_aesthetic.testing import noise_image, small_predictor
@@ -39,7 +43,7 @@ class Encoder:
     side = 224
 
     def __init__(self, most_rows: int = 1000, hopeless: int | None = None) -> None:
-        self.most_rows, self.hopeless = most_rows, hopeless
+        self.most_rows, self.hopeless, self.limits = most_rows, hopeless, Limits()
         self.calls: list[int] = []
 
     def to_device(self, pixels: list[Bytes]) -> Bytes:
@@ -201,6 +205,75 @@ errors = [error for rows in scorer.score(images) for error in rows.errors]
 assert errors == [None] * 8, errors
 print(peak_memory_bytes() - before)
 """
+
+
+def test_what_the_device_holds_is_known_to_later_tasks(scorer_of: Callable[..., ImageScorer]) -> None:
+    encoder = Encoder(most_rows=3)
+    for _ in range(2):
+        list(scorer_of(encoder, 8, num_threads=1).score([grey(level) for level in range(8)]))
+    failures = [rows for rows in encoder.calls if rows > 3]
+    # Once beside others and once alone for each size; a task that begins later begins with what fits.
+    assert failures == [8, 8, 4, 4]
+
+
+def test_a_pass_that_fits_alone_is_made_alone_from_then_on(scorer_of: Callable[..., ImageScorer]) -> None:
+    class Crowded(Encoder):
+        passing = most = failed = 0
+
+        def __call__(self, pixels: Bytes) -> Floats:
+            self.passing += 1
+            self.most = max(self.most, self.passing)
+            time.sleep(0.02)
+            crowded = self.passing > 1 or (self.most > 1 and not self.limits.alone and self.failed == 0)
+            self.passing -= 1
+            if crowded:
+                self.failed += 1
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            return super().__call__(pixels)
+
+    encoder = Crowded()
+    batches = list(scorer_of(encoder, 2, num_threads=2).score([grey(level) for level in range(40)]))
+    assert [error for rows in batches for error in rows.errors] == [None] * 40
+    assert encoder.limits.alone
+    # The two that were under way at once, and no later one.
+    assert 1 <= encoder.failed <= 2
+    assert encoder.limits.rows >= 40
+
+
+def test_another_error_of_torch_is_no_lack_of_memory(scorer_of: Callable[..., ImageScorer]) -> None:
+    class Broken(Encoder):
+        def __call__(self, pixels: Bytes) -> Floats:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        list(scorer_of(Broken(), 2).score([grey(1)]))
+
+
+def test_every_thread_of_a_task_counts_for_one_core(scorer_of: Callable[..., ImageScorer]) -> None:
+    class Counting(Encoder):
+        threads: ClassVar[set[int]] = set()
+
+        def __call__(self, pixels: Bytes) -> Floats:
+            self.threads.add(torch.get_num_threads())
+            return super().__call__(pixels)
+
+    encoder = Counting()
+    list(scorer_of(encoder, 2).score([grey(level) for level in range(8)]))
+    assert encoder.threads == {1}
+
+
+def test_the_benchmark_for_gpus_checks_itself_on_a_cpu(tmp_path: Path) -> None:
+    predictor = tmp_path / "small.json"
+    small_predictor().save(predictor)
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu.py"), "--device", "cpu", "--seconds", "0.2"]
+    done = subprocess.run(
+        [*command, "--predictor", str(predictor), "--num-threads", "1", "--batch-size", "8"],
+        check=True, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    said = json.loads(done.stdout)
+    assert said["device"] == "cpu"
+    assert min(said["images_per_second_from_pixels"], said["images_per_second_from_jpeg"]) > 0
+    assert 0 < said["share_of_matmul_limit"] < 1.5
 
 
 FIFTY_MEGAPIXELS = (8660, 5774)
