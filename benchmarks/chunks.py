@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 
 import spark_aesthetic as sa
@@ -82,18 +81,17 @@ def chunking(spark: SparkSession, work: Path, rows: int, chunks: int, repeats: i
 
 
 def growing(spark: SparkSession, work: Path, repeats: int) -> None:
-    """Runs that find 100 new embeddings, in tables of 10 and of 1,000 files."""
-    random = np.random.default_rng(0)
+    """Runs that find 100 new embeddings, in tables of 10 and of 1,000 files of 20 rows each."""
 
     def some(start: int, count: int) -> DataFrame:
-        rows = list(zip(range(start, start + count), random.standard_normal((count, 768)).tolist(), strict=True))
-        return spark.createDataFrame(rows, "id bigint, e array<float>")
+        numbers = "transform(sequence(0, 767), at -> CAST(sin(id * 768 + at) AS FLOAT)) AS e"
+        return spark.range(start, start + count).selectExpr("id", numbers)
 
     runs: dict[str, Callable[[], None]] = {}
     for files in (10, 1000):
         source, scores = str(work / f"files-{files}"), str(work / f"scores-{files}")
-        some(0, 2000).repartition(files).write.format("delta").save(source)
-        at = iter(range(2000, 10_000_000, 100))
+        some(0, 20 * files).repartition(files).write.format("delta").save(source)
+        at = iter(range(20 * files, 10_000_000, 100))
 
         def run(source: str = source, scores: str = scores) -> None:
             sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores)

@@ -31,6 +31,8 @@ def arguments() -> argparse.Namespace:
     args = arguments.parse_args()
     if args.rescore_from_embeddings and args.scores is None:
         arguments.error("--rescore-from-embeddings: expected --scores, the table that has kept them")
+    if not args.rescore_from_embeddings and args.source is None:
+        arguments.error("--source: expected the table with the rows to score, found none")
     return args
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +21,13 @@ from pyspark.sql.utils import is_remote
 from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError, nearest
 from spark_aesthetic.predictors import Predictor
 
+_log = logging.getLogger("spark_aesthetic")
+
 # As many embeddings are looked at to tell a wrong predictor from a few wrong rows.
 _SAMPLE_ROWS = 1000
 
-# Up to as many keys are written into a query.
-_FILTER_KEYS = 1000
-
 # Up to as many keys go to every executor, so that image bytes are not shuffled to meet them.
-_BROADCAST_KEYS = 5_000_000
+BROADCAST_KEYS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class Source:
         table: As the user names it.
         id: Delta's own, which no other table ever has.
         location: Its folder.
+        size: Bytes of its files.
         feed: Whether it has a change data feed.
+        partitions: Columns that are not in its files.
+        plain: Whether each file's rows are the table's: no deletion vectors, and no other names for columns.
         version: The version that was current when the run began.
         rows: All of its rows and columns.
     """
@@ -46,7 +49,10 @@ class Source:
     table: str
     id: str
     location: str
+    size: int
     feed: bool
+    partitions: tuple[str, ...]
+    plain: bool
     version: int
     rows: DataFrame
 
@@ -70,6 +76,18 @@ def whole(path: str) -> str:
     return path if ":" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute would keep the "..")
 
 
+def check_classic(call: str) -> None:
+    """Raise TableError on Spark Connect, for what works chunk by chunk.
+
+    There Spark runs each chunk's part in a process of its own, which knows nothing of the caller's counts and checks.
+    """
+    if is_remote():
+        raise TableError(
+            f"{call}: expected a classic session, found one of Spark Connect; submit jobs/score_table.py to the "
+            "cluster, or write the column functions' results yourself"
+        )
+
+
 def check_gpu_scheduling(spark: SparkSession) -> None:
     """Refuse settings under which Spark would wait for ever.
 
@@ -89,6 +107,16 @@ def check_gpu_scheduling(spark: SparkSession) -> None:
         )
 
 
+def warn_of_large_batches(spark: SparkSession) -> None:
+    """Say so where Spark would hand whole columnar batches of images to Python, thousands at once, past its limits."""
+    name = "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled"
+    if (spark.conf.get(name, None) or "false").lower() == "true":
+        _log.warning(
+            "%s: expected false, found true: up to 4096 images then go to Python at once, whatever "
+            "spark.sql.execution.arrow.maxBytesPerBatch says; set it as conf/local.conf does", name,
+        )  # fmt: skip
+
+
 def open_source(spark: SparkSession, table: str) -> Source:
     """Open a Delta table at its current version.
 
@@ -106,6 +134,10 @@ def open_source(spark: SparkSession, table: str) -> Source:
         table=table,
         id=found.id,
         location=found.location,
+        size=found.sizeInBytes,
+        partitions=tuple(found.partitionColumns),
+        plain=found.properties.get("delta.columnMapping.mode", "none").lower() == "none"
+        and found.properties.get("delta.enableDeletionVectors", "false").lower() == "false",
         feed=found.properties.get("delta.enableChangeDataFeed", "false").lower() == "true",
         version=version,
         rows=spark.read.option("versionAsOf", version).table(name),
@@ -164,14 +196,30 @@ def column_type(rows: DataFrame, column: str, option: str) -> DataType:
         raise TableError(f"{option}: no column {column!r} in the source: {nearest(column, rows.columns)}") from error
 
 
-def check_image_column(rows: DataFrame, column: str) -> None:
-    """Raise TableError unless the column holds bytes."""
-    found = column_type(rows, column, "--image-col")
+def check_image_type(found: DataType, given: str) -> None:
+    """Raise TableError unless a column's type is that of bytes."""
     if not isinstance(found, BinaryType):
         raise TableError(
-            f"--image-col {column}: expected binary (the bytes of image files), found {found.simpleString()}; "
-            "read files with format binaryFile, decode base64 with unbase64, score embeddings with --embedding-col"
+            f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; read files with "
+            "format binaryFile, decode base64 with unbase64; embeddings are scored as such, not as images"
         )
+
+
+def is_vector(found: DataType, given: str) -> bool:
+    """Whether the type of a column of embeddings is that of ml Vectors; TableError if it is that of no embeddings."""
+    if isinstance(found, VectorUDT):
+        return True
+    if not isinstance(found, ArrayType) or not isinstance(found.elementType, FloatType | DoubleType):
+        raise TableError(
+            f"{given}: expected array<float>, array<double> or an ml Vector, found {found.simpleString()}; cast it; "
+            "bytes of image files are scored as images, not as embeddings"
+        )
+    return False
+
+
+def check_image_column(rows: DataFrame, column: str) -> None:
+    """Raise TableError unless the column holds bytes."""
+    check_image_type(column_type(rows, column, "--image-col"), f"--image-col {column}")
 
 
 def check_embedding_column(rows: DataFrame, column: str, dimension: int, predictor: Predictor) -> bool:
@@ -183,25 +231,18 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     Raises:
         TableError: Another type, or none of the first embeddings has the length that the head takes.
     """
-    found = column_type(rows, column, "--embedding-col")
-    is_array = isinstance(found, ArrayType) and isinstance(found.elementType, FloatType | DoubleType)
-    is_vector = isinstance(found, VectorUDT)
-    if not is_array and not is_vector:
-        raise TableError(
-            f"--embedding-col {column}: expected array<float>, array<double> or an ml Vector, "
-            f"found {found.simpleString()}; cast it, or score image bytes with --image-col"
-        )
+    vector = is_vector(column_type(rows, column, "--embedding-col"), f"--embedding-col {column}")
     # The limit first: with nothing below it Delta reads no more files than it takes. A null vector is left out before
     # vector_to_array, which raises on it.
     known = rows.select(F.col(column)).limit(_SAMPLE_ROWS).where(F.col(column).isNotNull())
-    lengths = known.select(F.size(vector_to_array(F.col(column)) if is_vector else F.col(column)).alias("length"))
+    lengths = known.select(F.size(vector_to_array(F.col(column)) if vector else F.col(column)).alias("length"))
     counted = {row.length: row["count"] for row in lengths.groupBy("length").count().collect()}
     if counted and dimension not in counted:
         raise TableError(
             f"--embedding-col {column}: expected {dimension} numbers for {predictor.name}, found "
             f"{max(counted, key=counted.__getitem__)}; choose the --predictor whose backbone made the embeddings"
         )
-    return is_vector
+    return vector
 
 
 def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> None:
@@ -298,13 +339,9 @@ def check_weights(predictor: Predictor, model_path: str | None) -> None:
     prepare.check(predictor, model_path)
 
 
-def rows_of(rows: DataFrame, keys: DataFrame, key: Sequence[str], count: int) -> DataFrame:
-    """The rows that have one of `count` keys, without a shuffle of image bytes while the keys fit a broadcast."""
-    if count <= _FILTER_KEYS:
-        # By the least and the greatest value Delta leaves out files and Parquet row groups; a join leaves out neither.
-        for at, values in enumerate(zip(*keys.select(*map(quoted, key)).collect(), strict=True)):
-            rows = rows.where(F.col(quoted(key[at])).isin(list(values)))
-    return rows.join(F.broadcast(keys) if count <= _BROADCAST_KEYS else keys, list(key), "left_semi")
+def without(rows: DataFrame, keys: DataFrame, key: Sequence[str], count: int) -> DataFrame:
+    """The rows that have none of `count` keys, without a shuffle of image bytes while the keys fit a broadcast."""
+    return rows.join(F.broadcast(keys) if count <= BROADCAST_KEYS else keys, list(key), "left_anti")
 
 
 def describe(spark: SparkSession, text: str) -> None:

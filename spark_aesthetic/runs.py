@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from spark_aesthetic import preflight
 from spark_aesthetic.errors import SourceChangedError, TableError
+from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.progress import ProgressListener
 from spark_aesthetic.scores import (
@@ -24,9 +25,10 @@ from spark_aesthetic.scores import (
     Commit,
     Progress,
     load_progress,
+    merge_into,
+    others,
     same_key,
     save_progress,
-    sources_of,
 )
 from spark_aesthetic.stream import Chunks, explained, wait
 
@@ -34,6 +36,15 @@ _log = logging.getLogger("spark_aesthetic")
 
 # In the folder of the table that scores go to; Delta leaves alone what begins with an underscore.
 FOLDER = "_spark_aesthetic"
+
+# So often a run in place begins again where the source was updated meanwhile.
+_ATTEMPTS = 3
+
+# What happens to a table without a row becoming another.
+_HARMLESS = (
+    "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UNSET TBLPROPERTIES", "ADD COLUMNS", "CLUSTER BY",
+    "CHANGE COLUMN", "COMPUTE STATS",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,7 @@ class Run:
         folder: Where checkpoints go; None is beside the scores.
         max_bytes_per_chunk: As Delta's maxBytesPerTrigger.
         max_files_per_chunk: As Delta's maxFilesPerTrigger, or None.
+        rows_read: Rows of the source when the run began.
         every: Interval of a run without end, or None.
         backbone: What the embeddings of the model depend on.
         progress_file: Where progress is shown.
@@ -56,6 +68,7 @@ class Run:
     folder: str | None
     max_bytes_per_chunk: int
     max_files_per_chunk: int | None
+    rows_read: int
     every: str | None
     backbone: str
     progress_file: TextIO | None
@@ -82,7 +95,7 @@ class Run:
         try:
             folder = self._checkpoints(self.chunks.target.make(self.spark))
             if reconcile:
-                self._reconcile(version_col)
+                self._reconcile(folder, version_col)
             if retry_failed:
                 self._retry()
             self._stream(folder)
@@ -95,37 +108,74 @@ class Run:
 
         Returns:
             Bytes of the files that hold rows to be scored, which the commit rewrites.
+
+        Raises:
+            TableError: The source is updated faster than it is scored, or another run is at work.
         """
-        spark, source, target, where = self.spark, self.chunks.source, self.chunks.target, self.chunks.where
-        todo = source.rows if where is None else source.rows.where(where)
+        todo = self._todo()
         files = todo.select("_metadata.file_path", "_metadata.file_size").distinct()
         size = int(files.agg(F.coalesce(F.sum("file_size"), F.lit(0))).collect()[0][0])
         if size == 0:
             return 0
         _log.info(
             "%s: the commit will rewrite %.1f MB of files in place; a scores table (--scores) rewrites none, and suits "
-            "tables of images", source.identifier, size / 1e6,
+            "tables of images", self.chunks.source.identifier, size / 1e6,
         )  # fmt: skip
-        if size <= self.max_bytes_per_chunk and self.max_files_per_chunk is None:
-            # One chunk: to stage it would save nothing from a kill.
-            preflight.check_key_values(source.rows, target.key)
-            self.chunks.merge_into_source(spark, todo)
-            return size
+        # One chunk: to stage it would save nothing from a kill.
+        directly = size <= self.max_bytes_per_chunk and self.max_files_per_chunk is None
+        try:
+            for _ in range(_ATTEMPTS):
+                if self._score_directly() if directly else self._score_staged():
+                    return size
+                _log.warning(
+                    "%s: rows were updated or deleted meanwhile; scoring begins again", self.chunks.source.identifier
+                )
+                self.chunks.forget_counts()
+                self.chunks.source = preflight.open_source(self.spark, self.chunks.source.table)
+        except (PySparkException, Py4JJavaError) as error:
+            raise explained(error, self.chunks) from error
+        raise TableError(
+            f"source {self.chunks.source.identifier}: expected no updates while it is scored in place, found some in "
+            f"each of {_ATTEMPTS} attempts; pause them, or score into a table of its own (--scores)"
+        )
+
+    def _todo(self) -> DataFrame:
+        assert self.chunks.where is not None, "in place there is a condition"
+        return self.chunks.source.rows.where(self.chunks.where)
+
+    def _score_directly(self) -> bool:
+        """Score and commit at once; whether the source allowed it."""
+        source = self.chunks.source
+        preflight.check_key_values(source.rows, self.chunks.target.key)
+        unchanged = lambda: self._only_grown_since(source.version)  # noqa: E731
+        return self.chunks.merge_into_source(self.spark, self._todo(), unchanged)
+
+    def _score_staged(self) -> bool:
+        """Score chunk by chunk beside the source, then commit; whether the source allowed it."""
+        spark, source, target = self.spark, self.chunks.source, self.chunks.target
         folder = self._checkpoints(target.make(spark))
-        while True:
-            before = preflight.current_version(spark, source.identifier)
-            try:
-                self._stream(folder)
-            except SourceChangedError:
-                # A staged score may be that of an image which is no longer there.
-                _log.warning("%s: rows were updated or deleted meanwhile; scoring begins again", source.identifier)
-                self._forget()
-                continue
-            if preflight.current_version(spark, source.identifier) == before:
-                break
-        self.chunks.take_over(spark, target.rows(spark))
+        try:
+            version = preflight.current_version(spark, source.identifier)
+            self._stream(folder)
+            unchanged = self._only_grown_since(version)
+        except SourceChangedError:
+            unchanged = False
+        if unchanged:
+            self.chunks.take_over(spark, target.rows(spark))
+        # A staged score may else be that of an image which is no longer there.
         self._forget()
-        return size
+        return unchanged
+
+    def _only_grown_since(self, version: int) -> bool:
+        """Whether no row of the source has been updated or deleted since one of its versions.
+
+        Asked right before a MERGE, which reads the newest version: what comes after its beginning is a conflict.
+        """
+        commits = self.spark.sql(f"DESCRIBE HISTORY {self.chunks.source.identifier}").where(F.col("version") > version)
+        appended = F.coalesce(F.col("isBlindAppend"), F.lit(False)) | (
+            (F.col("operation") == "WRITE") & F.coalesce(F.col("operationParameters.mode") == "Append", F.lit(False))
+        )
+        return commits.where(~appended & ~F.col("operation").isin(*_HARMLESS)).isEmpty()
 
     def _stream(self, folder: str) -> None:
         """Score chunk after chunk until nothing is left, or for ever."""
@@ -142,14 +192,24 @@ class Run:
         limits = {"maxBytesPerTrigger": str(self.max_bytes_per_chunk)}
         if self.max_files_per_chunk is not None:
             limits["maxFilesPerTrigger"] = str(self.max_files_per_chunk)
-        listener = ProgressListener(f"scoring {source.identifier}", self.chunks.failed, self.progress_file)
+        listener = ProgressListener(
+            f"scoring {source.identifier}",
+            rows_to_do=lambda: None if self.chunks.known is None else self.rows_read - self.chunks.known,
+            bytes_a_row=source.size / max(self.rows_read, 1),
+            failed=self.chunks.failed,
+            file=self.progress_file,
+        )
         spark.streams.addListener(listener)
         try:
             query = self.chunks.start(spark, progress, f"{folder}/{progress.checkpoint}", limits, self.every)
+            listener.follow(str(query.runId))
             wait(self.chunks, query)
+            # A run that was replaced before its last chunk had it refused without a word.
+            self.chunks.check_alone(spark)
         finally:
-            spark.streams.removeListener(listener)
+            self.chunks.progress = None
             listener.close()
+            spark.streams.removeListener(listener)
 
     def _waits_for(self, version: int) -> bool:
         """Whether a version is still to come, which Delta's source refuses to begin at."""
@@ -162,9 +222,13 @@ class Run:
     def _begin(self, starting_version: int | None) -> Progress:
         """Another beginning: from all rows of the source, or from one of its versions on."""
         spark, target, source = self.spark, self.chunks.target, self.chunks.source
+        before = load_progress(spark, target, source.id)
         progress = Progress(
             checkpoint=uuid4().hex[:12],
-            began_empty=target.rows(spark).isEmpty(),
+            # Milliseconds of the clock, for a staged table has forgotten its last one.
+            generation=max(int(1000 * time.time()), 0 if before is None else before.generation + 1),
+            # Its first chunk looks, when no run that this one replaces can commit any more.
+            began_empty=False,
             # In place the run's own commit would be a change of every row.
             feed=source.feed and self.chunks.where is None,
             starting_version=starting_version,
@@ -193,44 +257,104 @@ class Run:
                 return False
             raise
 
-    def _reconcile(self, version_col: str | None) -> None:
+    def _reconcile(self, folder: str, version_col: str | None) -> None:
         """Compare the keys of source and scores, score what is missing or changed, and drop what is gone."""
-        spark, source, target = self.spark, self.chunks.source, self.chunks.target
+        spark, target = self.spark, self.chunks.target
+        followed = self._follow(folder)
+        if version_col is not None and version_col not in spark.table(target.identifier).columns:
+            column_type = target.kept[version_col].simpleString()
+            spark.sql(f"ALTER TABLE {target.identifier} ADD COLUMNS ({quoted(version_col)} {column_type})")
+        source = self.chunks.source = preflight.open_source(spark, self.chunks.source.table)
         preflight.check_key_values(source.rows, target.key)
+        if not followed:
+            # Ends another run that is at work; one that is killed from here on compares again, chunk by chunk.
+            self._begin(None)
         key = list(target.key)
         there, known = source.rows.select(*map(quoted, target.kept)), target.rows(spark)
         keys = there.select(*map(quoted, key))
         wanted = keys.join(target.keys(spark), key, "left_anti")
-        if version_col is not None and version_col in known.columns:
-            version = quoted(version_col)
-            changed = f"scored.{version} IS NOT NULL AND NOT source.{version} <=> scored.{version}"
-            both = there.alias("source").join(
-                known.alias("scored"), F.expr(f"{same_key(key, 'source')} AND {changed}"), "left_semi"
-            )
-            wanted = wanted.union(both.select(*map(quoted, key)))
+        if version_col is not None:
+            wanted = wanted.union(self._changed(there, known, version_col))
         gone = target.keys(spark).join(keys, key, "left_anti")
-        if sources_of(spark, target) - {source.id}:
-            _log.warning("%s: other sources have scores here too, so none is dropped", target.identifier)
+        elsewhere = others(spark, target, source.id)
+        if elsewhere:
+            _log.warning(
+                "%s: other sources have scores here too, so none is dropped; of one that is no more, ALTER TABLE … "
+                "UNSET TBLPROPERTIES (%s)", target.identifier, ", ".join(f"'{name}'" for name in elsewhere),
+            )  # fmt: skip
             gone = gone.limit(0)
-        self._score_keys(wanted, gone)
-        self._begin(source.version + 1)
+        commit = self._commit()
+        gone = gone.persist(StorageLevel.DISK_ONLY)
+        try:
+            if not gone.isEmpty():
+                self.chunks.drop_keys(spark, gone, commit)
+        finally:
+            gone.unpersist()
+        self._score_keys(wanted, commit)
+        if version_col is not None:
+            self._fill_in(there, version_col)
+        if not followed:
+            self._begin(source.version + 1)
+
+    def _follow(self, folder: str) -> bool:
+        """First take over what the feed tells of updates, which keys do not; whether it could be read."""
+        progress = load_progress(self.spark, self.chunks.target, self.chunks.source.id)
+        if progress is None or not progress.feed:
+            return False
+        if progress.starting_version is None and not self._has_begun(f"{folder}/{progress.checkpoint}"):
+            return False
+        try:
+            self._stream(folder)
+        except SourceChangedError as error:
+            _log.warning("%s; rows that were updated since then are found by --version-col alone", error)
+            return False
+        return True
+
+    def _changed(self, there: DataFrame, known: DataFrame, version_col: str) -> DataFrame:
+        """Keys of rows whose version is another one than that of their score."""
+        key, version = self.chunks.target.key, quoted(version_col)
+        changed = f"scored.{version} IS NOT NULL AND NOT source.{version} <=> scored.{version}"
+        both = there.alias("source").join(
+            known.alias("scored"), F.expr(f"{same_key(key, 'source')} AND {changed}"), "left_semi"
+        )
+        return both.select(*map(quoted, key))
+
+    def _fill_in(self, there: DataFrame, version_col: str) -> None:
+        """Note the version of rows that were scored without it: from now on they can be compared."""
+        target, name = self.chunks.target, quoted(version_col)
+        if target.rows(self.spark).where(f"{name} IS NULL").isEmpty():
+            return
+        clauses = (
+            f"ON {same_key(target.key, 'target')} AND target.aesthetic_model = '{target.model}' "
+            f"AND target.{name} IS NULL AND scored.{name} IS NOT NULL "
+            f"WHEN MATCHED THEN UPDATE SET {name} = scored.{name}"
+        )
+        merge_into(self.spark, target.identifier, there, clauses, Commit(info="{}"))
 
     def _retry(self) -> None:
         """Score the rows again that have failed."""
         failed = self.chunks.target.rows(self.spark).where(F.col(ERROR).isNotNull())
-        keys = failed.select(*map(quoted, self.chunks.target.key))
-        self._score_keys(keys, keys.limit(0))
+        self._score_keys(failed.select(*map(quoted, self.chunks.target.key)), self._commit())
 
-    def _score_keys(self, wanted: DataFrame, gone: DataFrame) -> None:
-        wanted, gone = wanted.persist(StorageLevel.DISK_ONLY), gone.persist(StorageLevel.DISK_ONLY)
+    def _commit(self) -> Commit:
+        return Commit(info=json.dumps({**self.chunks.info, "source_version": self.chunks.source.version}))
+
+    def _score_keys(self, wanted: DataFrame, commit: Commit) -> None:
+        """Score the rows of some keys, in parts of a chunk's size: a run that is killed finds fewer the next time."""
+        chunks = self.chunks
+        wanted = wanted.persist(StorageLevel.DISK_ONLY)
         try:
             count = wanted.count()
-            if count or not gone.isEmpty():
-                info = json.dumps({**self.chunks.info, "source_version": self.chunks.source.version})
-                self.chunks.score_keys(self.spark, wanted, count, gone, Commit(info=info))
+            if count == 0:
+                return
+            parts = rows_of_keys(
+                self.spark, chunks.source, wanted, count, key=chunks.target.key, kept=tuple(chunks.target.kept),
+                column=chunks.column, max_bytes=self.max_bytes_per_chunk,
+            )  # fmt: skip
+            for rows in parts:
+                chunks.replace_rows(self.spark, rows, commit)
         finally:
             wanted.unpersist()
-            gone.unpersist()
 
     def _forget(self) -> None:
         """Empty the staged table of this model; the next run begins anew."""

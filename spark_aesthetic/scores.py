@@ -1,16 +1,19 @@
 """The scores table: its columns, what it knows of its sources, and how rows get into it.
 
-Everything about Delta goes through Spark SQL and DataFrames, so the same lines run on a classic and a Connect session.
+Everything about Delta goes through Spark SQL and DataFrames.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 from uuid import uuid4
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -49,6 +52,17 @@ COMMENTS = {
 
 # In front of every name of ours among the properties of a scores table.
 _PROPERTY = "spark_aesthetic."
+
+Done = TypeVar("Done")
+
+# So often a commit is tried that another one, of another model or of maintenance, has come before.
+ATTEMPTS = 5
+
+# How Delta says so: by condition, or by the name of the class where there is none.
+_CONFLICTS = (
+    "DELTA_CONCURRENT", "io.delta.exceptions.Concurrent", "DELTA_METADATA_CHANGED", "MetadataChangedException",
+    "DELTA_PROTOCOL_CHANGED", "ProtocolChangedException", "DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS",
+)  # fmt: skip
 
 # As far back a chunk is looked for; Delta reads a file for each.
 _LAST_COMMITS = 50
@@ -101,12 +115,13 @@ class Target:
             f"{quoted(name)} {data_type.simpleString()}" + (f" COMMENT '{COMMENTS[name]}'" if name in COMMENTS else "")
             for name, data_type in self.types.items()
         )
-        spark.sql(
+        create = (
             f"CREATE TABLE IF NOT EXISTS {self.identifier} ({columns}) USING delta "
             "COMMENT 'Scores of spark-aesthetic: one row for each key and aesthetic_model' "
             # A chunk is as many small files as it had tasks; without it a long run leaves millions.
             "TBLPROPERTIES ('delta.autoOptimize.optimizeWrite' = 'true')"
         )
+        committed(lambda: spark.sql(create))
         return preflight.whole(self.table) if "/" in self.table else self.make(spark)
 
     def rows(self, spark: SparkSession) -> DataFrame:
@@ -138,8 +153,14 @@ class Target:
         return not chunks.where((F.col("checkpoint") == checkpoint) & (F.col("chunk") == chunk)).isEmpty()
 
     def merge(
-        self, spark: SparkSession, rows: DataFrame, commit: Commit, *, inserts_only: bool
-    ) -> tuple[int, int, int]:
+        self,
+        spark: SparkSession,
+        rows: DataFrame,
+        commit: Commit,
+        *,
+        inserts_only: bool,
+        bounds: tuple[int | str, int | str] | None = None,
+    ) -> tuple[int, int, int] | None:
         """Add, replace or drop rows, in one commit, or do nothing if this commit has been made before.
 
         Args:
@@ -148,24 +169,33 @@ class Target:
                 gone (`_deleted`, boolean). A key that is there and not another stays as it is.
             commit: What the commit says of itself.
             inserts_only: No row is another or gone; Delta then rewrites no file.
+            bounds: Least and greatest value of the first key column, by which Delta leaves out files of the table.
 
         Returns:
-            How many rows were inserted, updated and deleted.
+            How many rows were inserted, updated and deleted; None where this commit has been made before.
         """
         columns = list(map(quoted, self.types))
+        updates = [f"{name} = scored.{name}" for name in columns]
+        if EMBEDDING not in self.types and EMBEDDING in spark.table(self.identifier).columns:
+            # That of the row before it was another.
+            updates.append(f"{EMBEDDING} = NULL")
         replace = (
-            "WHEN MATCHED AND scored._deleted THEN DELETE WHEN MATCHED AND scored._changed THEN UPDATE SET "
-            + ", ".join(f"{name} = scored.{name}" for name in columns)
+            "WHEN MATCHED AND scored._deleted THEN DELETE "
+            f"WHEN MATCHED AND scored._changed THEN UPDATE SET {', '.join(updates)}"
         )
+        within = ""
+        if bounds is not None:
+            least, greatest = map(_literal, bounds)
+            within = f"AND target.{quoted(self.key[0])} BETWEEN {least} AND {greatest} "
         clauses = (
-            f"ON {same_key(self.key, 'target')} AND target.{MODEL} = '{self.model}' "
+            f"ON {same_key(self.key, 'target')} AND target.{MODEL} = '{self.model}' {within}"
             f"{'' if inserts_only else replace} "
             f"WHEN NOT MATCHED AND NOT scored._deleted THEN INSERT ({', '.join(columns)}) "
             f"VALUES ({', '.join(f'scored.{name}' for name in columns)})"
         )
         done = merge_into(spark, self.identifier, rows, clauses, commit)
         if not done:
-            return 0, 0, 0
+            return None
         return done[0].num_inserted_rows, done[0].num_updated_rows, done[0].num_deleted_rows
 
 
@@ -214,17 +244,36 @@ class Progress:
 
     Attributes:
         checkpoint: Name of the checkpoint's folder; another one for each beginning.
-        began_empty: The model had no row here at the beginning, so chunks of the source's first version meet none.
+        generation: A number that grows with each beginning, so that Delta refuses chunks of an earlier one.
+        began_empty: The model had no row here before its first chunk, so the next ones of the beginning meet none.
         feed: The source's change data feed is read, not its files.
         starting_version: Of the source; None is all of its rows at the beginning and what comes after.
         backbone: What the embeddings of this model depend on.
     """
 
     checkpoint: str
+    generation: int
     began_empty: bool
     feed: bool
     starting_version: int | None
     backbone: str
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether a commit failed for another one that came between, so that it can be tried again."""
+    return any(name in str(error) for name in _CONFLICTS)
+
+
+def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: None) -> Done:
+    """Commit, and again where another commit came between and `check` raises nothing."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return commit()
+        except (PySparkException, Py4JJavaError) as error:
+            if attempt == ATTEMPTS - 1 or not is_conflict(error):
+                raise
+        check()
+    raise AssertionError("the last attempt returns or raises")
 
 
 def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, commit: Commit) -> list[Row]:
@@ -239,6 +288,13 @@ def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, c
         spark.catalog.dropTempView(view)
 
 
+def _literal(value: int | str) -> str:
+    # Delta's MERGE binds no parameters.
+    if isinstance(value, int):
+        return str(value)
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def load_progress(spark: SparkSession, target: Target, source_id: str) -> Progress | None:
     """What is known of a source, or None."""
     text = properties(spark, target.identifier).get(_property(target.model, source_id))
@@ -248,17 +304,19 @@ def load_progress(spark: SparkSession, target: Target, source_id: str) -> Progre
 def save_progress(spark: SparkSession, target: Target, source_id: str, progress: Progress | None) -> None:
     """Keep it, or forget it. A chunk that another run is writing then fails to commit."""
     name = _property(target.model, source_id)
-    if progress is None:
-        spark.sql(f"ALTER TABLE {target.identifier} UNSET TBLPROPERTIES IF EXISTS ('{name}')")
-    else:
-        spark.sql(f"ALTER TABLE {target.identifier} SET TBLPROPERTIES ('{name}' = '{json.dumps(asdict(progress))}')")
+    change = (
+        f"UNSET TBLPROPERTIES IF EXISTS ('{name}')"
+        if progress is None
+        else f"SET TBLPROPERTIES ('{name}' = '{json.dumps(asdict(progress))}')"
+    )
+    committed(lambda: spark.sql(f"ALTER TABLE {target.identifier} {change}"))
 
 
-def sources_of(spark: SparkSession, target: Target) -> set[str]:
-    """The ids of all sources that the model has scored here."""
+def others(spark: SparkSession, target: Target, source_id: str) -> list[str]:
+    """The properties that tell of the model's other sources here."""
     start = _property(target.model, "")
     names = properties(spark, target.identifier)
-    return {name.removeprefix(start) for name in names if name.startswith(start)}
+    return sorted(name for name in names if name.startswith(start) and name != start + source_id)
 
 
 def backbones(spark: SparkSession, table: str) -> dict[str, str]:

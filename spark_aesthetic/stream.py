@@ -2,20 +2,23 @@
 
 Spark's checkpoint says which chunk comes next, Delta's transaction numbers let each be committed once, and both survive
 a kill at any moment: the interrupted chunk is scored again, from the same rows, and committed if it was not.
+
+Each way from rows to a commit is one pass over their bytes: what comes of them is narrow, is kept on the executors'
+disks, and is counted, checked and written from there.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, Observation, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
@@ -23,19 +26,27 @@ from spark_aesthetic import preflight
 from spark_aesthetic.errors import AestheticError, SourceChangedError, TableError
 from spark_aesthetic.preflight import Source, quoted
 from spark_aesthetic.scores import (
+    ATTEMPTS,
     EMBEDDING,
     ERROR,
     MODEL,
     SCORE,
     SCORED_AT,
     Commit,
+    Done,
     Progress,
     Target,
+    committed,
+    is_conflict,
     load_progress,
     merge_into,
     same_key,
+    save_progress,
 )
 from spark_aesthetic.worker import STAGES
+
+# Delta's settings that the chunks of one run, and no other, may rely on.
+_ONE_RUN = "spark.sql.streaming.stopActiveRunOnRestart"
 
 # What the change data feed says of a row; other sources are read as nothing but inserts.
 _CHANGE, _VERSION = "_change_type", "_commit_version"
@@ -54,9 +65,11 @@ class Chunks:
         target: The scores table.
         struct: Makes score, error and perhaps embedding and costs of a row.
         column: The source's column that `struct` scores.
-        where: Rows of the source that are to be scored at all, or None for all of them.
+        where: In place, the rows of the source that are to be scored; None where scores have a table of their own.
         info: What every commit says of itself.
         stopping: Asked before each chunk whether to end.
+        progress: Of the stream at work, which no other run may have replaced.
+        known: Rows that the model had when the stream's first chunk began; None before that.
         rows: Rows that this run has scored or failed on.
         failed: The latter by their reason.
         dropped: Scores that this run has dropped.
@@ -72,6 +85,8 @@ class Chunks:
     where: Column | None
     info: dict[str, object]
     stopping: Callable[[], bool]
+    progress: Progress | None = None
+    known: int | None = None
     rows: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
@@ -99,60 +114,95 @@ class Chunks:
             rows = rows.where(self.where)
         change = [_CHANGE, _VERSION] if progress.feed else []
         rows = rows.select(*map(quoted, self.inputs), *change)
-        first = True
+        self.progress, self.known = progress, None
 
         def write(batch: DataFrame, number: int) -> None:
-            nonlocal first
             try:
                 if self.stopping():
                     raise Stopped
-                self._write_chunk(batch, number, progress, checkpoint, first)
+                self._write_chunk(batch, number, checkpoint)
             except Exception as error:
                 # Spark makes text of it on its way to the driver's main thread.
                 self.failure = error
                 raise
-            first = False
 
         writer = rows.writeStream.foreachBatch(write).option("checkpointLocation", checkpoint)
-        if every is None:
-            return writer.trigger(availableNow=True).start()
-        return writer.trigger(processingTime=every).start()
+        # Else a second run in the same JVM would end the first one, which would take that for its own end.
+        spark.conf.set(_ONE_RUN, "false")
+        try:
+            if every is None:
+                return writer.trigger(availableNow=True).start()
+            return writer.trigger(processingTime=every).start()
+        finally:
+            spark.conf.unset(_ONE_RUN)
 
-    def _write_chunk(self, batch: DataFrame, number: int, progress: Progress, checkpoint: str, first: bool) -> None:
-        spark = batch.sparkSession
-        preflight.describe(spark, f"spark-aesthetic: chunk {number} of {self.source.identifier}")
+    def check_alone(self, spark: SparkSession) -> Progress:
+        """The progress as the table has it now.
+
+        Raises:
+            TableError: Another run has begun anew.
+        """
         current = load_progress(spark, self.target, self.source.id)
-        if current is None or current.checkpoint != progress.checkpoint:
+        if current is None or self.progress is None or current.checkpoint != self.progress.checkpoint:
             raise TableError(
                 f"scores {self.target.table!r}: expected this run alone to write {self.target.model}, found that "
                 "another one has begun anew; let that one finish, then run again"
             )
-        version, initial = _offset(spark, checkpoint, number)
+        return current
+
+    def _write_chunk(self, batch: DataFrame, number: int, checkpoint: str) -> None:
+        spark = batch.sparkSession
+        preflight.describe(spark, f"spark-aesthetic: chunk {number} of {self.source.identifier}")
+        progress = self.check_alone(spark)
+        first = self.known is None
+        version, initial = _offset(spark, checkpoint, number, progress)
         told = {"source_version": version, "checkpoint": progress.checkpoint, "chunk": number}
-        application = f"spark_aesthetic.{progress.checkpoint}"
-        commit = Commit(info=json.dumps({**self.info, **told}), application=application, number=number)
-        # Committed by a run that was killed before it could note that: Delta would drop it after all the work.
-        if first and self.target.has(spark, progress.checkpoint, number):
-            return
+        commit = Commit(
+            info=json.dumps({**self.info, **told}),
+            # Of all beginnings: so a chunk of an earlier one is refused, or conflicts with one of a later.
+            application=f"spark_aesthetic.{self.target.model}/{self.source.id}",
+            number=(progress.generation << 20) + number,
+        )
+        if first:
+            self.known = self.target.rows(spark).count()
+            # Committed by a run that was killed before it could note that: Delta would drop it after all the work.
+            if self.known > 0 and self.target.has(spark, progress.checkpoint, number):
+                return
+            if number == 0 and self.known == 0:
+                progress = replace(progress, began_empty=True)
+                save_progress(spark, self.target, self.source.id, progress)
         if not initial:
             self.merge(spark, batch, commit)
         elif progress.began_empty:
             self._append(spark, batch, commit)
         else:
-            self._append(spark, batch.join(self.target.keys(spark), list(self.target.key), "left_anti"), commit)
+            keys = self.target.keys(spark)
+            self._append(spark, preflight.without(batch, keys, self.target.key, keys.count()), commit)
 
     def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit) -> None:
-        """Score rows whose keys are new, in one pass."""
-        seen, now = Observation(), datetime.now(timezone.utc)
-        scored = self._scored(rows)
-        self.target.append(self._made(scored.observe(seen, *_counts(scored)), now), commit)
-        counts = seen.get
-        self.written += 1
-        self.rows += counts["rows"]
-        self._add_costs(counts)
-        if counts["failed"]:
-            # Only where there are any, and from the newest files alone, of whose times Delta has statistics.
-            self._count_reasons(self.target.rows(spark).where(F.col(SCORED_AT) == F.lit(now)), ERROR)
+        """Score rows whose keys are new."""
+        with self._kept(rows) as (kept, counts):
+            made = self._made(kept, datetime.now(timezone.utc))
+            self._committed(spark, lambda: self.target.append(made, commit))
+            self.written += 1
+            self.rows += counts.rows
+            if counts.failed:
+                self._count_reasons(kept, "scored.error")
+
+    @contextmanager
+    def _kept(self, rows: DataFrame, *also: str) -> Iterator[tuple[DataFrame, Row]]:
+        """What comes of rows, scored once, and how many there are and have failed."""
+        kept = self._scored(rows, *also).persist(StorageLevel.DISK_ONLY)
+        try:
+            counts = kept.agg(*_counts(kept)).collect()[0]
+            self._add_costs(counts)
+            yield kept, counts
+        finally:
+            kept.unpersist()
+
+    def _committed(self, spark: SparkSession, commit: Callable[[], Done]) -> Done:
+        """Commit what is scored, again if another commit came between, unless that was another run's beginning."""
+        return committed(commit, lambda: None if self.progress is None else self.check_alone(spark))
 
     def merge(self, spark: SparkSession, rows: DataFrame, commit: Commit) -> None:
         """Score rows whose keys may be there, in one pass, then take over what they are now.
@@ -168,31 +218,33 @@ class Chunks:
             rows = rows.withColumns({_CHANGE: F.lit("insert"), _VERSION: F.lit(0)})
         # Of a row that is gone there is nothing to score.
         rows = rows.withColumn(self.column, F.when(_present(), F.col(quoted(self.column))))
-        # Narrow, and on the executors' disks: whatever looks at them again scores nothing again.
-        kept = self._scored(rows, _CHANGE, _VERSION).persist(StorageLevel.DISK_ONLY)
-        try:
-            self._add_costs(kept.agg(*_counts(kept)).collect()[0].asDict())
-            latest = self._latest(self._made(kept, datetime.now(timezone.utc), _CHANGE, _VERSION))
-            self._check_key(latest)
-            inserted, updated, deleted = self.target.merge(spark, latest, commit, inserts_only=not has_changes)
+        with self._kept(rows, _CHANGE, _VERSION) as (kept, counts):
+            now = datetime.now(timezone.utc)
+            latest = self._latest(self._made(kept, now, _CHANGE, _VERSION))
+            bounds = self._check_key(latest)
+            merged = self._committed(
+                spark,
+                lambda: self.target.merge(spark, latest, commit, inserts_only=not has_changes, bounds=bounds),
+            )
+            if merged is None:
+                return
+            inserted, updated, deleted = merged
             self.written += 1
             self.rows += inserted + updated
             self.dropped += deleted
-            self._count_reasons(kept.where(_present()), "scored.error")
-        finally:
-            kept.unpersist()
+            if counts.failed:
+                # Of those that were written, which a key that was there already is not; Delta has statistics of times.
+                self._count_reasons(self.target.rows(spark).where(F.col(SCORED_AT) == F.lit(now)), ERROR)
 
-    def merge_into_source(self, spark: SparkSession, rows: DataFrame) -> None:
-        """Score rows of the source and write what comes of it into their columns, in one commit."""
-        kept = self._scored(rows.select(*map(quoted, self.inputs))).persist(StorageLevel.DISK_ONLY)
-        try:
-            counts = kept.agg(*_counts(kept)).collect()[0].asDict()
-            self._add_costs(counts)
-            self.rows, self.written = counts["rows"], 1
-            self._count_reasons(kept, "scored.error")
+    def merge_into_source(self, spark: SparkSession, rows: DataFrame, unchanged: Callable[[], bool]) -> bool:
+        """Score rows of the source and, if it is unchanged then, write what comes of them into it, in one commit."""
+        with self._kept(rows.select(*map(quoted, self.inputs))) as (kept, counts):
+            if not unchanged():
+                return False
             self.take_over(spark, self._made(kept, datetime.now(timezone.utc)))
-        finally:
-            kept.unpersist()
+            self.rows, self.written = counts.rows, 1
+            self._count_reasons(kept, "scored.error")
+            return True
 
     def take_over(self, spark: SparkSession, scored: DataFrame) -> None:
         """Write scores into the source's own columns: a commit of narrow rows, which can be repeated."""
@@ -200,7 +252,11 @@ class Chunks:
         names = [name for name in self.target.written if name != SCORED_AT]
         updates = ", ".join(f"{name} = scored.{name}" for name in names)
         clauses = f"ON {same_key(self.target.key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
-        merge_into(spark, self.source.identifier, scored, clauses, Commit(info=info))
+        self._committed(spark, lambda: merge_into(spark, self.source.identifier, scored, clauses, Commit(info=info)))
+
+    def forget_counts(self) -> None:
+        """Begin to count anew, where what has been scored is thrown away."""
+        self.rows, self.written, self.failed = 0, 0, Counter()
 
     def _latest(self, made: DataFrame) -> DataFrame:
         """What each key has come to: its last row, or that it is gone, and whether it is another than before."""
@@ -217,9 +273,13 @@ class Chunks:
         copies = F.col("last.copies")
         return keys.select(*key, "last.row.*", "_changed", (copies == 0).alias("_deleted"), copies.alias("_copies"))
 
-    def _check_key(self, latest: DataFrame) -> None:
-        nulls = preflight.has_null(self.target.key)
-        found = latest.agg(F.count_if(nulls).alias("nulls"), F.count_if(F.col("_copies") > 1).alias("repeated"))
+    def _check_key(self, latest: DataFrame) -> tuple[int | str, int | str] | None:
+        """Raise TableError unless each key is one row's; give the least and greatest of its first column."""
+        nulls, first = preflight.has_null(self.target.key), F.col(quoted(self.target.key[0]))
+        found = latest.agg(
+            F.count_if(nulls).alias("nulls"), F.count_if(F.col("_copies") > 1).alias("repeated"),
+            F.min(first).alias("least"), F.max(first).alias("greatest"),
+        )  # fmt: skip
         counts = found.collect()[0]
         if counts.nulls or counts.repeated:
             raise TableError(
@@ -227,15 +287,22 @@ class Chunks:
                 f"new keys with a null and {counts.repeated} of several rows; add a column to the key, or repair the "
                 "source and run with --reconcile"
             )
+        # Types whose values are themselves when they have been here.
+        return (counts.least, counts.greatest) if isinstance(counts.least, int | str) else None
 
-    def score_keys(self, spark: SparkSession, wanted: DataFrame, count: int, gone: DataFrame, commit: Commit) -> None:
-        """Score the rows of `count` keys at the source's version, replacing what is there, and drop other keys."""
-        rows = preflight.rows_of(self.source.rows, wanted, self.target.key, count).select(*map(quoted, self.inputs))
-        rows = rows.withColumns({_CHANGE: F.lit("update_postimage"), _VERSION: F.lit(0)})
-        deleted = gone.withColumns({_CHANGE: F.lit("delete"), _VERSION: F.lit(0)})
-        self.merge(spark, rows.unionByName(deleted, allowMissingColumns=True), commit)
+    def replace_rows(self, spark: SparkSession, rows: DataFrame, commit: Commit) -> None:
+        """Score rows of the source, replacing what is there."""
+        self.merge(spark, rows.withColumns({_CHANGE: F.lit("update_postimage"), _VERSION: F.lit(0)}), commit)
 
-    def _add_costs(self, costs: dict[str, Any]) -> None:
+    def drop_keys(self, spark: SparkSession, gone: DataFrame, commit: Commit) -> None:
+        """Drop the scores of rows that are no longer in the source."""
+        column = F.lit(None).cast(self.source.rows.schema[self.column].dataType).alias(self.column)
+        rest = [F.lit(None).cast(self.target.kept[n]).alias(n) for n in self.target.kept if n not in self.target.key]
+        deleted = gone.select("*", *rest, column)
+        self.merge(spark, deleted.withColumns({_CHANGE: F.lit("delete"), _VERSION: F.lit(0)}), commit)
+
+    def _add_costs(self, counts: Row) -> None:
+        costs = counts.asDict()
         for name in STAGES:
             if name in costs:
                 value, before = costs[name] or 0.0, self.costs.get(name, 0.0)
@@ -271,7 +338,7 @@ def _counts(scored: DataFrame) -> list[Column]:
     return counts
 
 
-def _offset(spark: SparkSession, checkpoint: str, number: int) -> tuple[int, bool]:
+def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progress) -> tuple[int, bool]:
     """Which version of the source a chunk ends in, and whether all of it belongs to the rows of the beginning."""
 
     def read(number: int) -> tuple[int, int, bool]:
@@ -281,12 +348,15 @@ def _offset(spark: SparkSession, checkpoint: str, number: int) -> tuple[int, boo
         return int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"])
 
     version, index, initial = read(number)
-    if not initial and index < 0 and number > 0:
-        # The last of the beginning ends where the next version has not begun.
+    if initial or index >= 0 or progress.starting_version is not None:
+        return version, initial
+    # Nothing of the next version yet: the end of the beginning, if the chunk before belongs to that, or there is none.
+    if number > 0:
         before, _, before_initial = read(number - 1)
         initial = before_initial and version == before + 1
-        return (before, True) if initial else (version, False)
-    return version, initial
+    else:
+        initial = True
+    return (version - 1, True) if initial else (version, False)
 
 
 def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> None:
@@ -307,26 +377,43 @@ def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> No
         raise explained(error, chunks) from error
 
 
+_CHANGED = ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE")
+_GONE = (
+    "FILE_NOT_EXIST", "DELTA_FILE_NOT_FOUND", "DELTA_LOG_FILE_NOT_FOUND", "DELTA_MISSING_CHANGE_DATA",
+    "DELTA_CHANGE_TABLE_FEED_DISABLED", "DELTA_VERSIONS_NOT_CONTIGUOUS", "DELTA_VERSION_NOT_FOUND",
+)  # fmt: skip
+_OTHER_COLUMNS = (
+    "DELTA_SCHEMA_CHANGED", "DELTA_STREAMING_INCOMPATIBLE_SCHEMA_CHANGE", "POST_SCHEMA_EVOLUTION",
+    "DELTA_CHANGE_DATA_FEED_INCOMPATIBLE",
+)  # fmt: skip
+
+
 def explained(error: Exception, chunks: Chunks) -> Exception:
     """The same error, or what to do about it where that is known."""
     text, source = str(error), chunks.source.identifier
-    if any(name in text for name in ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE")):
+    if any(name in text for name in _CHANGED):
         return SourceChangedError(
             f"source {source}: expected nothing but new rows, found rows that were updated, deleted or overwritten, "
-            "and no change data feed that tells which; run once with --reconcile, before it, so that the feed tells "
-            "from then on, ALTER TABLE … SET TBLPROPERTIES (delta.enableChangeDataFeed = true)"
+            "and no change data feed that tells which; run once with --reconcile, which finds updated rows by "
+            "--version-col alone, before it, so that the feed tells from then on, ALTER TABLE … SET TBLPROPERTIES "
+            "(delta.enableChangeDataFeed = true)"
         )
-    if any(name in text for name in ("SCHEMA_CHANGE", "POST_SCHEMA_EVOLUTION")):
-        return TableError(
+    if any(name in text for name in _GONE):
+        return SourceChangedError(
+            f"source {source}: expected the files and the log since the last run, found some gone (VACUUM, or the "
+            f"clean-up of the log); run once with --reconcile. Delta says: {text.splitlines()[0]}"
+        )
+    if any(name in text for name in _OTHER_COLUMNS):
+        return SourceChangedError(
             f"source {source}: expected the columns of the last run, found some added, renamed or dropped; run "
             "again, and if this comes again, once with --reconcile"
         )
-    # By condition, or by the name of the class where there is none.
-    concurrent = (
-        "CONCURRENT_STREAM_LOG_UPDATE", "CONCURRENT_QUERY", "DELTA_CONCURRENT", "io.delta.exceptions.Concurrent",
-        "DELTA_METADATA_CHANGED", "MetadataChangedException", "DELTA_PROTOCOL_CHANGED", "ProtocolChangedException",
-    )  # fmt: skip
-    if any(name in text for name in concurrent):
+    if is_conflict(error):
+        return TableError(
+            f"scores {chunks.target.table!r}: expected to commit between the commits of others, found one before each "
+            f"of {ATTEMPTS} attempts; nothing is lost and nothing twice: run again"
+        )
+    if any(name in text for name in ("CONCURRENT_STREAM_LOG_UPDATE", "CONCURRENT_QUERY")):
         return TableError(
             f"scores {chunks.target.table!r}: expected one run at a time, found another at work on the same rows; "
             "nothing is lost and nothing twice: run again when it has ended"

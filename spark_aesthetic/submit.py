@@ -51,7 +51,10 @@ class Stderr(io.TextIOBase):
 def parser(name: str, description: str, *, scores_required: bool) -> Parser:
     """The arguments that a job with chunks takes."""
     made = Parser(prog=name, description=description)
-    made.add_argument("--source", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rows to score")
+    # Scores that are made again from their own embeddings have no other source.
+    made.add_argument(
+        "--source", required=scores_required, metavar="TABLE_OR_PATH", help="Delta table with the rows to score"
+    )
     made.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
     column = made.add_mutually_exclusive_group(required=True)
     column.add_argument("--image-col", metavar="COL", help="column of image bytes")

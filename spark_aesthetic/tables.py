@@ -52,7 +52,7 @@ class Summary:
         scored: Rows that got a score in this run.
         failed: Rows that got a reason instead in this run.
         failed_by_reason: The same, counted by `aesthetic_error`.
-        skipped: Rows that this model had scored, or failed on, before.
+        skipped: Rows that this model had scored, or failed on, before; None where the run was told to end.
         model: Name and content of the predictor, as in `aesthetic_model`.
         seconds: Wall-clock time of the run.
         chunks: Commits of scores in this run.
@@ -68,7 +68,7 @@ class Summary:
     rows_read: int
     scored: int
     failed: int
-    skipped: int
+    skipped: int | None
     model: str
     seconds: float
     failed_by_reason: dict[str, int] = field(default_factory=dict)
@@ -166,6 +166,7 @@ def score_table(
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
     model = pinned.model_id
+    preflight.check_classic("score_table")
     preflight.check_gpu_scheduling(spark)
     _check_combination(
         source, image_col, embedding_col, scores, view, view_model, with_embedding, reconcile, version_col, every
@@ -186,7 +187,7 @@ def score_table(
     chunks = Chunks(
         source=table,
         target=Target(
-            table=f"{checkpoint or table.location + FOLDER}/staged" if scores is None else scores,
+            table=_staged(table, checkpoint) if scores is None else scores,
             key=tuple(key),
             model=model,
             kept={name: preflight.column_type(table.rows, quoted(name), "--version-col") for name in kept},
@@ -204,17 +205,18 @@ def score_table(
         },
         stopping=stopping,
     )
+    rows_read = table.rows.count()
     run = Run(
         spark=spark,
         chunks=chunks,
         folder=checkpoint,
         max_bytes_per_chunk=in_bytes("max_bytes_per_chunk", max_bytes_per_chunk),
         max_files_per_chunk=max_files_per_chunk,
+        rows_read=rows_read,
         every=every,
         backbone=_backbone(pinned),
         progress_file=progress_file,
     )
-    rows_read = table.rows.count()
     if dry_run:
         preflight.check_key_values(table.rows, key)
         to_score = run.count_unscored(retry_failed=retry_failed)
@@ -228,14 +230,15 @@ def score_table(
     else:
         run.beside(reconcile=reconcile, version_col=version_col, retry_failed=retry_failed)
         if view is not None:
-            _make_view(spark, view, table, chunks.target, view_model or model)
+            _make_view(spark, view, table, chunks.target, view_model)
     failed = chunks.failed.total()
     costs = dict(chunks.costs)
     return Summary(
         rows_read=rows_read,
         scored=chunks.rows - failed,
         failed=failed,
-        skipped=max(rows_read - chunks.rows, 0),
+        # Of a run that was to end, or never ends, nobody has counted.
+        skipped=None if every is not None or stopping() else max(rows_read - chunks.rows, 0),
         model=model,
         seconds=round(time.monotonic() - started, 3),
         failed_by_reason=dict(sorted(chunks.failed.items())),
@@ -356,6 +359,7 @@ def _check_and_plan(
 ) -> Column:
     """Check column and weights; give a struct column of score, error and perhaps embedding and costs."""
     if image_col is not None:
+        preflight.warn_of_large_batches(table.rows.sparkSession)
         preflight.check_image_column(table.rows, image_col)
         preflight.check_weights(pinned, options.get("model_path"))
         return udfs.job_udf(pinned, with_embedding, Options.of(**options))(F.col(quoted(image_col)))
@@ -365,16 +369,32 @@ def _check_and_plan(
     return embedding_columns(embedding_col, predictor=pinned, vector=vector, model_path=options.get("model_path"))
 
 
-def _unscored_in_place(rows: DataFrame, model: str, retry_failed: bool) -> Column | None:
+def _staged(table: Source, checkpoint: str | None) -> str:
+    """Where scores wait for the commit in place: beside the source, in which Delta allows no other table."""
+    if checkpoint is not None:
+        return f"{checkpoint.rstrip('/')}/{table.id}/staged"
+    _, _, folders = table.location.partition("://")
+    if "__unitystorage" in table.location or (folders and "/" not in folders.strip("/")):
+        raise TableError(
+            f"source {table.table!r}: expected --checkpoint, a folder such as /Volumes/… or s3://bucket/folder, for a "
+            "table beside whose own folder no other can be; or score into a table of its own (--scores)"
+        )
+    return f"{table.location.rstrip('/')}{FOLDER}/staged"
+
+
+def _unscored_in_place(rows: DataFrame, model: str, retry_failed: bool) -> Column:
     if MODEL not in [name.lower() for name in rows.columns]:
-        return None
+        return F.lit(True)
     other = ~F.col(MODEL).eqNullSafe(model)
     return other | F.col(ERROR).isNotNull() if retry_failed else other
 
 
-def _make_view(spark: SparkSession, view: str, table: Source, target: Target, shown: str) -> None:
+def _make_view(spark: SparkSession, view: str, table: Source, target: Target, shown: str | None) -> None:
+    if shown is None:
+        make_view(spark, view, table, target, [target.model], suffixed=False)
+        return
     models = sorted(row[0] for row in spark.table(target.identifier).select(MODEL).distinct().collect())
-    if shown not in ("all", target.model, *models):
+    if shown not in ("all", *models):
         raise TableError(f"--view-model: no model {shown!r} in the scores: {nearest(shown, [*models, 'all'])}")
     make_view(spark, view, table, target, models if shown == "all" else [shown], suffixed=shown == "all")
 

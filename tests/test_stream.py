@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import bytes_read, last_query
+from conftest import REPOSITORY, bytes_read, last_query
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.runs import Run
 from spark_aesthetic.testing import published_embeddings
 
 FEED = "delta.enableChangeDataFeed"
@@ -46,7 +51,7 @@ def scores(tmp_path: Path) -> str:
 
 
 def score(spark: SparkSession, source: str, scores: str | None, **changed: Any) -> sa.Summary:
-    arguments = {"key": ["id"], "embedding_col": "e", "max_files_per_chunk": 2} | changed
+    arguments = {"key": ["id"], "embedding_col": "e", "max_files_per_chunk": 4} | changed
     return sa.score_table(spark, source=source, scores=scores, **arguments)
 
 
@@ -73,7 +78,7 @@ def test_a_table_is_scored_in_chunks_and_a_run_reads_what_is_new_alone(
     path = source()
     size = embedding_bytes(spark, path)
     before = last_query(spark)
-    first = score(spark, path, scores)
+    first = score(spark, path, scores, max_files_per_chunk=2)
     assert (first.rows_read, first.scored, first.chunks) == (20, 20, 2)
     assert bytes_read(spark, before, "e") <= 1.05 * size + sample(path)
     assert_all_scored(spark, path, scores)
@@ -129,15 +134,33 @@ def change(spark: SparkSession, path: str) -> None:
     spark.sql(f"DELETE FROM delta.`{path}` WHERE id = 40")
 
 
-def test_a_change_data_feed_is_followed(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
+@pytest.mark.parametrize("files", [1, 100], ids=["many chunks", "one chunk"])
+def test_a_change_data_feed_is_followed(
+    spark: SparkSession, source: Callable[..., str], scores: str, files: int
+) -> None:
     path = source(**{FEED: "true"})
     assert score(spark, path, scores).scored == 20
     change(spark, path)
-    done = score(spark, path, scores, max_files_per_chunk=100)
-    assert done.dropped is not None
-    assert done.scored >= 5
+    done = score(spark, path, scores, max_files_per_chunk=files)
+    assert (done.chunks or 0) > 1 if files == 1 else done.chunks == 1
+    # 4; and 3 and 40, which have no score in between where all of it is one chunk.
+    assert done.dropped == (3 if files == 1 else 1)
     assert_all_scored(spark, path, scores)
     assert score(spark, path, scores).chunks == 0
+
+
+def test_reconcile_takes_over_what_the_feed_tells(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
+    path = source(**{FEED: "true"})
+    score(spark, path, scores)
+    change(spark, path)
+    spark.sql(f"DELETE FROM delta.`{scores}` WHERE id = 9")
+    done = score(spark, path, scores, max_files_per_chunk=100, reconcile=True)
+    # The keys alone would not tell that 3 and 5 are other rows.
+    assert done.scored == 3 + 2 + 1
+    assert_all_scored(spark, path, scores)
+    append(spark, path, range(50, 52))
+    assert score(spark, path, scores).scored == 2
+    assert_all_scored(spark, path, scores)
 
 
 def test_changes_without_a_feed_are_an_error_that_names_both_ways_out(
@@ -172,15 +195,85 @@ def test_a_version_column_tells_reconcile_what_has_changed(
 def test_reconcile_reads_the_bytes_of_missing_rows_alone(
     spark: SparkSession, tmp_path: Path, scores: str, sample: Callable[[str], int]
 ) -> None:
-    path = str(tmp_path / "source")
-    rows(spark, range(40)).repartitionByRange(8, "id").write.format("delta").save(path)
+    # Without an order, as keys that are hashes have none: by their least and greatest no file can be left out.
+    path = str(tmp_path / "sou rce%")
+    rows(spark, range(40)).repartition(8).write.format("delta").save(path)
     size = embedding_bytes(spark, path)
     score(spark, path, scores)
     spark.sql(f"DELETE FROM delta.`{scores}` WHERE id = 7")
     before = last_query(spark)
     assert score(spark, path, scores, reconcile=True).scored == 1
-    assert 0 < bytes_read(spark, before, "e") <= 2 * sample(path) < 0.3 * size
+    assert 0 < bytes_read(spark, before, "e") <= 2 * sample(path) < 0.4 * size
     assert_all_scored(spark, path, scores)
+
+
+def test_reconcile_commits_in_parts_of_a_chunk(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
+    path = source()
+    score(spark, path, scores)
+    spark.sql(f"DELETE FROM delta.`{scores}` WHERE id != 4")
+    done = score(spark, path, scores, reconcile=True, max_bytes_per_chunk=1000)
+    assert (done.scored, done.chunks) == (19, 4)
+    assert_all_scored(spark, path, scores)
+
+
+def test_a_version_column_that_comes_later_tells_from_then_on(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    score(spark, path, scores)
+    assert score(spark, path, scores, version_col="title", reconcile=True).scored == 0
+    spark.sql(f"UPDATE delta.`{path}` SET e = array_repeat(0.1F, 768), title = 'another' WHERE id = 5")
+    assert score(spark, path, scores, version_col="title", reconcile=True).scored == 1
+    assert_all_scored(spark, path, scores)
+
+
+def chunks_of(spark: SparkSession, scores: str) -> int:
+    """Commits of scores."""
+    return sa.history(spark, scores).where("chunk IS NOT NULL").count() if Path(scores).exists() else 0
+
+
+def test_files_that_vacuum_removes_before_a_run_went_on_are_told(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    stopped = score(spark, path, scores, max_files_per_chunk=2, stopping=lambda: chunks_of(spark, scores) == 1)
+    assert (stopped.scored, stopped.skipped) == (10, None)
+    spark.sql(f"OPTIMIZE delta.`{path}`")
+    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    spark.sql(f"VACUUM delta.`{path}` RETAIN 0 HOURS")
+    spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    with pytest.raises(SourceChangedError, match=r"VACUUM.*--reconcile"):
+        score(spark, path, scores)
+    assert score(spark, path, scores, reconcile=True).scored == 10
+    assert_all_scored(spark, path, scores)
+
+
+def test_models_side_by_side_do_not_stop_each_other(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    models = ["laion-aesthetics-v2", "laion-aesthetics-v1", "laion-aesthetics-v2-ava"]
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(score, spark.newSession(), path, scores, predictor=model) for model in models]
+        done = [run.result() for run in runs]
+    assert [run.scored for run in done] == [20, 20, 20]
+    found = load(spark, scores).groupBy("aesthetic_model").agg(F.count("*"), F.countDistinct("id")).collect()
+    assert sorted(map(tuple, found)) == sorted((run.model, 20, 20) for run in done)
+
+
+def test_a_live_line_tells_rows_and_bytes_of_all_and_failures(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    path = source(**{FEED: "true"})
+    spark.sql(f"UPDATE delta.`{path}` SET e = array(1.0F) WHERE id < 3")
+    terminal = Terminal()
+    score(spark, path, scores, progress_file=terminal)
+    last = terminal.getvalue().split("\r")[-1]
+    assert re.search(r"20/20 .*about \d\S+B of \d\S+B, 3 embedding: wrong length", last), last
 
 
 @pytest.mark.parametrize("lost", ["checkpoint", "scores"])
@@ -216,6 +309,10 @@ def test_a_key_that_is_taken_is_never_scored_twice(
     append(spark, path, range(18, 22))
     assert score(spark, path, scores).scored == 2
     assert load(spark, scores).count() == 22
+    bad = rows(spark, range(18, 19)).withColumn("e", F.expr("array(1.0F)"))
+    bad.write.format("delta").mode("append").save(path)
+    done = score(spark, path, scores)
+    assert (done.scored, done.failed) == (0, 0)
     append(spark, path, range(50, 51))
     rows(spark, range(51, 52)).union(rows(spark, range(51, 52))).write.format("delta").mode("append").save(path)
     with pytest.raises(TableError, match="1 of several rows"):
@@ -237,10 +334,11 @@ def test_tables_of_every_kind(spark: SparkSession, tmp_path: Path, scores: str, 
     assert score(spark, path, scores).scored == 19
     append(spark, path, range(20, 24))
     assert score(spark, path, scores).scored == 4
+    spark.sql(f"DELETE FROM delta.`{scores}` WHERE id = 7")
     spark.sql(f"ALTER TABLE delta.`{path}` RENAME COLUMN e TO embedding")
     with pytest.raises(TableError, match="--reconcile"):
         score(spark, path, scores, embedding_col="embedding")
-    assert score(spark, path, scores, embedding_col="embedding", reconcile=True).scored == 0
+    assert score(spark, path, scores, embedding_col="embedding", reconcile=True).scored == 1
     spark.sql(f"ALTER TABLE delta.`{path}` RENAME COLUMN embedding TO e")
     assert_all_scored(spark, path, scores)
 
@@ -260,7 +358,7 @@ def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
     path = source(**{FEED: "true"})
     size = spark.sql(f"DESCRIBE DETAIL delta.`{path}`").collect()[0].sizeInBytes
     with caplog.at_level("INFO", logger="spark_aesthetic"):
-        first = score(spark, path, None)
+        first = score(spark, path, None, max_files_per_chunk=2)
     assert (first.scored, first.chunks, first.bytes_rewritten) == (20, 2, size)
     assert "--scores" in caplog.text
     append(spark, path, range(40, 43))
@@ -273,6 +371,57 @@ def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
     # Only the source's own MERGE commits came to the source.
     operations = [row.operation for row in spark.sql(f"DESCRIBE HISTORY delta.`{path}`").collect()]
     assert operations == ["MERGE", "WRITE", "MERGE", "WRITE"]
+
+
+@pytest.mark.parametrize("max_files", [2, None], ids=["staged", "at once"])
+def test_in_place_an_update_meanwhile_is_scored_as_it_is_then(
+    spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch, max_files: int | None
+) -> None:
+    path, updates = source(), iter(["UPDATE delta.`{}` SET e = array_repeat(0.1F, 768) WHERE id = 5"])
+    decide = Run._only_grown_since
+
+    def updated_first(run: Run, version: int) -> bool:
+        for update in updates:
+            spark.sql(update.format(path))
+            break
+        return decide(run, version)
+
+    monkeypatch.setattr(Run, "_only_grown_since", updated_first)
+    assert score(spark, path, None, max_files_per_chunk=max_files).scored == 20
+    assert_all_scored(spark, path, path)
+
+
+def test_in_place_a_source_that_never_rests_is_told(
+    spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, decide = source(), Run._only_grown_since
+
+    def updated_first(run: Run, version: int) -> bool:
+        spark.sql(f"DELETE FROM delta.`{path}` WHERE id = {version}")
+        return decide(run, version)
+
+    monkeypatch.setattr(Run, "_only_grown_since", updated_first)
+    with pytest.raises(TableError, match="found some in each of 3 attempts"):
+        score(spark, path, None, max_files_per_chunk=None)
+    assert "aesthetic_score" not in load(spark, path).columns
+
+
+def test_in_place_sources_that_share_a_checkpoint_folder_keep_apart(
+    spark: SparkSession, source: Callable[..., str], tmp_path: Path
+) -> None:
+    def crashes() -> bool:
+        for staged in (tmp_path / "checkpoints").glob("*/staged"):
+            if chunks_of(spark, str(staged)) == 1:
+                raise RuntimeError("as if the driver died")
+        return False
+
+    one, other = source(), str(tmp_path / "other")
+    rows(spark, range(20), shift=5).repartition(4).write.format("delta").save(other)
+    with pytest.raises(Exception, match="as if the driver died"):
+        score(spark, one, None, checkpoint=str(tmp_path / "checkpoints"), max_files_per_chunk=2, stopping=crashes)
+    for path in (other, one):
+        assert score(spark, path, None, checkpoint=str(tmp_path / "checkpoints")).bytes_rewritten
+        assert_all_scored(spark, path, path)
 
 
 def test_a_view_shows_one_model_or_all(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
@@ -293,7 +442,7 @@ def test_a_view_shows_one_model_or_all(spark: SparkSession, source: Callable[...
 
 def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
     path = source(**{FEED: "true"})
-    model = score(spark, path, scores).model
+    model = score(spark, path, scores, max_files_per_chunk=2).model
     spark.sql(f"DELETE FROM delta.`{path}` WHERE id < 2")
     append(spark, path, range(40, 43))
     score(spark, path, scores)
@@ -310,7 +459,9 @@ def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Ca
     assert "null where aesthetic_error says why" in comments["aesthetic_score"]
 
 
-def test_a_new_head_scores_the_embeddings_that_were_kept(spark: SparkSession, tmp_path: Path, scores: str) -> None:
+def test_a_new_head_scores_the_embeddings_that_were_kept(
+    spark: SparkSession, tmp_path: Path, scores: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from spark_aesthetic.testing import noise_image, small_predictor
 
     images = spark.createDataFrame(
@@ -318,7 +469,7 @@ def test_a_new_head_scores_the_embeddings_that_were_kept(spark: SparkSession, tm
         "id int, image binary",
     )
     path = str(tmp_path / "images")
-    images.coalesce(1).write.format("delta").save(path)
+    images.coalesce(1).write.format("delta").option(FEED, "true").save(path)
     one = small_predictor()
     other = Predictor(
         name="untrained-other-head",
@@ -327,9 +478,22 @@ def test_a_new_head_scores_the_embeddings_that_were_kept(spark: SparkSession, tm
         head_weights="untrained:7:384",
     )
     sa.score_table(spark, source=path, key=["id"], image_col="image", scores=scores, predictor=one, with_embedding=True)
+    kept = load(spark, scores).select("id", "clip_embedding")
+    assert {row.id for row in kept.where("clip_embedding IS NULL").collect()} == {5}
+    # A row that is another now has no embedding of what it was.
+    spark.sql(f"UPDATE delta.`{path}` SET image = X'00' WHERE id = 4")
+    sa.score_table(spark, source=path, key=["id"], image_col="image", scores=scores, predictor=one)
+    assert {row.id for row in kept.where("clip_embedding IS NULL").collect()} == {4, 5}
     shutil.rmtree(path)
-    done = sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other)
-    assert (done.rows_read, done.scored, done.failed) == (5, 5, 0)
+    # By the job, whose session this is then.
+    other.save(tmp_path / "other.json")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "jobs"))
+    arguments = ["--rescore-from-embeddings", "--scores", scores, "--key", "id"]
+    monkeypatch.setattr("sys.argv", ["score_table.py", *arguments, "--predictor", str(tmp_path / "other.json")])
+    import score_table
+
+    done = score_table.job()
+    assert (done.rows_read, done.scored, done.failed) == (4, 4, 0)
     found = load(spark, scores).where(f"aesthetic_model = '{done.model}'")
     kept = load(spark, scores).where("clip_embedding IS NOT NULL")
     expected = kept.select("id", sa.aesthetic_score_from_embedding("clip_embedding", predictor=other).alias("s"))
