@@ -18,9 +18,12 @@ __all__ = [
     "clip_embedding",
     "score_image",
     "register",
+    "create_function_ddl",
+    "AestheticScorer",
     "score_table",
     "rescore_from_embeddings",
     "history",
+    "display",
     "Summary",
     "Predictor",
     "DEFAULT",
@@ -32,10 +35,12 @@ __all__ = [
 if TYPE_CHECKING:
     from spark_aesthetic.errors import AestheticError
     from spark_aesthetic.functions import aesthetic_score, aesthetic_score_from_embedding, clip_embedding, score_image
+    from spark_aesthetic.notebook import display
     from spark_aesthetic.options import Options
     from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
-    from spark_aesthetic.sql import register
+    from spark_aesthetic.sql import create_function_ddl, register
     from spark_aesthetic.tables import Summary, history, rescore_from_embeddings, score_table
+    from spark_aesthetic.transformer import AestheticScorer
 
 _HOME = {
     "aesthetic_score": "functions",
@@ -43,9 +48,12 @@ _HOME = {
     "clip_embedding": "functions",
     "score_image": "functions",
     "register": "sql",
+    "create_function_ddl": "sql",
+    "AestheticScorer": "transformer",
     "score_table": "tables",
     "rescore_from_embeddings": "tables",
     "history": "tables",
+    "display": "notebook",
     "Summary": "tables",
     "Predictor": "predictors",
     "DEFAULT": "predictors",

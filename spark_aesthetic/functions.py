@@ -163,14 +163,19 @@ def aesthetic_score_from_embedding(
 
 
 def embedding_columns(
-    embedding: ColumnOrName, *, predictor: Predictor, vector: bool = False, model_path: str | None = None
+    embedding: ColumnOrName,
+    *,
+    predictor: Predictor,
+    normalize: bool = True,
+    vector: bool = False,
+    model_path: str | None = None,
 ) -> Column:
     """What `aesthetic_score_from_embedding` gives, with the reason: struct<score: float, error: string>."""
     head = weights.load_head(predictor, model_path)
     if not udfs.runs_natively(head):
-        return udfs.vector_udf(predictor, True, model_path)(_column(embedding))
+        return udfs.vector_udf(predictor, normalize, model_path)(_column(embedding))
     array = _array(embedding, vector)
-    score = _native_score(array, head, normalize=True)
+    score = _native_score(array, head, normalize)
     return F.struct(score.alias("score"), _native_error(array, score, head).alias("error"))
 
 

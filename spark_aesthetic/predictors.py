@@ -215,6 +215,15 @@ def _folded(name: str, backbone: dict[str, str], published_head_sha256: str) -> 
     return Predictor(name=name, head_weights=PACKAGED + name, head_sha256=published_head_sha256, **backbone)
 
 
+# Of the folded heads in the package; NOTICE has origin and text.
+PACKAGED_LICENCES = {
+    "laion-aesthetics-v2": "Apache-2.0",
+    "laion-aesthetics-v2-ava": "Apache-2.0",
+    "laion-aesthetics-v1": "MIT",
+    "laion-aesthetics-v1-b32": "MIT",
+    "laion-aesthetics-v1-b16": "MIT",
+}
+
 # Heads: improved-aesthetic-predictor (V2) and aesthetic-predictor (V1); checksums of the published files.
 BUILT_IN: dict[str, Predictor] = {
     predictor.name: predictor

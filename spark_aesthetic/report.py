@@ -80,10 +80,8 @@ def gallery(
         HTML that loads nothing from outside.
     """
     by_score = sorted(photographs, key=lambda photo: (photo.score is None, -(photo.score or 0.0), photo.name))
-    pages = Environment(
-        loader=PackageLoader("spark_aesthetic"), undefined=StrictUndefined, autoescape=select_autoescape(default=True)
-    )
-    return pages.get_template("gallery.html.jinja").render(
+    return render(
+        "gallery.html.jinja",
         photographs=by_score,
         model=model,
         untrained=model.startswith("untrained-"),
@@ -92,3 +90,11 @@ def gallery(
         title=title,
         subtitle=subtitle,
     )
+
+
+def render(template: str, **values: object) -> str:
+    """One of the package's templates, with all text in it escaped."""
+    pages = Environment(
+        loader=PackageLoader("spark_aesthetic"), undefined=StrictUndefined, autoescape=select_autoescape(default=True)
+    )
+    return pages.get_template(template).render(values)

@@ -28,6 +28,9 @@ def demo_output(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -
     images = [("noise.jpg", bytearray(noise_image(0))), ("missing.jpg", None)]
     photographs = spark.createDataFrame(images, "name string, image binary").coalesce(1)
     photographs.write.format("delta").save(f"{out}/photographs")
+    scored = [("noise.jpg", 5.5, "untrained-vit-b-32@0")]
+    scores = spark.createDataFrame(scored, "name string, aesthetic_score float, aesthetic_model string")
+    scores.write.format("delta").save(f"{out}/photograph_scores")
     rows = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
     spark.createDataFrame(rows, "name string, embedding array<float>").write.format("delta").save(f"{out}/embeddings")
     return out
@@ -35,12 +38,19 @@ def demo_output(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_python(spark: SparkSession, demo_output: str, capsys: pytest.CaptureFixture[str]) -> None:
     names = {"spark": spark, "sa": sa}
-    first, own = examples("python")
+    first, sql, stage, look, own = examples("python")
     exec(first.replace("demo-output", demo_output), names)
     shown = capsys.readouterr().out
     assert "untrained-vit-b-32@" in shown
     assert re.search(r"missing.jpg\s*\|NULL *\|null", shown)
     assert "5.74676" in shown
+    exec(sql.replace("demo-output", demo_output), names)
+    assert re.findall(r"rating\d", capsys.readouterr().out)[:2] == ["rating9", "rating8"]
+    exec(stage, names)
+    assert re.search(r"missing.jpg\s*\|NULL *\|null", capsys.readouterr().out)
+    *lines, last = look.replace("demo-output", demo_output).strip().splitlines()
+    exec("\n".join(lines), names)
+    assert len(eval(last, names).tiles) == 1
     exec(own.replace("demo-output", demo_output), names)
     assert sa.resolve(f"{demo_output}/mine.json") == names["mine"]
 

@@ -1,0 +1,133 @@
+"""Looking at scored images in a notebook: a grid of thumbnails and a histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
+
+from spark_aesthetic import preflight
+from spark_aesthetic.preflight import quoted
+from spark_aesthetic.report import render, thumbnail
+from spark_aesthetic.scores import MODEL, SCORE
+
+_BAR_WIDTH = 0.25
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of the grid: its score, and a small JPEG as a data URI or None where it cannot be decoded."""
+
+    score: float
+    thumbnail: str | None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Rows whose score is at least `low` and below the next bar's: how many, and as a share of the highest bar."""
+
+    low: float
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Display:
+    """What a notebook shows; `str` of it is a line.
+
+    Attributes:
+        tiles: From the best to the poorest.
+        bars: From the lowest score to the highest, each a quarter of a point wide.
+        scored: Rows with a score.
+        unscored: Rows without one.
+        models: Where the table names them, the models of the scores.
+    """
+
+    tiles: list[Tile]
+    bars: list[Bar]
+    scored: int
+    unscored: int
+    models: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.scored} scored, {self.unscored} without a score, {len(self.tiles)} shown"
+
+    def _repr_html_(self) -> str:
+        untrained = any(model.startswith("untrained-") for model in self.models)
+        return render("display.html.jinja", display=self, untrained=untrained)
+
+
+def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, n: int = 24) -> Display:
+    """Show images from the best score to the poorest, evenly spread over the ranking, and a histogram of all scores.
+
+    Images are scaled down on the executors, so that only thumbnails of some kilobytes reach the driver. Scores are read
+    three times and the images of the chosen rows once: write the scores before, or scoring is repeated each time.
+
+    Args:
+        df: Rows of images and scores. A column aesthetic_model, if there, says whether weights are untrained.
+        image_col: Binary column of image files.
+        score_col: float column.
+        n: How many images to show.
+
+    Returns:
+        An object that a notebook shows as HTML, complete in itself.
+
+    Raises:
+        TableError: No such column, or not of that type.
+    """
+    preflight.check_image_type(preflight.column_type(df, quoted(image_col), "image_col"), f"image_col {image_col}")
+    preflight.column_type(df, quoted(score_col), "score_col")
+    score = F.col(quoted(score_col))
+    models = F.collect_set(MODEL) if MODEL in df.columns else F.array().cast("array<string>")
+    ranks = [at / max(n - 1, 1) for at in range(n)]
+    about = df.agg(
+        F.percentile_approx(score, ranks).alias("chosen"), F.count(score).alias("scored"),
+        F.count_if(score.isNull()).alias("unscored"), models.alias("models"),
+    ).collect()[0]  # fmt: skip
+    return Display(
+        tiles=_tiles(df, image_col, score_col, about.chosen or []),
+        bars=_bars(df, score_col),
+        scored=about.scored,
+        unscored=about.unscored,
+        models=sorted(about.models),
+    )
+
+
+def _tiles(df: DataFrame, image_col: str, score_col: str, chosen: list[float]) -> list[Tile]:
+    score, image = F.col(quoted(score_col)), F.col(quoted(image_col))
+    # Of several images with one score any.
+    one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image).alias("image"))
+    # Made here: where this module is imported on a worker there is no session to make it with.
+    make_udf: Any = pandas_udf
+    shown = one_each.select("score", make_udf(_thumbnails, "string")(F.col("image")).alias("thumbnail"))
+    return [Tile(row.score, row.thumbnail) for row in sorted(shown.collect(), reverse=True, key=lambda row: row.score)]
+
+
+def _bars(df: DataFrame, score_col: str) -> list[Bar]:
+    bar = F.floor(F.col(quoted(score_col)) / _BAR_WIDTH).alias("bar")
+    counted = {
+        row.bar: row["count"] for row in df.select(bar).where("bar IS NOT NULL").groupBy("bar").count().collect()
+    }
+    if not counted:
+        return []
+    highest = max(counted.values())
+    all_bars = range(min(counted), max(counted) + 1)
+    return [Bar(at * _BAR_WIDTH, counted.get(at, 0), counted.get(at, 0) / highest) for at in all_bars]
+
+
+def _thumbnails(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+    for batch in batches:
+        yield pd.Series([_thumbnail(bytes(data)) for data in batch], dtype=object)
+
+
+def _thumbnail(data: bytes) -> str | None:
+    try:
+        return thumbnail(data, longest_side=200)
+    # Whatever Pillow makes of a damaged file, it costs one tile.
+    except Exception:
+        return None

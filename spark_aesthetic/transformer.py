@@ -1,0 +1,322 @@
+"""The scorer as a stage of `pyspark.ml` pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from pyspark import keyword_only
+from pyspark.ml import Transformer
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import HasInputCol, HasOutputCol
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructType
+
+from spark_aesthetic import preflight, weights
+from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.functions import embedding_columns, score_image
+from spark_aesthetic.options import PILLOW_WARNS_PIXELS, Options
+from spark_aesthetic.predictors import BUILT_IN, DEFAULT, Predictor, resolve
+from spark_aesthetic.preflight import quoted
+
+INPUT_KINDS = ("image", "embedding")
+
+# The stage's params by the options that they stand for.
+_OPTIONS = {
+    "batch_size": "batchSize",
+    "device": "device",
+    "dtype": "dtype",
+    "decode": "decode",
+    "num_threads": "numThreads",
+    "max_pixels": "maxPixels",
+    "model_path": "modelPath",
+}
+_DEFAULTS = {_OPTIONS[field.name]: field.default for field in fields(Options)}
+
+
+def _param(name: str, doc: str, converter: Any) -> Param[Any]:
+    return Param(Params._dummy(), name, doc, typeConverter=converter)
+
+
+class AestheticScorer(
+    Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable["AestheticScorer"], DefaultParamsWritable
+):
+    """Scores a column of images or of CLIP embeddings, as `score_image` and `aesthetic_score_from_embedding` do.
+
+    Saved and loaded like any other stage, with a predictor of your own inside it; on classic sessions and on Connect.
+    Each row is scored once, whatever is done with the columns.
+
+    Args:
+        inputCol: Binary column of image files, or with `inputKind="embedding"` array<float>, array<double> or an ml
+            Vector.
+        inputKind: "image" or "embedding".
+        outputCol: float: the score; null where there is none.
+        errorCol: string: why there is none; left out unless named.
+        embeddingCol: array<float>: the image's embedding; left out unless named.
+        predictor: A predictor, its name, or the path of its JSON file.
+        normalize: Divide embeddings by their length first.
+        batchSize: This and the others are those of `spark_aesthetic.Options`.
+        device: As there.
+        dtype: As there.
+        decode: As there.
+        numThreads: As there.
+        maxPixels: As there.
+        modelPath: As there.
+
+    Raises:
+        PredictorError: No such predictor.
+        OptionError: A value outside its range.
+        TableError: By `transform` and `transformSchema`: no such column, another type, or a column of the output's
+            name is there already.
+
+    >>> scorer = AestheticScorer(inputCol="e", inputKind="embedding", errorCol="reason")
+    >>> frame = spark.createDataFrame([([1.0] + [0.0] * 767,), ([1.0],)], "e array<float>")
+    >>> [row.reason for row in scorer.transform(frame).collect()]
+    [None, 'embedding: wrong length']
+    """
+
+    inputKind = _param("inputKind", "what the column holds: image or embedding", TypeConverters.toString)
+    errorCol = _param("errorCol", "output column of the reason why a row has no score", TypeConverters.toString)
+    embeddingCol = _param("embeddingCol", "output column of the image's embedding", TypeConverters.toString)
+    predictor = _param("predictor", "name of a predictor, or its JSON text", TypeConverters.toString)
+    normalize = _param("normalize", "divide embeddings by their length first", TypeConverters.toBoolean)
+    batchSize = _param("batchSize", "rows in one forward pass; -1 chooses for the device", TypeConverters.toInt)
+    device = _param("device", "auto, or a torch device", TypeConverters.toString)
+    dtype = _param("dtype", "auto, float32, float16 or bfloat16", TypeConverters.toString)
+    decode = _param("decode", "exact or fast", TypeConverters.toString)
+    numThreads = _param("numThreads", "threads in each Python worker; -1 takes the task's cores", TypeConverters.toInt)
+    maxPixels = _param("maxPixels", "an image of more pixels gets no score", TypeConverters.toInt)
+    modelPath = _param("modelPath", "folder of the weights, or the backbone's file", TypeConverters.toString)
+
+    _input_kwargs: dict[str, Any]
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        inputCol: str | None = None,
+        inputKind: str = "image",
+        outputCol: str = "aesthetic_score",
+        errorCol: str | None = None,
+        embeddingCol: str | None = None,
+        predictor: str | Predictor = DEFAULT,
+        normalize: bool = True,
+        batchSize: int = -1,
+        device: str = "auto",
+        dtype: str = "auto",
+        decode: str = "exact",
+        numThreads: int = -1,
+        maxPixels: int = PILLOW_WARNS_PIXELS,
+        modelPath: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._setDefault(
+            inputKind="image", outputCol="aesthetic_score", errorCol=None, embeddingCol=None, predictor=DEFAULT,
+            normalize=True, **_DEFAULTS,
+        )  # fmt: skip
+        self.setParams(**self._input_kwargs)
+
+    @keyword_only
+    def setParams(self, **_: Any) -> AestheticScorer:
+        """Set several params by name, as the constructor takes them."""
+        given = dict(self._input_kwargs)
+        if "predictor" in given:
+            given["predictor"] = _portable(given["predictor"])
+        for name in given:
+            if not self.hasParam(name):
+                raise OptionError(f"no param {name!r}: {nearest(name, [param.name for param in self.params])}")
+        for name in [name for name, value in given.items() if value is None]:
+            # Back to its default; PySpark saves no None that was set.
+            self.clear(self.getParam(name))
+            del given[name]
+        self._set(**given)
+        self._check()
+        return self
+
+    def _check(self) -> tuple[Predictor, Options]:
+        """The predictor and the options of the params, checked."""
+        kind = self.getInputKind()
+        if kind not in INPUT_KINDS:
+            raise OptionError(f"inputKind={kind!r}: {nearest(kind, INPUT_KINDS)}")
+        if kind == "embedding" and self.getEmbeddingCol() is not None:
+            raise OptionError("embeddingCol: expected inputKind='image', found 'embedding', which holds them already")
+        options = {option: self.getOrDefault(param) for option, param in _OPTIONS.items()}
+        return _restored(self.getOrDefault("predictor")), Options.of(**options)
+
+    def transformSchema(self, schema: StructType) -> StructType:
+        """The schema that `transform` gives for one that it gets; raises as that does."""
+        self._check_input(schema)
+        for name, data_type in self._outputs().items():
+            if name.lower() in (known.lower() for known in schema.names):
+                raise TableError(f"output column {name!r}: the table has one of that name; drop it, or name another")
+            schema = StructType([*schema.fields]).add(name, data_type)
+        return schema
+
+    def _check_input(self, schema: StructType) -> bool:
+        """Whether the input column holds ml Vectors."""
+        if not self.isDefined(self.inputCol):
+            raise OptionError("inputCol: expected the name of a column, found none; set it")
+        name = self.getInputCol()
+        found = {field.name.lower(): field.dataType for field in schema.fields}.get(name.lower())
+        if found is None:
+            raise TableError(f"inputCol: no column {name!r}: {nearest(name, schema.names)}")
+        if self.getInputKind() == "embedding":
+            return preflight.is_vector(found, f"inputCol {name}")
+        preflight.check_image_type(found, f"inputCol {name}")
+        return False
+
+    def _outputs(self) -> dict[str, DataType]:
+        wanted: list[tuple[str | None, DataType]] = [
+            (self.getOutputCol(), FloatType()),
+            (self.getErrorCol(), StringType()),
+            (self.getEmbeddingCol(), ArrayType(FloatType())),
+        ]
+        return {name: data_type for name, data_type in wanted if name is not None}
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        predictor, options = self._check()
+        self.transformSchema(dataset.schema)
+        column, given = F.col(quoted(self.getInputCol())), {name: getattr(options, name) for name in _OPTIONS}
+        if self.getInputKind() == "embedding":
+            struct = embedding_columns(
+                column,
+                predictor=weights.pin(predictor, options.model_path),
+                normalize=self.getNormalize(),
+                vector=self._check_input(dataset.schema),
+                model_path=options.model_path,
+            )
+        else:
+            with_embedding = self.getEmbeddingCol() is not None
+            struct = score_image(column, predictor=predictor, with_embedding=with_embedding, **given)
+        scored = f"_{self.uid}"
+        parts = {self.getOutputCol(): "score", self.getErrorCol(): "error", self.getEmbeddingCol(): "embedding"}
+        made = [F.col(scored)[part].alias(name) for name, part in parts.items() if name is not None]
+        return dataset.select("*", struct.alias(scored)).select(*map(quoted, dataset.columns), *made)
+
+    def setInputCol(self, value: str) -> AestheticScorer:
+        """Set `inputCol`."""
+        return self.setParams(inputCol=value)
+
+    def setInputKind(self, value: str) -> AestheticScorer:
+        """Set `inputKind`."""
+        return self.setParams(inputKind=value)
+
+    def getInputKind(self) -> str:
+        """Get `inputKind`."""
+        found: str = self.getOrDefault("inputKind")
+        return found
+
+    def setOutputCol(self, value: str) -> AestheticScorer:
+        """Set `outputCol`."""
+        return self.setParams(outputCol=value)
+
+    def setErrorCol(self, value: str | None) -> AestheticScorer:
+        """Set `errorCol`."""
+        return self.setParams(errorCol=value)
+
+    def getErrorCol(self) -> str | None:
+        """Get `errorCol`."""
+        found: str | None = self.getOrDefault("errorCol")
+        return found
+
+    def setEmbeddingCol(self, value: str | None) -> AestheticScorer:
+        """Set `embeddingCol`."""
+        return self.setParams(embeddingCol=value)
+
+    def getEmbeddingCol(self) -> str | None:
+        """Get `embeddingCol`."""
+        found: str | None = self.getOrDefault("embeddingCol")
+        return found
+
+    def setPredictor(self, value: str | Predictor) -> AestheticScorer:
+        """Set the predictor: one, its name, or the path of its JSON file."""
+        return self.setParams(predictor=value)
+
+    def getPredictor(self) -> Predictor:
+        """Get the predictor."""
+        return _restored(self.getOrDefault("predictor"))
+
+    def setNormalize(self, value: bool) -> AestheticScorer:
+        """Set `normalize`."""
+        return self.setParams(normalize=value)
+
+    def getNormalize(self) -> bool:
+        """Get `normalize`."""
+        found: bool = self.getOrDefault("normalize")
+        return found
+
+    def setBatchSize(self, value: int) -> AestheticScorer:
+        """Set `batchSize`."""
+        return self.setParams(batchSize=value)
+
+    def getBatchSize(self) -> int:
+        """Get `batchSize`."""
+        found: int = self.getOrDefault("batchSize")
+        return found
+
+    def setDevice(self, value: str) -> AestheticScorer:
+        """Set `device`."""
+        return self.setParams(device=value)
+
+    def getDevice(self) -> str:
+        """Get `device`."""
+        found: str = self.getOrDefault("device")
+        return found
+
+    def setDtype(self, value: str) -> AestheticScorer:
+        """Set `dtype`."""
+        return self.setParams(dtype=value)
+
+    def getDtype(self) -> str:
+        """Get `dtype`."""
+        found: str = self.getOrDefault("dtype")
+        return found
+
+    def setDecode(self, value: str) -> AestheticScorer:
+        """Set `decode`."""
+        return self.setParams(decode=value)
+
+    def getDecode(self) -> str:
+        """Get `decode`."""
+        found: str = self.getOrDefault("decode")
+        return found
+
+    def setNumThreads(self, value: int) -> AestheticScorer:
+        """Set `numThreads`."""
+        return self.setParams(numThreads=value)
+
+    def getNumThreads(self) -> int:
+        """Get `numThreads`."""
+        found: int = self.getOrDefault("numThreads")
+        return found
+
+    def setMaxPixels(self, value: int) -> AestheticScorer:
+        """Set `maxPixels`."""
+        return self.setParams(maxPixels=value)
+
+    def getMaxPixels(self) -> int:
+        """Get `maxPixels`."""
+        found: int = self.getOrDefault("maxPixels")
+        return found
+
+    def setModelPath(self, value: str | None) -> AestheticScorer:
+        """Set `modelPath`."""
+        return self.setParams(modelPath=value)
+
+    def getModelPath(self) -> str | None:
+        """Get `modelPath`."""
+        found: str | None = self.getOrDefault("modelPath")
+        return found
+
+
+def _portable(predictor: str | Predictor) -> str:
+    """As a param keeps it: a name, or the whole recipe, so that a saved stage needs no other file of ours."""
+    if isinstance(predictor, str) and (predictor in BUILT_IN or predictor.startswith("{")):
+        return predictor
+    return resolve(predictor).to_json()
+
+
+def _restored(text: str) -> Predictor:
+    return Predictor.from_json(text) if text.startswith("{") else resolve(text)

@@ -1,0 +1,52 @@
+"""What a notebook shows of scored images."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pyspark.sql import SparkSession
+
+import spark_aesthetic as sa
+from spark_aesthetic.errors import TableError
+from spark_aesthetic.testing import noise_image
+
+ROWS = [(at, bytearray(noise_image(at)), at / 4, "mine@0") for at in range(20)]
+ROWS += [(20, bytearray(b"no image"), 9.5, "mine@0"), (21, None, None, "mine@0")]
+SCHEMA = "id int, image binary, aesthetic_score float, aesthetic_model string"
+
+
+def test_images_are_spread_over_the_ranking_and_all_scores_are_counted(spark: SparkSession) -> None:
+    shown = sa.display(spark.createDataFrame(ROWS, SCHEMA).repartition(3), n=5)
+    assert [tile.score for tile in shown.tiles] == [9.5, 3.75, 2.5, 1.25, 0.0]
+    assert [tile.thumbnail is None for tile in shown.tiles] == [True, False, False, False, False]
+    assert (shown.scored, shown.unscored, str(shown)) == (21, 1, "21 scored, 1 without a score, 5 shown")
+    assert [bar.rows for bar in shown.bars] == [1] * 20 + [0] * 18 + [1]
+    html = shown._repr_html_()
+    assert html.count("data:image/jpeg;base64,") == 4
+    assert html.count('class="bar"') == 39
+    assert "untrained" not in html
+    assert "http" not in html
+
+
+def test_no_full_image_reaches_the_driver(spark: SparkSession) -> None:
+    large = bytearray(noise_image(1, width=2000, height=1500))
+    shown = sa.display(spark.createDataFrame([(1, large, 5.0, "untrained-x@0")], SCHEMA), n=1)
+    assert len(shown.tiles[0].thumbnail or "") < len(large) / 10
+    html = shown._repr_html_()
+    assert "These scores mean nothing" in html
+    assert len(re.findall(r"5.00 \(untrained\)", html)) == 1
+
+
+def test_a_table_without_scores_shows_that(spark: SparkSession) -> None:
+    shown = sa.display(spark.createDataFrame([(1, None, None, None)], SCHEMA))
+    assert (shown.tiles, shown.bars, shown.unscored) == ([], [], 1)
+    assert "1 without a score" in shown._repr_html_()
+
+
+def test_wrong_columns_are_told(spark: SparkSession) -> None:
+    frame = spark.createDataFrame(ROWS, SCHEMA)
+    with pytest.raises(TableError, match="did you mean 'image'"):
+        sa.display(frame, "imge")
+    with pytest.raises(TableError, match="expected binary"):
+        sa.display(frame, "id")
