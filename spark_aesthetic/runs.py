@@ -261,9 +261,6 @@ class Run:
         """Compare the keys of source and scores, score what is missing or changed, and drop what is gone."""
         spark, target = self.spark, self.chunks.target
         followed = self._follow(folder)
-        if version_col is not None and version_col not in spark.table(target.identifier).columns:
-            column_type = target.kept[version_col].simpleString()
-            spark.sql(f"ALTER TABLE {target.identifier} ADD COLUMNS ({quoted(version_col)} {column_type})")
         source = self.chunks.source = preflight.open_source(spark, self.chunks.source.table)
         preflight.check_key_values(source.rows, target.key)
         if not followed:

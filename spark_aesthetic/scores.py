@@ -6,6 +6,8 @@ Everything about Delta goes through Spark SQL and DataFrames.
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -109,19 +111,19 @@ class Target:
         if found is not None:
             # An embedding or a version may come later: a table can be begun without them.
             required = [*self.key, *(name for name in self.written if name != EMBEDDING)]
-            preflight.check_columns(spark.table(self.identifier), self.types, self.table, required=required)
+            rows = spark.table(self.identifier)
+            preflight.check_columns(rows, self.types, self.table, required=required)
+            add_columns(spark, self.identifier, rows, self.types)
             return str(found.location)
-        columns = ", ".join(
-            f"{quoted(name)} {data_type.simpleString()}" + (f" COMMENT '{COMMENTS[name]}'" if name in COMMENTS else "")
-            for name, data_type in self.types.items()
-        )
         create = (
-            f"CREATE TABLE IF NOT EXISTS {self.identifier} ({columns}) USING delta "
+            f"CREATE TABLE IF NOT EXISTS {self.identifier} ({_definitions(self.types)}) USING delta "
             "COMMENT 'Scores of spark-aesthetic: one row for each key and aesthetic_model' "
             # A chunk is as many small files as it had tasks; without it a long run leaves millions.
             "TBLPROPERTIES ('delta.autoOptimize.optimizeWrite' = 'true')"
         )
         committed(lambda: spark.sql(create))
+        # Of runs that make it at once some see it a moment later.
+        committed(lambda: properties(spark, self.identifier), also=("DELTA_MISSING_DELTA_TABLE",))
         return preflight.whole(self.table) if "/" in self.table else self.make(spark)
 
     def rows(self, spark: SparkSession) -> DataFrame:
@@ -134,7 +136,7 @@ class Target:
 
     def append(self, rows: DataFrame, commit: Commit) -> None:
         """Add rows whose keys are not there, in one commit, or nothing if this commit has been made before."""
-        writer = rows.write.format("delta").mode("append").option("mergeSchema", "true")
+        writer = rows.write.format("delta").mode("append")
         for name, value in commit.options().items():
             writer = writer.option(name, value)
         if "/" in self.table:
@@ -259,19 +261,36 @@ class Progress:
     backbone: str
 
 
+def add_columns(spark: SparkSession, table: str, rows: DataFrame, types: dict[str, DataType]) -> None:
+    """Add the columns that a table does not have, with their comments."""
+    known = [name.lower() for name in rows.columns]
+    missing = {name: data_type for name, data_type in types.items() if name.lower() not in known}
+    if missing:
+        committed(lambda: spark.sql(f"ALTER TABLE {table} ADD COLUMNS ({_definitions(missing)})"))
+
+
+def _definitions(types: dict[str, DataType]) -> str:
+    return ", ".join(
+        f"{quoted(name)} {data_type.simpleString()}" + (f" COMMENT '{COMMENTS[name]}'" if name in COMMENTS else "")
+        for name, data_type in types.items()
+    )
+
+
 def is_conflict(error: Exception) -> bool:
     """Whether a commit failed for another one that came between, so that it can be tried again."""
     return any(name in str(error) for name in _CONFLICTS)
 
 
-def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: None) -> Done:
-    """Commit, and again where another commit came between and `check` raises nothing."""
+def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: None, also: Sequence[str] = ()) -> Done:
+    """Commit, and again where another commit came between (or for other reasons) and `check` raises nothing."""
     for attempt in range(ATTEMPTS):
         try:
             return commit()
         except (PySparkException, Py4JJavaError) as error:
-            if attempt == ATTEMPTS - 1 or not is_conflict(error):
+            again = is_conflict(error) or any(name in str(error) for name in also)
+            if attempt == ATTEMPTS - 1 or not again:
                 raise
+        time.sleep(0.2 * 2**attempt * random.random())
         check()
     raise AssertionError("the last attempt returns or raises")
 
@@ -282,7 +301,7 @@ def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, c
     rows.createTempView(view)
     try:
         with commit.settings(spark):
-            merge = f"MERGE WITH SCHEMA EVOLUTION INTO {table} AS target USING {view} AS scored {clauses}"
+            merge = f"MERGE INTO {table} AS target USING {view} AS scored {clauses}"
             return spark.sql(merge).collect()
     finally:
         spark.catalog.dropTempView(view)

@@ -32,10 +32,12 @@ from spark_aesthetic.scores import (
     MODEL,
     SCORE,
     SCORED_AT,
+    TYPES,
     Commit,
     Done,
     Progress,
     Target,
+    add_columns,
     committed,
     is_conflict,
     load_progress,
@@ -250,6 +252,7 @@ class Chunks:
         """Write scores into the source's own columns: a commit of narrow rows, which can be repeated."""
         info = json.dumps({**self.info, "source_version": self.source.version})
         names = [name for name in self.target.written if name != SCORED_AT]
+        add_columns(spark, self.source.identifier, self.source.rows, {name: TYPES[name] for name in names})
         updates = ", ".join(f"{name} = scored.{name}" for name in names)
         clauses = f"ON {same_key(self.target.key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
         self._committed(spark, lambda: merge_into(spark, self.source.identifier, scored, clauses, Commit(info=info)))

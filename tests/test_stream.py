@@ -81,6 +81,9 @@ def test_a_table_is_scored_in_chunks_and_a_run_reads_what_is_new_alone(
     first = score(spark, path, scores, max_files_per_chunk=2)
     assert (first.rows_read, first.scored, first.chunks) == (20, 20, 2)
     assert bytes_read(spark, before, "e") <= 1.05 * size + sample(path)
+    executions = spark._jsparkSession.sharedState().statusStore().executionsList()
+    said = {executions.apply(at).description() for at in range(executions.size())}
+    assert {f"spark-aesthetic: chunk {number} of delta.`{path}`" for number in range(2)} <= said
     assert_all_scored(spark, path, scores)
 
     before = last_query(spark)
@@ -370,7 +373,9 @@ def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
     assert_all_scored(spark, path, path)
     # Only the source's own MERGE commits came to the source.
     operations = [row.operation for row in spark.sql(f"DESCRIBE HISTORY delta.`{path}`").collect()]
-    assert operations == ["MERGE", "WRITE", "MERGE", "WRITE"]
+    assert operations == ["MERGE", "WRITE", "MERGE", "ADD COLUMNS", "WRITE"]
+    comments = {field.name: field.metadata.get("comment") for field in load(spark, path).schema}
+    assert "null where aesthetic_error says why" in (comments["aesthetic_score"] or "")
 
 
 @pytest.mark.parametrize("max_files", [2, None], ids=["staged", "at once"])
