@@ -16,12 +16,13 @@ class Scorer:
     """Scores batches of images; an actor."""
 
     def __init__(self, model: str, processes: int) -> None:
-        self.model, self.processes = model, processes
+        self.model = model
         peer_model.load(model)
+        # Not with a first batch, as Daft's processes do: few blocks can all go to one actor.
+        peer_model.begin(model, processes)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One batch, which map_batches cuts."""
-        peer_model.begin(self.model, self.processes)
         return {"name": batch["name"], "score": peer_model.score(self.model, list(batch["image"]))}
 
 

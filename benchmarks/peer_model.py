@@ -35,7 +35,7 @@ def load(folder: str) -> Any:
 
 
 def begin(folder: str, processes: int) -> None:
-    """Called with each batch; with its first a process waits until all of them have started and loaded.
+    """Called when a process has loaded; the first time it waits until all of them have.
 
     Else the import and the model of the second would be loaded on the time of the first.
     """
