@@ -60,9 +60,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What a session of Spark Connect must do as a classic one does it.
+ON_CONNECT := $(addprefix tests/test_,functions.py sql.py transformer.py notebook.py connect.py)
+
 .PHONY: unit
 unit: setup
 	$(BIN)/pytest -n 2 --dist loadfile
+	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest $(ON_CONNECT)
 
 .PHONY: test-faults
 test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments

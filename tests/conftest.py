@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ os.environ.pop("SPARK_AESTHETIC_WEIGHTS", None)
 # Of every JVM here. They live for seconds or minutes: without the second compiler and the parallel collector four
 # spark-submits take 107 s of CPU and not 185.
 os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+# The same tests on Spark Connect: make unit runs those of the interfaces a second time.
+CONNECT = os.environ.get("SPARK_AESTHETIC_TEST_SESSION") == "connect"
+classic = pytest.mark.skipif(CONNECT, reason="looks at executed plans, which Connect keeps to itself")
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -41,9 +46,9 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.remote("local[2]") if CONNECT else SparkSession.builder.master("local[2]")
     builder = (
-        SparkSession.builder.master("local[2]")
-        .appName("tests")
+        builder.appName("tests")
         .config("spark.jars.packages", DELTA_PACKAGE)
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
@@ -63,9 +68,13 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
         .config("spark.ui.enabled", "false")
     )
     # Of two test processes on a fresh machine one fetches Delta's jars; Ivy's own cache has no lock.
-    with FileLock(tmp_path_factory.getbasetemp().parent / "jars.lock"):
+    with FileLock(tmp_path_factory.getbasetemp().parent / "jars.lock"), warnings.catch_warnings():
+        if CONNECT:
+            # Of each setting of the server, which has taken it, it says that a client cannot set it.
+            warnings.simplefilter("ignore", UserWarning)
         session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("OFF")
+    if not CONNECT:
+        session.sparkContext.setLogLevel("OFF")
     yield session
     session.stop()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import classic
 from pyspark.errors import PythonException
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
@@ -101,12 +102,14 @@ def test_embeddings_are_unit_length_and_lead_to_the_same_score(spark: SparkSessi
     assert (second.score, second.embedding, second.e, second.again, second.error) == (None, None, None, None, "null")
 
 
+@classic
 def test_the_fields_of_score_image_are_one_evaluation(spark: SparkSession) -> None:
     scored = images(spark, [noise_image(6)]).select(sa.score_image("image", predictor=SMALL).alias("s"))
     assert python_nodes(scored.select("s.score", "s.error", "s.model")) == 1
     assert python_nodes(scored.where("s.score > 5").select("s.score", "s.error")) == 1
 
 
+@classic
 def test_a_filter_on_another_column_passes_below_aesthetic_score(spark: SparkSession, tmp_path: Path) -> None:
     images(spark, [noise_image(7)] * 4).write.parquet(str(tmp_path / "images"))
     scored = spark.read.parquet(str(tmp_path / "images")).withColumn("s", sa.aesthetic_score("image", predictor=SMALL))
@@ -255,6 +258,7 @@ def test_an_embedding_is_read_once(
         assert code.count("expressions.VectorFunctionImplUtils.vectorNorm(") == norms
 
 
+@classic
 def test_an_affine_head_needs_no_python_worker(spark: SparkSession) -> None:
     frame = spark.createDataFrame([(UNIT,)], "e array<float>").select(sa.aesthetic_score_from_embedding("e"))
     assert python_nodes(frame) == 0
@@ -277,6 +281,7 @@ def relu_predictor(tmp_path: Path) -> sa.Predictor:
     )
 
 
+@classic
 def test_a_head_with_relu_runs_as_a_pandas_udf(spark: SparkSession, relu_predictor: sa.Predictor) -> None:
     embeddings = published_embeddings()
     rows = [(number, row.astype(float).tolist()) for number, row in enumerate(embeddings)]
