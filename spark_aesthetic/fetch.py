@@ -57,8 +57,9 @@ def rows_of_keys(
     wanted = F.broadcast(keys) if count <= BROADCAST_KEYS else keys
     # Of a partitioned table a file holds but the other columns.
     held_key = [name for name in key if name not in source.partitions]
+    in_one = source.rows.join(wanted, list(key), "left_semi").select(*names)
     if not held_key or not _files_are_ours_to_read(source):
-        yield source.rows.join(wanted, list(key), "left_semi").select(*names)
+        yield in_one
         return
     file = F.col("_metadata.file_path").alias(_FILE)
     narrow = source.rows.select(*map(quoted, kept), file, F.col("_metadata.file_size").alias(_SIZE))
@@ -66,7 +67,7 @@ def rows_of_keys(
     try:
         files = located.groupBy(_FILE).agg(F.max(_SIZE).alias("size"), F.count(F.lit(1)).alias("rows")).collect()
         if any(_PATTERN & set(unquote(row[_FILE])) for row in files):
-            yield source.rows.join(wanted, list(key), "left_semi").select(*names)
+            yield in_one
             return
         schema = StructType([source.rows.schema[name] for name in (*held_key, column)])
         for part in _parts([(row[_FILE], row.size, row.rows) for row in files], max_bytes):

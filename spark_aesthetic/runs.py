@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TextIO
 from uuid import uuid4
 
@@ -147,8 +148,7 @@ class Run:
         """Score and commit at once; whether the source allowed it."""
         source = self.chunks.source
         preflight.check_key_values(source.rows, self.chunks.target.key)
-        unchanged = lambda: self._only_grown_since(source.version)  # noqa: E731
-        return self.chunks.merge_into_source(self.spark, self._todo(), unchanged)
+        return self.chunks.merge_into_source(self.spark, self._todo(), partial(self._only_grown_since, source.version))
 
     def _score_staged(self) -> bool:
         """Score chunk by chunk beside the source, then commit; whether the source allowed it."""
@@ -181,9 +181,7 @@ class Run:
         """Score chunk after chunk until nothing is left, or for ever."""
         spark, source, target = self.spark, self.chunks.source, self.chunks.target
         progress = load_progress(spark, target, source.id)
-        lost = progress is not None and not self._has_begun(f"{folder}/{progress.checkpoint}")
-        # One that begins at a version begins there again, and finds the keys that are there.
-        if progress is None or (progress.starting_version is None and lost):
+        if progress is None or self._is_lost(progress, folder):
             # Later a chunk's keys are looked up in the scores; of the first rows all are looked at here, once.
             preflight.check_key_values(source.rows, target.key)
             progress = self._begin(None)
@@ -248,6 +246,13 @@ class Run:
             )
         return f"{location}/{FOLDER}"
 
+    def _is_lost(self, progress: Progress, folder: str) -> bool:
+        """Whether all rows must be looked at again: the checkpoint is gone, and with it what has been read.
+
+        One that begins at a version begins there again, and finds the keys that are there.
+        """
+        return progress.starting_version is None and not self._has_begun(f"{folder}/{progress.checkpoint}")
+
     def _has_begun(self, checkpoint: str) -> bool:
         """Whether the checkpoint is still there."""
         try:
@@ -296,9 +301,7 @@ class Run:
     def _follow(self, folder: str) -> bool:
         """First take over what the feed tells of updates, which keys do not; whether it could be read."""
         progress = load_progress(self.spark, self.chunks.target, self.chunks.source.id)
-        if progress is None or not progress.feed:
-            return False
-        if progress.starting_version is None and not self._has_begun(f"{folder}/{progress.checkpoint}"):
+        if progress is None or not progress.feed or self._is_lost(progress, folder):
             return False
         try:
             self._stream(folder)

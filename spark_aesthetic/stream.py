@@ -47,7 +47,7 @@ from spark_aesthetic.scores import (
 )
 from spark_aesthetic.worker import STAGES
 
-# Delta's settings that the chunks of one run, and no other, may rely on.
+# Spark's; see where it is set.
 _ONE_RUN = "spark.sql.streaming.stopActiveRunOnRestart"
 
 # What the change data feed says of a row; other sources are read as nothing but inserts.
@@ -245,7 +245,8 @@ class Chunks:
                 return False
             self.take_over(spark, self._made(kept, datetime.now(timezone.utc)))
             self.rows, self.written = counts.rows, 1
-            self._count_reasons(kept, "scored.error")
+            if counts.failed:
+                self._count_reasons(kept, "scored.error")
             return True
 
     def take_over(self, spark: SparkSession, scored: DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from pyspark import keyword_only
@@ -178,7 +178,7 @@ class AestheticScorer(
     def _transform(self, dataset: DataFrame) -> DataFrame:
         predictor, options = self._check()
         self.transformSchema(dataset.schema)
-        column, given = F.col(quoted(self.getInputCol())), {name: getattr(options, name) for name in _OPTIONS}
+        column = F.col(quoted(self.getInputCol()))
         if self.getInputKind() == "embedding":
             struct = embedding_columns(
                 column,
@@ -189,7 +189,7 @@ class AestheticScorer(
             )
         else:
             with_embedding = self.getEmbeddingCol() is not None
-            struct = score_image(column, predictor=predictor, with_embedding=with_embedding, **given)
+            struct = score_image(column, predictor=predictor, with_embedding=with_embedding, **asdict(options))
         scored = f"_{self.uid}"
         parts = {self.getOutputCol(): "score", self.getErrorCol(): "error", self.getEmbeddingCol(): "embedding"}
         made = [F.col(scored)[part].alias(name) for name, part in parts.items() if name is not None]
