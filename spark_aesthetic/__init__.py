@@ -16,6 +16,7 @@ __all__ = [
     "aesthetic_score",
     "aesthetic_score_from_embedding",
     "clip_embedding",
+    "image_embedding",
     "score_image",
     "register",
     "create_function_ddl",
@@ -34,7 +35,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spark_aesthetic.errors import AestheticError
-    from spark_aesthetic.functions import aesthetic_score, aesthetic_score_from_embedding, clip_embedding, score_image
+    from spark_aesthetic.functions import (
+        aesthetic_score,
+        aesthetic_score_from_embedding,
+        clip_embedding,
+        image_embedding,
+        score_image,
+    )
     from spark_aesthetic.notebook import display
     from spark_aesthetic.options import Options
     from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
@@ -46,6 +53,7 @@ _HOME = {
     "aesthetic_score": "functions",
     "aesthetic_score_from_embedding": "functions",
     "clip_embedding": "functions",
+    "image_embedding": "functions",
     "score_image": "functions",
     "register": "sql",
     "create_function_ddl": "sql",

@@ -1,4 +1,4 @@
-"""What open_clip knows of an architecture. The only module that imports open_clip.
+"""What open_clip knows of the architecture of a predictor's backbone.
 
 It is imported where weights are checked and prepared, and on a worker only for the towers that
 `spark_aesthetic.tower` does not have: importing it costs more than torch does.

@@ -12,18 +12,19 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from spark_aesthetic.decode import Pixels
 from spark_aesthetic.tower import MEAN, STD, Shape, VisionTower
 
 
-def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 (n, side, side, 3) to float32 (n, 3, side, side), bit for bit as the reference does it."""
+def normalize(pixels: torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
+    """uint8 (n, height, width, 3) to float32 (n, 3, height, width), bit for bit as the reference does it."""
     planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
-    return planes.div_(255).sub_(mean).div_(std)
+    taken_off, divided_by = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return planes.div_(255).sub_(taken_off).div_(divided_by)
 
 
 @dataclass
@@ -39,43 +40,36 @@ class Limits:
     alone: bool = False
 
 
-class ImageEncoder:
-    """An image tower with its weights.
-
-    On a CPU the tensors stay memory-mapped, so that the workers of one node share the pages.
+class Encoder:
+    """An image tower on a device.
 
     Attributes:
-        side: Height and width in pixels of the images it takes.
+        side: Height and width in pixels of the images it takes; of one with a `preprocess`, the shorter one.
         dimension: Length of the embeddings it gives.
         row_bytes: Memory that activations take for one image in a forward pass, about.
         limits: Of the device's memory, as far as it has been met.
+        preprocess: From a decoded image to its pixels, uint8 of one shape for all; None is that of OpenAI's CLIP.
     """
 
-    def __init__(self, prepared: Path, *, device: str) -> None:
-        """Load a prepared weights file (see `spark_aesthetic.prepare`) onto a device."""
+    preprocess: Callable[[Image.Image], Pixels] | None = None
+    # Embeddings are brought to unit length.
+    unit = True
+
+    def __init__(
+        self, tower: Callable[[torch.Tensor], torch.Tensor], *, side: int, dimension: int, row_bytes: int, device: str
+    ) -> None:
+        self.tower = tower
+        self.side, self.dimension, self.row_bytes = side, dimension, row_bytes
         self.device = torch.device(device)
         self.limits = Limits()
-        with safe_open(prepared, framework="pt") as file:
-            about = json.loads(file.metadata()["tower"])
-        self.side: int = about["side"]
-        self.dimension: int = about["dimension"]
-        tensors = load_file(prepared, device=device)
-        self.tower: Callable[[torch.Tensor], torch.Tensor]
-        if about["shape"] is not None:
-            self.tower = tower = VisionTower(Shape(**about["shape"]), tensors)
-            self.row_bytes = tower.row_bytes
-        else:
-            self.tower = _as_open_clip_has_it(about, tensors)
-            # That of a ResNet: the first stage holds a few planes of a quarter of the pixels and 64 channels or more.
-            self.row_bytes = 4 * 64 * self.side**2
 
-    def to_device(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
-        """Images, each uint8 of shape (side, side, 3), as one tensor on the device.
+    def to_device(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+        """Images, each uint8 of shape (height, width, 3), as one tensor on the device.
 
         To a GPU the copy goes from pinned memory and is not waited for: this thread goes on.
         """
         on_gpu = self.device.type == "cuda"
-        batch = torch.empty((len(pixels), self.side, self.side, 3), dtype=torch.uint8, pin_memory=on_gpu)
+        batch = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
         np.stack(pixels, out=batch.numpy())
         return batch.to(self.device, non_blocking=on_gpu)
 
@@ -84,13 +78,43 @@ class ImageEncoder:
         """Encode images.
 
         Args:
-            pixels: uint8 of shape (n, side, side, 3), RGB, on the device.
+            pixels: uint8 of shape (n, height, width, 3), RGB, on the device.
 
         Returns:
-            float32 of shape (n, dimension), of unit length.
+            float32 of shape (n, dimension).
         """
-        unit = torch.nn.functional.normalize(self.tower(pixels), dim=-1)
-        return cast("npt.NDArray[np.float32]", unit.cpu().numpy())
+        embeddings = self.tower(pixels)
+        if self.unit:
+            embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
+        return cast("npt.NDArray[np.float32]", embeddings.cpu().numpy())
+
+
+class ImageEncoder(Encoder):
+    """A CLIP image tower with prepared weights.
+
+    On a CPU the tensors stay memory-mapped, so that the workers of one node share the pages.
+    """
+
+    def __init__(self, prepared: Path, *, device: str) -> None:
+        """Load a prepared weights file (see `spark_aesthetic.prepare`) onto a device."""
+        with safe_open(prepared, framework="pt") as file:
+            about = json.loads(file.metadata()["tower"])
+        side: int = about["side"]
+        tensors = load_file(prepared, device=device)
+        tower: Callable[[torch.Tensor], torch.Tensor]
+        if about["shape"] is not None:
+            tower = rewritten = VisionTower(Shape(**about["shape"]), tensors)
+            row_bytes = rewritten.row_bytes
+        else:
+            tower = _as_open_clip_has_it(about, tensors)
+            row_bytes = convolutional_row_bytes(side)
+        super().__init__(tower, side=side, dimension=about["dimension"], row_bytes=row_bytes, device=device)
+
+
+def convolutional_row_bytes(side: int) -> int:
+    """About what the activations of a ResNet take for one image of float32."""
+    # The first stage holds a few planes of a quarter of the pixels and 64 channels or more.
+    return 4 * 64 * side**2
 
 
 def _as_open_clip_has_it(

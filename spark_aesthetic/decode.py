@@ -60,6 +60,7 @@ def decode(
     max_pixels: int,
     fast: bool = False,
     holding: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+    preprocess: Callable[[Image.Image], Pixels] | None = None,
 ) -> Pixels | Rejection:
     """Decode one image to the square that the backbone takes.
 
@@ -70,9 +71,11 @@ def decode(
             a very long and thin image.
         fast: Let libjpeg shrink a JPEG while decoding, and resize no more than the crop.
         holding: Entered, with the bytes that decoding takes at most, while they are held.
+        preprocess: Makes the pixels of an image instead, for backbones with a preprocessing of their own.
 
     Returns:
-        uint8 of shape (side, side, 3), RGB, row-major; or a `Rejection`. Damage in a file is never raised.
+        uint8 of shape (side, side, 3), RGB, row-major, or what `preprocess` makes; or a `Rejection`. Damage in a file
+        is never raised.
     """
     if data is None:
         return NULL
@@ -80,10 +83,17 @@ def decode(
         return EMPTY
     # Given back when the image is no more: Pillow frees its memory, and a WebP's canvases, with the object.
     with ExitStack() as held:
-        return _decode(data, side, max_pixels, fast, lambda taken: held.enter_context(holding(taken)))
+        return _decode(data, side, max_pixels, fast, lambda taken: held.enter_context(holding(taken)), preprocess)
 
 
-def _decode(data: bytes, side: int, max_pixels: int, fast: bool, hold: Callable[[int], object]) -> Pixels | Rejection:
+def _decode(
+    data: bytes,
+    side: int,
+    max_pixels: int,
+    fast: bool,
+    hold: Callable[[int], object],
+    preprocess: Callable[[Image.Image], Pixels] | None,
+) -> Pixels | Rejection:
     name = _sniff(data)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
@@ -102,7 +112,11 @@ def _decode(data: bytes, side: int, max_pixels: int, fast: bool, hold: Callable[
             width, height = _resized(image.width, image.height, side)
             if width * height > max(max_pixels, side * side):
                 return TOO_MANY_PIXELS
-            hold(coefficients + _pixel_bytes(image, name) + _resizing_bytes(image, width, height))
+            needed = coefficients + _pixel_bytes(image, name) + _resizing_bytes(image, width, height)
+            if preprocess is not None:
+                hold(needed + _RGB_BYTES * image.width * image.height)
+                return preprocess(_eight_bit(image))
+            hold(needed)
             return _square(_eight_bit(image), width, height, side, boxed=shrunk)
     # Of its warning Pillow prints a line, once: silencing it would take a filter for the whole process, or one that
     # is not safe in threads. Where such a filter makes it an error, all images of so many pixels are refused.
@@ -117,6 +131,10 @@ def _decode(data: bytes, side: int, max_pixels: int, fast: bool, hold: Callable[
     # and whatever it is, it costs this row only.
     except Exception as error:
         return _damaged(data, name or "image", str(error))
+
+
+# Of a pixel, in Pillow's memory.
+_RGB_BYTES = 4
 
 
 def _coefficient_bytes(image: Image.Image) -> int:

@@ -25,7 +25,7 @@ import torch
 
 from spark_aesthetic import weights
 from spark_aesthetic.budget import Budget
-from spark_aesthetic.clip import ImageEncoder
+from spark_aesthetic.clip import Encoder, ImageEncoder
 from spark_aesthetic.decode import Pixels, Rejection, decode
 from spark_aesthetic.head import Head
 from spark_aesthetic.options import Options
@@ -74,8 +74,8 @@ class ScoredRows:
     """What became of some consecutive rows.
 
     Attributes:
-        scores: float32 of shape (n,), NaN where there is an error.
-        embeddings: float32 of shape (n, dimension), unit length, NaN where there is an error.
+        scores: float32 of shape (n,), NaN where there is an error or no head.
+        embeddings: float32 of shape (n, dimension), NaN where there is an error.
         errors: A reason or None for each row.
         stages: What these rows cost.
     """
@@ -108,21 +108,24 @@ def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str
     return encoder, head
 
 
-class ImageScorer:
-    """Scores images with one predictor on one device.
+def dtype_for(options: Options) -> str:
+    """The dtype of weights and arithmetic, chosen for the device where it is left open."""
+    on_gpu = torch.device(options.device).type == "cuda"
+    return options.dtype if options.dtype != "auto" else ("float16" if on_gpu else "float32")
+
+
+class Pipeline:
+    """Encodes images on one device, and scores them if there is a head.
 
     Args:
-        predictor: Pinned (see `spark_aesthetic.weights.pin`).
+        encoder: On the device.
+        head: For its embeddings; None leaves every score NaN.
         options: With a device and a number of threads that are not left open.
     """
 
-    def __init__(self, predictor: Predictor, options: Options) -> None:
+    def __init__(self, encoder: Encoder, head: Head | None, options: Options) -> None:
         self._on_gpu = torch.device(options.device).type == "cuda"
-        dtype = options.dtype if options.dtype != "auto" else ("float16" if self._on_gpu else "float32")
-        self.encoder, self.head = load_model(
-            predictor, device=options.device, dtype=dtype, model_path=options.model_path
-        )
-        self.options = options
+        self.encoder, self.head, self.options = encoder, head, options
         rows = (
             options.batch_size if options.batch_size != -1 else (_BATCH_ROWS_GPU if self._on_gpu else _BATCH_ROWS_CPU)
         )
@@ -208,13 +211,14 @@ class ImageScorer:
             max_pixels=self.options.max_pixels,
             fast=self.options.decode == "fast",
             holding=self._budget.holding,
+            preprocess=self.encoder.preprocess,
         )
         return decoded, perf_counter() - started
 
     def _infer(self, rows: list[Pixels | Rejection], stages: Stages) -> ScoredRows:
         errors = [str(row) if isinstance(row, Rejection) else None for row in rows]
         scores = np.full(len(rows), np.nan, dtype=np.float32)
-        embeddings = np.full((len(rows), self.head.dimension), np.nan, dtype=np.float32)
+        embeddings = np.full((len(rows), self.encoder.dimension), np.nan, dtype=np.float32)
         good = [number for number, error in enumerate(errors) if error is None]
         while good:
             limits = self.encoder.limits
@@ -231,10 +235,13 @@ class ImageScorer:
             if encoded is None:
                 errors[at[0]] = OUT_OF_MEMORY
                 continue
-            # float16 overflows beyond 65,504, and damaged weights hold anything.
-            with np.errstate(over="ignore", invalid="ignore"):
-                scored = self.head(encoded)
-            finite = np.isfinite(encoded).all(axis=1) & np.isfinite(scored)
+            finite = np.asarray(np.isfinite(encoded).all(axis=1))
+            scored = scores[at]
+            if self.head is not None:
+                # float16 overflows beyond 65,504, and damaged weights hold anything.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    scored = self.head(encoded)
+                finite &= np.isfinite(scored)
             for row, number in enumerate(at):
                 if finite[row]:
                     embeddings[number], scores[number] = encoded[row], scored[row]
@@ -273,3 +280,16 @@ class ImageScorer:
             # The tensors of the attempt live as long as its traceback, so the next one is made outside of here.
             return None
         return encoded
+
+
+class ImageScorer(Pipeline):
+    """Scores images with one predictor on one device.
+
+    Args:
+        predictor: Pinned (see `spark_aesthetic.weights.pin`).
+        options: With a device and a number of threads that are not left open.
+    """
+
+    def __init__(self, predictor: Predictor, options: Options) -> None:
+        model = load_model(predictor, device=options.device, dtype=dtype_for(options), model_path=options.model_path)
+        super().__init__(*model, options)

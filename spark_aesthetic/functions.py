@@ -13,14 +13,16 @@ columns pass below it; filtering or sorting by its own result scores twice: writ
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from spark_aesthetic import embeddings, udfs, weights
+from spark_aesthetic.errors import OptionError, nearest
 from spark_aesthetic.head import Head
-from spark_aesthetic.options import OptionArgs, Options
+from spark_aesthetic.options import INPUT_KINDS, EncoderName, OptionArgs, Options
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
 from spark_aesthetic.sql import register
 
@@ -28,7 +30,14 @@ if TYPE_CHECKING:
     from pyspark.sql._typing import ColumnOrName
     from typing_extensions import Unpack
 
-__all__ = ["aesthetic_score", "aesthetic_score_from_embedding", "clip_embedding", "score_image", "register"]
+__all__ = [
+    "aesthetic_score",
+    "aesthetic_score_from_embedding",
+    "clip_embedding",
+    "image_embedding",
+    "score_image",
+    "register",
+]
 
 
 def aesthetic_score(
@@ -80,19 +89,65 @@ def clip_embedding(
     return udfs.embedding_udf(pinned, checked)(_column(image))
 
 
+def image_embedding(
+    image: ColumnOrName,
+    *,
+    model_name: str = "vit_large_patch14_clip_quickgelu_224.openai",
+    pretrained: bool | str = True,
+    normalize: bool = True,
+    **options: Unpack[OptionArgs],
+) -> Column:
+    """Embed images with any encoder of timm or open_clip, by its own preprocessing, for several classifiers to share.
+
+    With the default model the embedding is that of `clip_embedding`, which is faster and loads its weights once a node:
+    take this one for other models. Of a classifier, such as "resnet50.a1_in1k", it is what its last layer takes; of a
+    CLIP model the projected embedding. Some of timm's CLIP models crop closer than the reference does
+    (vit_base_patch32_clip_224.openai to 0.9, say), and score a little differently for it.
+
+    Args:
+        image: Binary column of whole image files.
+        model_name: A model of timm with its tag, as `timm.list_pretrained()` has them, or one of open_clip, as
+            `open_clip.list_models()` has them.
+        pretrained: The published weights, which the library downloads to its own cache on every worker's node; of
+            open_clip's models True is the tag "openai", and another tag is given as such. False is seeded random
+            weights, whose embeddings mean nothing. `model_path` stands for a download: a safetensors file, or a folder
+            that has `<model_name>.safetensors` in it.
+        normalize: Bring embeddings to unit length, as scores expect them.
+        **options: See `spark_aesthetic.Options`.
+
+    Returns:
+        array<float>. Null for a null, undecodable or over-limit image, or an embedding that is not finite.
+
+    Raises:
+        OptionError: No such model or weights, a misspelt option or a value outside its range. The first two where timm
+            is installed beside the session, else on the workers.
+    """
+    checked = Options.of(**options)
+    name = EncoderName(model_name=model_name, pretrained=pretrained, model_path=checked.model_path)
+    # A thin client of Spark Connect has no torch.
+    if find_spec("timm") is not None and find_spec("open_clip") is not None:
+        from spark_aesthetic import encoders
+
+        encoders.check(name)
+    return udfs.encoder_udf(name, normalize, checked)(_column(image))
+
+
 def score_image(
     image: ColumnOrName,
     *,
     predictor: str | Predictor = DEFAULT,
     with_embedding: bool = False,
+    input_kind: str = "image",
     **options: Unpack[OptionArgs],
 ) -> Column:
-    """Score images and tell why some have no score, in one pass.
+    """Score images, or embeddings of them, and tell why some have no score, in one pass.
 
     Args:
-        image: Binary column of whole image files.
+        image: Binary column of whole image files; with `input_kind="embedding"` what `image_embedding`,
+            `clip_embedding` or a table has: array<float> or array<double>.
         predictor: A predictor, its name, or the path of its JSON file.
         with_embedding: Also keep the embedding, so that another head can score it without the image.
+        input_kind: "image" or "embedding".
         **options: See `spark_aesthetic.Options`.
 
     Returns:
@@ -110,6 +165,12 @@ def score_image(
     """
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
+    if input_kind not in INPUT_KINDS:
+        raise OptionError(f"input_kind={input_kind!r}: {nearest(input_kind, INPUT_KINDS)}")
+    if input_kind == "embedding":
+        if with_embedding:
+            raise OptionError("with_embedding: expected input_kind='image', found 'embedding', which holds it already")
+        return _score_embedding(_column(image), pinned, checked.model_path)
     return udfs.score_image_udf(pinned, with_embedding, checked)(_column(image))
 
 
@@ -177,6 +238,18 @@ def embedding_columns(
     array = _array(embedding, vector)
     score = _native_score(array, head, normalize)
     return F.struct(score.alias("score"), _native_error(array, score, head).alias("error"))
+
+
+def _score_embedding(embedding: Column, pinned: Predictor, model_path: str | None) -> Column:
+    model = F.lit(pinned.model_id)
+    if not udfs.runs_natively(weights.load_head(pinned, model_path)):
+        return udfs.vector_udf(pinned, True, model_path)(embedding).withField("model", model)
+
+    def scored(bound: Column) -> Column:
+        return embedding_columns(bound, predictor=pinned, model_path=model_path).withField("model", model)
+
+    # Bound to a name of the lambda, so that what makes the embedding, a UDF perhaps, is computed once.
+    return F.transform(F.array(embedding), scored)[0]
 
 
 def _array(embedding: ColumnOrName, vector: bool) -> Column:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PILLOW_WARNS_PIXELS = 89_478_485
 PILLOW_REFUSES_PIXELS = 2 * PILLOW_WARNS_PIXELS
 
+INPUT_KINDS = ("image", "embedding")
 DECODES = ("exact", "fast")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -95,6 +96,23 @@ device, dtype, decode, num_threads, max_pixels, model_path
             if name not in valid:
                 raise OptionError(f"no option {name!r}: {nearest(name, valid)}")
         return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderName:
+    """An image encoder that is no predictor's, and its weights; see `spark_aesthetic.encoders`.
+
+    Attributes:
+        model_name: As timm has it, "name.tag" ("vit_large_patch14_clip_quickgelu_224.openai"), or an architecture of
+            open_clip ("ViT-B-32").
+        pretrained: Download the published weights; of open_clip True is the tag "openai", and another tag is given as
+            such. False is seeded random weights, for tests.
+        model_path: A safetensors file of the weights instead, or a folder with "<model_name>.safetensors" in it.
+    """
+
+    model_name: str
+    pretrained: bool | str
+    model_path: str | None
 
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}

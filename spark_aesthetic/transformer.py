@@ -17,11 +17,9 @@ from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, Struct
 from spark_aesthetic import preflight, weights
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import embedding_columns, score_image
-from spark_aesthetic.options import PILLOW_WARNS_PIXELS, Options
+from spark_aesthetic.options import INPUT_KINDS, PILLOW_WARNS_PIXELS, Options
 from spark_aesthetic.predictors import BUILT_IN, DEFAULT, Predictor, resolve
 from spark_aesthetic.preflight import quoted
-
-INPUT_KINDS = ("image", "embedding")
 
 # The stage's params by the options that they stand for.
 _OPTIONS = {

@@ -16,7 +16,7 @@ from pyspark.sql.types import ArrayType, DataType, DoubleType, FloatType, String
 
 from spark_aesthetic import worker
 from spark_aesthetic.head import Head
-from spark_aesthetic.options import Options
+from spark_aesthetic.options import EncoderName, Options
 from spark_aesthetic.predictors import Predictor
 
 if TYPE_CHECKING:
@@ -52,6 +52,15 @@ def embedding_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLik
         return (frame["embedding"] for frame in worker.score_images(batches, pinned, options))
 
     return _iterator_udf(clip_embedding, ArrayType(FloatType())).asNondeterministic()
+
+
+def encoder_udf(name: EncoderName, normalize: bool, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `image_embedding`."""
+
+    def image_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["embedding"] for frame in worker.embed_images(batches, name, normalize, options))
+
+    return _iterator_udf(image_embedding, ArrayType(FloatType())).asNondeterministic()
 
 
 def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:

@@ -6,12 +6,12 @@ Imported by name on the workers, so the model cache of `spark_aesthetic.engine` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, replace
 from itertools import chain, islice
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,11 @@ from pyspark import TaskContext
 from spark_aesthetic import weights
 from spark_aesthetic.embeddings import score_embeddings
 from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError
-from spark_aesthetic.options import Options
+from spark_aesthetic.options import EncoderName, Options
 from spark_aesthetic.predictors import Predictor
+
+if TYPE_CHECKING:
+    from spark_aesthetic.engine import Pipeline
 
 # Seconds of threads (see `spark_aesthetic.engine.Stages`), and a high-water mark of memory.
 STAGES = ("decode_seconds", "transfer_seconds", "infer_seconds", "wait_seconds", "peak_memory_bytes")
@@ -52,6 +55,37 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
         Frames with the columns score (float32), error (text or None), embedding (float32 arrays or None) and those
         of `STAGES`, together as many rows as came in, in their order but in batches of their own.
     """
+
+    def load(granted: Options) -> Pipeline:
+        from spark_aesthetic.engine import ImageScorer
+
+        return ImageScorer(predictor, granted)
+
+    return _piped(batches, options, load)
+
+
+def embed_images(
+    batches: Iterable[pd.Series], name: EncoderName, normalize: bool, options: Options
+) -> Iterator[pd.DataFrame]:
+    """Embed columns of image bytes with an encoder of timm or open_clip.
+
+    Yields:
+        Frames as `score_images` has them, without scores.
+    """
+
+    def load(granted: Options) -> Pipeline:
+        from spark_aesthetic.encoders import load_encoder
+        from spark_aesthetic.engine import Pipeline, dtype_for
+
+        encoder = load_encoder(name, unit=normalize, device=granted.device, dtype=dtype_for(granted))
+        return Pipeline(encoder, None, granted)
+
+    return _piped(batches, options, load)
+
+
+def _piped(
+    batches: Iterable[pd.Series], options: Options, load: Callable[[Options], Pipeline]
+) -> Iterator[pd.DataFrame]:
     options = granted(options)
     _check_address(options.device)
     images = _images(batches)
@@ -61,17 +95,15 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
         return
     # torch loads here, on the worker, not where the function is made; open_clip where weights are yet to be prepared.
     try:
-        from spark_aesthetic.engine import ImageScorer
-
         _check_device(options.device)
-        scorer = ImageScorer(predictor, options)
+        pipeline = load(options)
     except ImportError as missing:
         raise MissingDependencyError(
             f"image bytes need torch, torchvision and open_clip_torch on every executor (found: {missing}): "
             "pip install 'spark-aesthetic[image]'; scoring embeddings needs none of them"
         ) from missing
 
-    for rows in scorer.score(chain(first, images)):
+    for rows in pipeline.score(chain(first, images)):
         embeddings = [
             None if error is not None else row for row, error in zip(rows.embeddings, rows.errors, strict=True)
         ]

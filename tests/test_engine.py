@@ -40,7 +40,7 @@ def grey(level: int) -> bytes:
 class Encoder:
     """Writes an image's grey level into its embedding, and runs out of memory above `most_rows` at once."""
 
-    side = 224
+    side, dimension, preprocess = 224, 384, None
 
     def __init__(self, most_rows: int = 1000, hopeless: int | None = None) -> None:
         self.most_rows, self.hopeless, self.limits = most_rows, hopeless, Limits()
