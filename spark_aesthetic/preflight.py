@@ -76,18 +76,6 @@ def whole(path: str) -> str:
     return path if ":" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute would keep the "..")
 
 
-def check_classic(call: str) -> None:
-    """Raise TableError on Spark Connect, for what works chunk by chunk.
-
-    There Spark runs each chunk's part in a process of its own, which knows nothing of the caller's counts and checks.
-    """
-    if is_remote():
-        raise TableError(
-            f"{call}: expected a classic session, found one of Spark Connect; submit jobs/score_table.py to the "
-            "cluster, or write the column functions' results yourself"
-        )
-
-
 def check_gpu_scheduling(spark: SparkSession) -> None:
     """Refuse settings under which Spark would wait for ever.
 
@@ -117,7 +105,7 @@ def warn_of_large_batches(spark: SparkSession) -> None:
         )  # fmt: skip
 
 
-def open_source(spark: SparkSession, table: str) -> Source:
+def open_source(spark: SparkSession, table: str, called: str = "source") -> Source:
     """Open a Delta table at its current version.
 
     Raises:
@@ -128,7 +116,7 @@ def open_source(spark: SparkSession, table: str) -> Source:
         hint = ""
         if "/" not in table and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
             hint = " (names of earlier runs need a metastore: --conf spark.sql.catalogImplementation=hive)"
-        raise TableError(f"source {table!r}: expected a Delta table, found none; check the name or path{hint}")
+        raise TableError(f"{called} {table!r}: expected a Delta table, found none; check the name or path{hint}")
     version = current_version(spark, name)
     return Source(
         table=table,

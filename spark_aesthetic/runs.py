@@ -15,6 +15,7 @@ from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import preflight
 from spark_aesthetic.errors import SourceChangedError, TableError
@@ -198,10 +199,13 @@ class Run:
             file=self.progress_file,
         )
         spark.streams.addListener(listener)
+        before = preflight.current_version(spark, target.identifier) if is_remote() else 0
         try:
             query = self.chunks.start(spark, progress, f"{folder}/{progress.checkpoint}", limits, self.every)
             listener.follow(str(query.runId))
             wait(self.chunks, query)
+            if is_remote():
+                self.chunks.count_committed(spark, before)
             # A run that was replaced before its last chunk had it refused without a word.
             self.chunks.check_alone(spark)
         finally:

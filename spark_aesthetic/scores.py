@@ -230,14 +230,24 @@ class Commit:
             "txnAppId": "spark.databricks.delta.write.txnAppId",
             "txnVersion": "spark.databricks.delta.write.txnVersion",
         }
-        settings = {names[name]: value for name, value in self.options().items()}
-        for name, value in settings.items():
-            spark.conf.set(name, value)
-        try:
+        with settings(spark, {names[name]: value for name, value in self.options().items()}):
             yield
-        finally:
-            for name in settings:
+
+
+@contextmanager
+def settings(spark: SparkSession, values: dict[str, str]) -> Iterator[None]:
+    """Give settings of a session other values for a while."""
+    before = {name: spark.conf.get(name, None) for name in values}
+    for name, value in values.items():
+        spark.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name, known in before.items():
+            if known is None:
                 spark.conf.unset(name)
+            else:
+                spark.conf.set(name, known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,6 +417,7 @@ _INFO = StructType(
         StructField("source", StringType()),
         StructField("source_version", LongType()),
         StructField("chunk", LongType()),
+        StructField("scored_at", TimestampType()),
     ]
 )
 
@@ -421,7 +432,8 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
     Returns:
         A row a commit, the newest first: version (bigint), timestamp, operation, package_version, model,
         predictor (JSON, with the sha256 of its weights), options (JSON), source, source_version (bigint; of the newest
-        row in the chunk), chunk (bigint; null where no stream wrote it), rows_written (bigint), rows_deleted (bigint).
+        row in the chunk), chunk (bigint; null where no stream wrote it), scored_at (timestamp; that of a chunk's rows),
+        rows_written (bigint), rows_deleted (bigint).
 
     Raises:
         TableError: There is no such Delta table.
@@ -437,6 +449,7 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
         "version", "timestamp", "operation",
         F.col("info.spark_aesthetic").alias("package_version"),
         "info.model", "info.predictor", "info.options", "info.source", "info.source_version", "info.chunk",
+        "info.scored_at",
         F.when(F.col("operation") == "MERGE", merged).otherwise(appended).alias("rows_written"),
         F.coalesce(F.col("metrics.numTargetRowsDeleted").cast("long"), F.lit(0)).alias("rows_deleted"),
     )  # fmt: skip

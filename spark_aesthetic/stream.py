@@ -10,6 +10,7 @@ disks, and is counted, checked and written from there.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
+from pyspark.sql.utils import is_remote
 
-from spark_aesthetic import preflight
+from spark_aesthetic import errors, preflight
 from spark_aesthetic.errors import AestheticError, SourceChangedError, TableError
 from spark_aesthetic.preflight import Source, quoted
 from spark_aesthetic.scores import (
@@ -39,11 +41,13 @@ from spark_aesthetic.scores import (
     Target,
     add_columns,
     committed,
+    history,
     is_conflict,
     load_progress,
     merge_into,
     same_key,
     save_progress,
+    settings,
 )
 from spark_aesthetic.worker import STAGES
 
@@ -56,6 +60,11 @@ _CHANGE, _VERSION = "_change_type", "_commit_version"
 
 class Stopped(Exception):  # noqa: N818 (nothing is wrong)
     """A chunk was not begun, because the run is to end."""
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
 
 
 @dataclass(kw_only=True)
@@ -117,7 +126,15 @@ class Chunks:
         change = [_CHANGE, _VERSION] if progress.feed else []
         rows = rows.select(*map(quoted, self.inputs), *change)
         self.progress, self.known = progress, None
+        write = self._written_elsewhere(checkpoint) if is_remote() else self._written_here(checkpoint)
+        writer = rows.writeStream.foreachBatch(write).option("checkpointLocation", checkpoint)
+        # Else a second run in the same JVM would end the first one, which would take that for its own end.
+        with settings(spark, {_ONE_RUN: "false"}):
+            if every is None:
+                return writer.trigger(availableNow=True).start()
+            return writer.trigger(processingTime=every).start()
 
+    def _written_here(self, checkpoint: str) -> Callable[[DataFrame, int], None]:
         def write(batch: DataFrame, number: int) -> None:
             try:
                 if self.stopping():
@@ -128,15 +145,33 @@ class Chunks:
                 self.failure = error
                 raise
 
-        writer = rows.writeStream.foreachBatch(write).option("checkpointLocation", checkpoint)
-        # Else a second run in the same JVM would end the first one, which would take that for its own end.
-        spark.conf.set(_ONE_RUN, "false")
-        try:
-            if every is None:
-                return writer.trigger(availableNow=True).start()
-            return writer.trigger(processingTime=every).start()
-        finally:
-            spark.conf.unset(_ONE_RUN)
+        return write
+
+    def _written_elsewhere(self, checkpoint: str) -> Callable[[DataFrame, int], None]:
+        """For Spark Connect, which runs it in a process beside the server, once sent there for all chunks of a query.
+
+        What that process counts stays there; see `count_committed`.
+        """
+        # What does not travel, and is not asked for there.
+        source = replace(self.source, rows=None)  # type: ignore[arg-type]
+        sent = replace(self, source=source, stopping=never)
+
+        def write(batch: DataFrame, number: int) -> None:
+            sent._write_chunk(batch, number, checkpoint)
+
+        return write
+
+    def count_committed(self, spark: SparkSession, since: int) -> None:
+        """Count what the commits of the scores table after one of its versions tell of this run's chunks."""
+        commits = history(spark, self.target.table).where(F.col("version") > since)
+        made = commits.where((F.col("model") == self.target.model) & F.col("chunk").isNotNull())
+        found = made.agg(
+            F.count(F.lit(1)).alias("commits"), F.sum("rows_written").alias("rows"),
+            F.sum("rows_deleted").alias("dropped"), F.min("scored_at").alias("scored_at"),
+        ).collect()[0]  # fmt: skip
+        if found.commits:
+            self.written, self.rows, self.dropped = found.commits, found.rows, found.dropped
+            self._count_reasons(self.target.rows(spark).where(F.col(SCORED_AT) >= F.lit(found.scored_at)), ERROR)
 
     def check_alone(self, spark: SparkSession) -> Progress:
         """The progress as the table has it now.
@@ -158,7 +193,10 @@ class Chunks:
         progress = self.check_alone(spark)
         first = self.known is None
         version, initial = _offset(spark, checkpoint, number, progress)
-        told = {"source_version": version, "checkpoint": progress.checkpoint, "chunk": number}
+        now = datetime.now(timezone.utc)
+        told = {
+            "source_version": version, "checkpoint": progress.checkpoint, "chunk": number, "scored_at": now.isoformat(),
+        }  # fmt: skip
         commit = Commit(
             info=json.dumps({**self.info, **told}),
             # Of all beginnings: so a chunk of an earlier one is refused, or conflicts with one of a later.
@@ -174,17 +212,17 @@ class Chunks:
                 progress = replace(progress, began_empty=True)
                 save_progress(spark, self.target, self.source.id, progress)
         if not initial:
-            self.merge(spark, batch, commit)
+            self.merge(spark, batch, commit, now)
         elif progress.began_empty:
-            self._append(spark, batch, commit)
+            self._append(spark, batch, commit, now)
         else:
             keys = self.target.keys(spark)
-            self._append(spark, preflight.without(batch, keys, self.target.key, keys.count()), commit)
+            self._append(spark, preflight.without(batch, keys, self.target.key, keys.count()), commit, now)
 
-    def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit) -> None:
+    def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime) -> None:
         """Score rows whose keys are new."""
         with self._kept(rows) as (kept, counts):
-            made = self._made(kept, datetime.now(timezone.utc))
+            made = self._made(kept, now)
             self._committed(spark, lambda: self.target.append(made, commit))
             self.written += 1
             self.rows += counts.rows
@@ -206,7 +244,7 @@ class Chunks:
         """Commit what is scored, again if another commit came between, unless that was another run's beginning."""
         return committed(commit, lambda: None if self.progress is None else self.check_alone(spark))
 
-    def merge(self, spark: SparkSession, rows: DataFrame, commit: Commit) -> None:
+    def merge(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime | None = None) -> None:
         """Score rows whose keys may be there, in one pass, then take over what they are now.
 
         Args:
@@ -214,14 +252,15 @@ class Chunks:
             rows: The columns of `inputs` and, of changes, `_change_type` and `_commit_version` as in a change data
                 feed. Without those a key that is there stays as it is.
             commit: What the commit says of itself.
+            now: The time that the rows get; None is that of the clock.
         """
+        now = datetime.now(timezone.utc) if now is None else now
         has_changes = _CHANGE in rows.columns
         if not has_changes:
             rows = rows.withColumns({_CHANGE: F.lit("insert"), _VERSION: F.lit(0)})
         # Of a row that is gone there is nothing to score.
         rows = rows.withColumn(self.column, F.when(_present(), F.col(quoted(self.column))))
         with self._kept(rows, _CHANGE, _VERSION) as (kept, counts):
-            now = datetime.now(timezone.utc)
             latest = self._latest(self._made(kept, now, _CHANGE, _VERSION))
             bounds = self._check_key(latest)
             merged = self._committed(
@@ -378,7 +417,17 @@ def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> No
             return
         if isinstance(chunks.failure, AestheticError):
             raise chunks.failure from error
+        told = _told(error)
+        if told is not None:
+            raise told from error
         raise explained(error, chunks) from error
+
+
+def _told(error: Exception) -> AestheticError | None:
+    """An error of ours of which Spark Connect has but the text, from the process that a chunk ran in."""
+    found = re.search(rf"{errors.__name__}\.(\w+): (.+)", str(error))
+    kind = getattr(errors, found[1], None) if found is not None else None
+    return kind(found[2]) if found is not None and kind is not None else None
 
 
 _CHANGED = ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE")

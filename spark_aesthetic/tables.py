@@ -32,7 +32,7 @@ from spark_aesthetic.scores import (
     history,
     make_view,
 )
-from spark_aesthetic.stream import Chunks
+from spark_aesthetic.stream import Chunks, never
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,11 +83,6 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it, without what a run of its kind does not have."""
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
-
-
-def never() -> bool:
-    """Do not stop."""
-    return False
 
 
 def score_table(
@@ -166,7 +161,6 @@ def score_table(
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
     model = pinned.model_id
-    preflight.check_classic("score_table")
     preflight.check_gpu_scheduling(spark)
     _check_combination(
         source, image_col, embedding_col, scores, view, view_model, with_embedding, reconcile, version_col, every
@@ -231,23 +225,9 @@ def score_table(
         run.beside(reconcile=reconcile, version_col=version_col, retry_failed=retry_failed)
         if view is not None:
             _make_view(spark, view, table, chunks.target, view_model)
-    failed = chunks.failed.total()
-    costs = dict(chunks.costs)
-    return Summary(
-        rows_read=rows_read,
-        scored=chunks.rows - failed,
-        failed=failed,
-        # Of a run that was to end, or never ends, nobody has counted.
-        skipped=None if every is not None or stopping() else max(rows_read - chunks.rows, 0),
-        model=model,
-        seconds=round(time.monotonic() - started, 3),
-        failed_by_reason=dict(sorted(chunks.failed.items())),
-        chunks=chunks.written,
-        dropped=chunks.dropped,
-        bytes_rewritten=rewritten,
-        peak_memory_bytes=int(costs.pop("peak_memory_bytes")) if costs else None,
-        stages={name.removesuffix("_seconds"): round(value, 3) for name, value in costs.items()} or None,
-    )
+    # Of a run that was to end, or never ends, nobody has counted.
+    skipped = None if every is not None or stopping() else max(rows_read - chunks.rows, 0)
+    return _summary(chunks, started, rows_read=rows_read, skipped=skipped, bytes_rewritten=rewritten)
 
 
 def rescore_from_embeddings(
@@ -272,9 +252,7 @@ def rescore_from_embeddings(
     """
     started = time.monotonic()
     pinned = weights.pin(resolve(predictor), model_path)
-    if not preflight.is_delta(spark, scores):
-        raise TableError(f"scores {scores!r}: expected a Delta table, found none; check the name or path")
-    table = preflight.open_source(spark, scores)
+    table = preflight.open_source(spark, scores, called="scores")
     fitting = [
         model for model, backbone in backbones(spark, identifier(scores)).items() if backbone == _backbone(pinned)
     ]
@@ -307,16 +285,26 @@ def rescore_from_embeddings(
     )
     missing = embedded.select(*names, EMBEDDING).join(target.keys(spark), list(key), "left_anti")
     chunks.merge(spark, missing, Commit(info=json.dumps({**info, "source_version": table.version})))
-    failed = chunks.failed.total()
+    return _summary(chunks, started, rows_read=rows_read, skipped=rows_read - chunks.rows)
+
+
+def _summary(
+    chunks: Chunks, started: float, *, rows_read: int, skipped: int | None, bytes_rewritten: int | None = None
+) -> Summary:
+    failed, costs = chunks.failed.total(), dict(chunks.costs)
     return Summary(
         rows_read=rows_read,
         scored=chunks.rows - failed,
         failed=failed,
-        skipped=rows_read - chunks.rows,
-        model=pinned.model_id,
+        skipped=skipped,
+        model=chunks.target.model,
         seconds=round(time.monotonic() - started, 3),
         failed_by_reason=dict(sorted(chunks.failed.items())),
         chunks=chunks.written,
+        dropped=chunks.dropped,
+        bytes_rewritten=bytes_rewritten,
+        peak_memory_bytes=int(costs.pop("peak_memory_bytes")) if costs else None,
+        stages={name.removesuffix("_seconds"): round(value, 3) for name, value in costs.items()} or None,
     )
 
 

@@ -1,21 +1,116 @@
-"""What Spark Connect cannot do says so in one clear error; all else passes the tests of the classic session."""
+"""Jobs on Spark Connect, where a process beside the server writes the chunks; functions pass their own tests there."""
 
 from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import CONNECT
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
-from spark_aesthetic.errors import TableError
+from spark_aesthetic.errors import SourceChangedError, TableError
+from spark_aesthetic.testing import published_embeddings
 
-pytestmark = pytest.mark.skipif(not CONNECT, reason="a session of Spark Connect: make unit runs it the second time")
+pytestmark = [
+    pytest.mark.skipif(not CONNECT, reason="a session of Spark Connect: make unit runs it the second time"),
+    pytest.mark.usefixtures("interpreted"),
+]
+
+EMBEDDINGS = published_embeddings().astype(float).tolist()
+
+Add = Callable[..., None]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return str(tmp_path / "source")
+
+
+@pytest.fixture
+def add(spark: SparkSession, source: str) -> Add:
+    """Append rows of published embeddings, one of them of a wrong length where it is 10."""
+
+    def append(*ids: int) -> None:
+        rows = [(at, EMBEDDINGS[at] if at < 10 else [1.0]) for at in ids]
+        frame = spark.createDataFrame(rows, "id int, e array<float>").repartition(len(ids))
+        frame.write.format("delta").mode("append").save(source)
+
+    return append
+
+
+def run(spark: SparkSession, source: str, **options: object) -> sa.Summary:
+    scores = None if options.pop("in_place", False) else f"{source}-scores"
+    return sa.score_table(
+        spark, source=source, key=["id"], embedding_col="e", scores=scores, progress_file=io.StringIO(), **options
+    )  # type: ignore[misc]
+
+
+def found(spark: SparkSession, table: str) -> dict[int, tuple[float | None, str | None]]:
+    rows = spark.read.format("delta").load(table).collect()
+    assert len({row.id for row in rows}) == len(rows)
+    return {row.id: (row.aesthetic_score, row.aesthetic_error) for row in rows}
 
 
 def test_the_session_is_one_of_connect(spark: SparkSession) -> None:
     assert type(spark).__module__ == "pyspark.sql.connect.session"
 
 
-def test_what_works_chunk_by_chunk_needs_a_classic_session(spark: SparkSession) -> None:
-    with pytest.raises(TableError, match=r"expected a classic session.*jobs/score_table.py"):
-        sa.score_table(spark, source="/none", key=["id"], embedding_col="e", scores="/none/scores")
+def test_chunks_are_scored_once_and_counted(spark: SparkSession, source: str, add: Add) -> None:
+    add(0, 1, 2, 10)
+    done = run(spark, source, max_files_per_chunk=2)
+    assert (done.rows_read, done.scored, done.failed, done.chunks) == (4, 3, 1, 2)
+    assert done.failed_by_reason == {"embedding: wrong length": 1}
+    assert set(found(spark, f"{source}-scores")) == {0, 1, 2, 10}
+    again = run(spark, source)
+    assert (again.scored, again.skipped, again.chunks) == (0, 4, 0)
+    add(3)
+    more = run(spark, source)
+    assert (more.scored, more.failed, more.skipped, more.chunks) == (1, 0, 4, 1)
+    scores = found(spark, f"{source}-scores")
+    expected = spark.read.format("delta").load(source).select("id", sa.aesthetic_score_from_embedding("e").alias("s"))
+    assert {row.id: row.s for row in expected.collect()} == {at: score for at, (score, _) in scores.items()}
+    told = sa.history(spark, f"{source}-scores").where("chunk IS NOT NULL").collect()
+    assert [row.rows_written for row in told][::-1] == [2, 2, 1]
+
+
+def test_a_change_data_feed_is_followed(spark: SparkSession, source: str, add: Add) -> None:
+    add(0, 1, 2)
+    spark.sql(f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
+    # A feed that is on from the first run on.
+    run(spark, source)
+    spark.sql(f"UPDATE delta.`{source}` SET e = array(1.0F) WHERE id = 1")
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 2")
+    done = run(spark, source, reconcile=True)
+    assert done.dropped == 1
+    scores = found(spark, f"{source}-scores")
+    assert set(scores) == {0, 1}
+    assert scores[1] == (None, "embedding: wrong length")
+
+
+def test_an_error_of_a_chunk_comes_as_what_it_is(spark: SparkSession, source: str, add: Add) -> None:
+    add(0, 1)
+    run(spark, source)
+    add(0)
+    add(0)
+    with pytest.raises(TableError, match=r"--key id: .* of several rows"):
+        run(spark, source)
+
+
+def test_a_changed_source_is_told_as_one(spark: SparkSession, source: str, add: Add) -> None:
+    add(0, 1)
+    run(spark, source)
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 0")
+    with pytest.raises(SourceChangedError, match="no change data feed"):
+        run(spark, source)
+
+
+def test_in_place_in_one_commit_or_staged(spark: SparkSession, source: str, add: Add) -> None:
+    add(0, 1)
+    assert run(spark, source, in_place=True).scored == 2
+    add(2, 3, 10)
+    done = run(spark, source, in_place=True, max_files_per_chunk=1)
+    assert (done.scored, done.failed, done.skipped) == (2, 1, 2)
+    assert found(spark, source)[10] == (None, "embedding: wrong length")

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, bytes_read, last_query
+from conftest import bytes_read, last_query
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
+from spark_aesthetic.commands import score_once
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.predictors import Predictor
 from spark_aesthetic.runs import Run
@@ -492,12 +493,9 @@ def test_a_new_head_scores_the_embeddings_that_were_kept(
     shutil.rmtree(path)
     # By the job, whose session this is then.
     other.save(tmp_path / "other.json")
-    monkeypatch.syspath_prepend(str(REPOSITORY / "jobs"))
     arguments = ["--rescore-from-embeddings", "--scores", scores, "--key", "id"]
     monkeypatch.setattr("sys.argv", ["score_table.py", *arguments, "--predictor", str(tmp_path / "other.json")])
-    import score_table
-
-    done = score_table.job()
+    done = score_once()
     assert (done.rows_read, done.scored, done.failed) == (4, 4, 0)
     found = load(spark, scores).where(f"aesthetic_model = '{done.model}'")
     kept = load(spark, scores).where("clip_embedding IS NOT NULL")
