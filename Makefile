@@ -72,6 +72,27 @@ unit: setup
 test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments
 	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest tests/test_faults.py
 
+# Other Sparks, with their Delta, lie over the environment's own.
+.compat/%/ready: $(VENV)/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(@D) pyspark==$(word 1,$(subst -, ,$*)) \
+		delta-spark==$(word 2,$(subst -, ,$*))
+	touch $@
+
+CORE := $(addprefix tests/test_,functions.py sql.py transformer.py notebook.py tables.py stream.py)
+
+.PHONY: test-compat
+test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.4-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta
+	for versions in 4.0.5-4.0.1 4.1.4-4.3.1; do \
+		PYTHONPATH=$(CURDIR)/.compat/$$versions $(BIN)/python -m pytest -n 2 --dist loadfile $(CORE) || exit 1; done
+
+.PHONY: docs
+docs: setup ## Build the documentation (build/site)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+.PHONY: notebook
+notebook: setup ## Run notebooks/image_curation.ipynb from top to bottom, outputs included
+	cd notebooks && ../$(BIN)/jupyter execute --inplace image_curation.ipynb
+
 # The peers in an environment of their own: their pins would meet Spark's.
 benchmarks/.venv/ready: benchmarks/requirements.lock $(VENV)/ready
 	$(PYTHON) -m venv benchmarks/.venv
@@ -103,4 +124,4 @@ lock: setup ## Resolve the dependencies again (requirements.lock)
 
 .PHONY: clean
 clean: ## Remove what the targets made
-	rm -rf $(VENV) benchmarks/.venv* build dist $(OUT) spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.venv* .compat build dist $(OUT) spark-warehouse metastore_db .pytest_cache .mypy_cache .ruff_cache

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ classic = pytest.mark.skipif(CONNECT, reason="looks at executed plans, which Con
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
-DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+
+
+def _delta_package() -> str:
+    """Delta's jars for the pyspark and the delta-spark at hand; make test-compat runs the tests with older ones."""
+    spark = ".".join(version("pyspark").split(".")[:2])
+    # Since 4.1 an artifact names the Spark that it is for.
+    artifact = "delta-spark_2.13" if spark == "4.0" else f"delta-spark_{spark}_2.13"
+    return f"io.delta:{artifact}:{version('delta-spark')}"
+
+
+DELTA_PACKAGE = _delta_package()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,6 +99,23 @@ def interpreted(spark: "SparkSession") -> Iterator[None]:  # noqa: F821, UP037
     yield
     for name in settings:
         spark.conf.unset(name)
+
+
+@pytest.fixture(scope="module")
+def demo_output(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F821, UP037
+    """What `make demo` leaves behind, as far as the examples of README and docs read it."""
+    from spark_aesthetic.testing import noise_image, published_embeddings
+
+    out = str(tmp_path_factory.mktemp("demo-output"))
+    images = [("noise.jpg", bytearray(noise_image(0))), ("missing.jpg", None)]
+    photographs = spark.createDataFrame(images, "name string, image binary").coalesce(1)
+    photographs.write.format("delta").save(f"{out}/photographs")
+    scored = [("noise.jpg", 5.5, "untrained-vit-b-32@0")]
+    scores = spark.createDataFrame(scored, "name string, aesthetic_score float, aesthetic_model string")
+    scores.write.format("delta").save(f"{out}/photograph_scores")
+    rows = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
+    spark.createDataFrame(rows, "name string, embedding array<float>").write.format("delta").save(f"{out}/embeddings")
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -13,27 +13,11 @@ from conftest import REPOSITORY
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
-from spark_aesthetic.testing import noise_image, published_embeddings
 
 
 def examples(language: str) -> list[str]:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     return re.findall(rf"<!-- test: {language} -->\n```\w+\n(.*?)```", text, flags=re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def demo_output(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What `make demo` leaves behind, as far as the examples read it."""
-    out = str(tmp_path_factory.mktemp("demo-output"))
-    images = [("noise.jpg", bytearray(noise_image(0))), ("missing.jpg", None)]
-    photographs = spark.createDataFrame(images, "name string, image binary").coalesce(1)
-    photographs.write.format("delta").save(f"{out}/photographs")
-    scored = [("noise.jpg", 5.5, "untrained-vit-b-32@0")]
-    scores = spark.createDataFrame(scored, "name string, aesthetic_score float, aesthetic_model string")
-    scores.write.format("delta").save(f"{out}/photograph_scores")
-    rows = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
-    spark.createDataFrame(rows, "name string, embedding array<float>").write.format("delta").save(f"{out}/embeddings")
-    return out
 
 
 def test_python(spark: SparkSession, demo_output: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,34 @@
+# Databricks notebook source
+# MAGIC %md
+# MAGIC # Score a table of CLIP embeddings
+# MAGIC
+# MAGIC Works everywhere, serverless included: the published heads come with the package: no download, no GPU
+# MAGIC and no torch.
+
+# COMMAND ----------
+
+source = "main.default.photo_embeddings"
+embedding_col = "embedding"
+scored = "main.default.scored_embeddings"
+function = "main.default.aesthetic_score_from_embedding"
+
+# COMMAND ----------
+
+import spark_aesthetic as sa
+
+score = sa.aesthetic_score_from_embedding(embedding_col).alias("aesthetic_score")
+spark.table(source).select("*", score).write.mode("overwrite").saveAsTable(scored)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC Once for all users of SQL: a function in the catalog, without Python.
+
+# COMMAND ----------
+
+spark.sql(sa.create_function_ddl(function))
+
+# COMMAND ----------
+
+again = f"{function}({embedding_col}) AS aesthetic_score_again"
+spark.sql(f"SELECT *, {again} FROM {scored} ORDER BY aesthetic_score DESC LIMIT 10").show()

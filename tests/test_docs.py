@@ -1,0 +1,89 @@
+"""The examples on the pages of docs/, and the notebooks, as they stand there."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import REPOSITORY, SHARED
+from nbclient import NotebookClient
+from pyspark.sql import SparkSession
+
+from spark_aesthetic.testing import noise_image, published_embeddings
+
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+WITH_EXAMPLES = [page for page in PAGES if "```pycon" in page.read_text(encoding="utf-8")]
+NOTEBOOKS = REPOSITORY / "notebooks"
+
+
+def blocks(page: Path, language: str) -> str:
+    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
+def test_examples_give_what_the_page_says(spark: SparkSession, demo_output: str, page: Path) -> None:
+    names = {"spark": spark}
+    text = blocks(page, "pycon").replace("demo-output", demo_output)
+    examples = doctest.DocTestParser().get_doctest(text, names, page.stem, str(page), 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    result = runner.run(examples, clear_globs=False)
+    assert result.attempted > 0
+    assert result.failed == 0
+    for statement in filter(str.strip, blocks(page, "sql").replace("demo-output", demo_output).split(";")):
+        spark.sql(statement).collect()
+
+
+def run_cells(notebook: str, spark: SparkSession, given: dict[str, str]) -> None:
+    """Run a notebook in Databricks' source format, with other values for the names that it sets first."""
+    text = (NOTEBOOKS / notebook).read_text(encoding="utf-8")
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("# MAGIC"))
+    for name, value in given.items():
+        code, changed = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", code, flags=re.MULTILINE)
+        assert changed == 1, name
+    exec(code, {"spark": spark})
+
+
+def test_the_databricks_notebook_of_images(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = spark.createDataFrame([(0, bytearray(noise_image(0))), (1, None)], "id int, content binary")
+    images.write.format("delta").saveAsTable("nb_photos")
+    given = {"source": "nb_photos", "scores": "nb_scores", "view": "nb_scored_photos", "volume": str(tmp_path)}
+    run_cells("databricks_score_images.py", spark, given | {"predictor": "untrained-vit-b-32"})
+    assert {row.id: row.aesthetic_error for row in spark.table("nb_scored_photos").collect()} == {0: None, 1: "null"}
+    assert "untrained-vit-b-32@" in capsys.readouterr().out
+
+
+def test_the_databricks_notebook_of_embeddings(spark: SparkSession, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(at, row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
+    embeddings = spark.createDataFrame(rows, "id int, embedding array<float>")
+    embeddings.write.format("delta").saveAsTable("nb_embeddings")
+    given = {"source": "nb_embeddings", "scored": "nb_scored_embeddings", "function": "nb_aesthetic_score"}
+    run_cells("databricks_score_embeddings.py", spark, given)
+    assert spark.table("nb_scored_embeddings").where("aesthetic_score > 5").count() == 4
+    assert "aesthetic_score_again" in capsys.readouterr().out
+
+
+def test_the_notebook_runs_from_top_to_bottom() -> None:
+    notebook = nbformat.read(NOTEBOOKS / "image_curation.ipynb", as_version=4)
+    # In this environment, whatever kernels the machine has.
+    notebook.metadata["kernelspec"]["name"] = "python3"
+    done = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    text = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
+    assert "9 scored by untrained-vit-b-32@" in text
+    assert "{'decode: truncated JPEG': 1}" in text
+    assert "0 scored, 10 skipped" in text
+    assert "5 of 10 images kept" in text
+
+
+def test_committed_outputs_name_no_place_of_a_machine() -> None:
+    text = (NOTEBOOKS / "image_curation.ipynb").read_text(encoding="utf-8")
+    for place in (str(REPOSITORY), str(SHARED.parent), str(Path.home()), sys.prefix, os.uname().nodename):
+        assert place == "/" or f'"{place}' not in text
+        assert len(place) < 5 or place not in text
