@@ -10,13 +10,14 @@ from threading import Condition
 class Budget:
     """Bytes that threads may hold at once. What is larger than all of it waits until it is alone.
 
-    >>> budget = Budget(100)
-    >>> with budget.holding(60), budget.holding(40):
-    ...     budget.free
-    0
-    >>> with budget.holding(1000):
-    ...     budget.free
-    0
+    Examples:
+        >>> budget = Budget(100)
+        >>> with budget.holding(60), budget.holding(40):
+        ...     budget.free
+        0
+        >>> with budget.holding(1000):
+        ...     budget.free
+        0
     """
 
     def __init__(self, size: int) -> None:

@@ -32,9 +32,10 @@ def score_embeddings(
         Scores, float32 of shape (n,), NaN where there is an error; and a reason or None for each row:
         null, wrong length, NaN or infinity (or a null) inside, or a norm of zero.
 
-    >>> from spark_aesthetic.head import untrained
-    >>> score_embeddings(untrained(0, 2), [None, [1.0], [0.0, 0.0], [np.nan, 1.0]], normalize=True)[1]
-    ['null', 'embedding: wrong length', 'embedding: zero norm', 'embedding: not finite']
+    Examples:
+        >>> from spark_aesthetic.head import untrained
+        >>> score_embeddings(untrained(0, 2), [None, [1.0], [0.0, 0.0], [np.nan, 1.0]], normalize=True)[1]
+        ['null', 'embedding: wrong length', 'embedding: zero norm', 'embedding: not finite']
     """
     matrix = np.zeros((len(vectors), head.dimension), dtype=np.float32)
     errors: list[str | None] = []

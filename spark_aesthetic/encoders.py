@@ -5,8 +5,10 @@ Unlike the backbones of predictors they load as those libraries load them: with 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -30,38 +32,97 @@ from spark_aesthetic.weights import is_safetensors
 _SEED = 0
 
 
+# The longest projections are SigLIP's, of 1,152 numbers or some more; heads with more outputs are those of classes.
+_LONGEST_PROJECTION = 2048
+
+
 def check(name: EncoderName) -> None:
     """Check that there is such a model, and such weights of it, without loading any.
 
     Raises:
         OptionError: There is none; the nearest is named.
     """
-    if timm.is_model(name.model_name.split(".")[0]):
-        architecture, _, tag = name.model_name.partition(".")
-        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-        if tag and tag not in tags:
+    if not isinstance(name.pretrained, bool | str):
+        raise OptionError(f"pretrained={name.pretrained!r}: expected True, False or a tag of open_clip")
+    if _is_of_timm(name):
+        _check_timm(name)
+    else:
+        _check_open_clip(name)
+
+
+def _is_of_timm(name: EncoderName) -> bool:
+    # Some names are in both; a tag that is given beside the name is open_clip's.
+    tags = open_clip.list_pretrained_tags_by_model(name.model_name)
+    return name.pretrained not in tags and timm.is_model(name.model_name.split(".")[0])
+
+
+def _check_timm(name: EncoderName) -> None:
+    architecture, _, tag = name.model_name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise OptionError(f"model_name: no weights {tag!r} of {architecture}: {nearest(tag, tags)}")
+    if isinstance(name.pretrained, str):
+        raise OptionError(
+            f"pretrained={name.pretrained!r}: expected True or False for a model of timm, whose name holds the "
+            f"tag; use model_name='{architecture}.{name.pretrained}'"
+        )
+    if name.pretrained and name.model_path is None and not tags:
+        raise OptionError(
+            f"model_name={name.model_name!r}: timm has no weights of it; give model_path, or another name"
+        )
+    published = timm.get_pretrained_cfg(name.model_name)
+    if published is not None and any("QuickGELU" in note for note in published.notes or ()):
+        quick = name.model_name.replace("_clip_", "_clip_quickgelu_")
+        if quick != name.model_name and "quickgelu" not in architecture:
             raise OptionError(
-                f"model_name={name.model_name!r}: no such weights of {architecture}: {nearest(tag, tags)}"
+                f"model_name={name.model_name!r}: its weights were trained with QuickGELU, which this name leaves "
+                f"out; use {quick!r}"
             )
-        if isinstance(name.pretrained, str):
-            raise OptionError(
-                f"pretrained={name.pretrained!r}: expected True or False for a model of timm, whose name holds the "
-                f"tag; use model_name='{architecture}.{name.pretrained}'"
-            )
-        return
+
+
+def _check_open_clip(name: EncoderName) -> None:
     known = open_clip.list_models()
     if name.model_name not in known:
         raise OptionError(f"model_name={name.model_name!r}: {nearest(name.model_name, [*timm.list_models(), *known])}")
-    if name.pretrained is not False and name.model_path is None:
-        tags = open_clip.list_pretrained_tags_by_model(name.model_name)
-        tag = _tag(name)
-        if tag not in tags:
-            raise OptionError(f"pretrained: no weights {tag!r} of {name.model_name}: {nearest(tag, tags)}")
+    if name.pretrained is False:
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name.model_name)
+    tag = _tag(name, tags)
+    if tag is None:
+        if tags:
+            raise OptionError(
+                f"pretrained: expected the tag of the weights, whose preprocessing differs, found {name.pretrained}; "
+                f"one of {', '.join(tags)}"
+            )
+        if name.model_path is None:
+            raise OptionError(f"model_name={name.model_name!r}: open_clip has no weights of it; give model_path")
+    elif tag not in tags:
+        raise OptionError(f"pretrained: no weights {tag!r} of {name.model_name}: {nearest(tag, tags)}")
+    elif open_clip.get_model_config(name.model_name).get("quick_gelu") and not _published(name, tag)["quick_gelu"]:
+        raise OptionError(
+            f"model_name={name.model_name!r}: weights {tag!r} were trained without QuickGELU, which it has"
+        )
 
 
-@lru_cache(maxsize=2)
+def _tag(name: EncoderName, tags: list[str]) -> str | None:
+    """The tag that is meant, of which preprocessing and activation depend; None where that is open."""
+    if isinstance(name.pretrained, str):
+        return name.pretrained
+    if "openai" in tags:
+        return "openai"
+    alike = {json.dumps(_published(name, tag), sort_keys=True) for tag in tags}
+    return tags[0] if name.model_path is not None and len(alike) == 1 else None
+
+
+def _published(name: EncoderName, tag: str) -> dict[str, Any]:
+    """What open_clip knows of the weights of a tag, beside their address."""
+    given = open_clip.get_pretrained_cfg(name.model_name, tag)
+    kept = ("mean", "std", "interpolation", "resize_mode")
+    return {"quick_gelu": bool(given.get("quick_gelu"))} | {key: given.get(key) for key in kept}
+
+
 def load_encoder(name: EncoderName, *, unit: bool, device: str, dtype: str) -> Encoder:
-    """Load an encoder, once a process.
+    """Load an encoder, its model once a process.
 
     Args:
         name: Which one.
@@ -70,16 +131,25 @@ def load_encoder(name: EncoderName, *, unit: bool, device: str, dtype: str) -> E
         dtype: Of weights and arithmetic.
 
     Raises:
+        OptionError: There is no such model.
         WeightsError: The weights cannot be had, or are those of another model.
     """
+    encoder = copy(_load(name, device, dtype))
+    encoder.unit = unit
+    return encoder
+
+
+@lru_cache(maxsize=2)
+def _load(name: EncoderName, device: str, dtype: str) -> Encoder:
     check(name)
-    load = _from_timm if timm.is_model(name.model_name.split(".")[0]) else _from_open_clip
-    module, encode, transform, dimension = load(name)
+    module, transform, dimension = _from_timm(name) if _is_of_timm(name) else _from_open_clip(name)
     module.eval().requires_grad_(False).to(device, getattr(torch, dtype))
     on_image, mean, std = _split(transform)
 
     def tower(pixels: torch.Tensor) -> torch.Tensor:
-        return encode(normalize(pixels, mean, std).to(getattr(torch, dtype))).float()
+        encoded = module(normalize(pixels, mean, std).to(getattr(torch, dtype)))
+        # CoCa's tower gives its tokens beside the embedding.
+        return cast("torch.Tensor", encoded[0] if isinstance(encoded, tuple) else encoded).float()
 
     height, width, _ = on_image(Image.new("RGB", (64, 64))).shape
     encoder = Encoder(
@@ -87,40 +157,42 @@ def load_encoder(name: EncoderName, *, unit: bool, device: str, dtype: str) -> E
         device=device,
     )  # fmt: skip
     encoder.preprocess = on_image
-    encoder.unit = unit
     return encoder
 
 
-_Loaded = tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor], Any, int]
-
-
-def _from_timm(name: EncoderName) -> _Loaded:
-    options: dict[str, Any] = {}
-    # A head of ImageNet's classes is none of an embedding; any other, as CLIP's, is the model's own projection.
-    published = timm.get_pretrained_cfg(name.model_name)
-    if published is not None and infer_imagenet_subset({"num_classes": published.num_classes}) is not None:
-        options["num_classes"] = 0
+def _from_timm(name: EncoderName) -> tuple[torch.nn.Module, Any, int]:
     file = _file(name)
-    if file is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(file)}
+    overlay: dict[str, Any] = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
     with _loading(name):
-        model: Any = timm.create_model(name.model_name, pretrained=bool(name.pretrained) or file is not None, **options)
+        # With all of its classes: timm takes any file for a model that has others than its weights.
+        model: Any = timm.create_model(name.model_name, pretrained=bool(name.pretrained) or file is not None, **overlay)
+    # A head of classes is none of an embedding; that of CLIP is the model's own projection.
+    if infer_imagenet_subset({"num_classes": model.num_classes}) or model.num_classes > _LONGEST_PROJECTION:
+        model.reset_classifier(0)
     described = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # no types there
     transform = create_transform(**described, is_training=False)
-    return model, model, transform, model.num_classes or model.head_hidden_size
+    return model, transform, model.num_classes or model.head_hidden_size
 
 
-def _from_open_clip(name: EncoderName) -> _Loaded:
+def _from_open_clip(name: EncoderName) -> tuple[torch.nn.Module, Any, int]:
+    options: dict[str, Any] = {}
     file = _file(name)
-    weights = str(file) if file is not None else (_tag(name) if name.pretrained is not False else None)
+    tag = None if name.pretrained is False else _tag(name, open_clip.list_pretrained_tags_by_model(name.model_name))
+    if tag is not None:
+        published = _published(name, tag)
+        options = {
+            "force_quick_gelu": published["quick_gelu"],
+            "image_mean": published["mean"],
+            "image_std": published["std"],
+            "image_interpolation": published["interpolation"],
+            "image_resize_mode": published["resize_mode"],
+        }
     with _loading(name):
-        model, _, transform = open_clip.create_model_and_transforms(name.model_name, pretrained=weights)
-    dimension = open_clip.get_model_config(name.model_name)["embed_dim"]
-    return model, model.encode_image, transform, dimension
-
-
-def _tag(name: EncoderName) -> str:
-    return "openai" if name.pretrained is True else str(name.pretrained)
+        model, _, transform = open_clip.create_model_and_transforms(
+            name.model_name, pretrained=tag if file is None else str(file), **options
+        )
+    # Without the tower of texts, which is half of some models.
+    return model.visual, transform, open_clip.get_model_config(name.model_name)["embed_dim"]
 
 
 def _file(name: EncoderName) -> Path | None:

@@ -64,8 +64,9 @@ class MissingDependencyError(AestheticError, ImportError):
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Name the valid choice nearest to a wrong one, and all of them.
 
-    >>> nearest("exat", ["exact", "fast"])
-    "did you mean 'exact'? Valid: exact, fast"
+    Examples:
+        >>> nearest("exat", ["exact", "fast"])
+        "did you mean 'exact'? Valid: exact, fast"
     """
     choices = list(valid)
     close = get_close_matches(wrong, choices, n=1, cutoff=0.4)

@@ -3,9 +3,9 @@
 All take a Column or a column name, run lazily, and give null (with a reason in `score_image`) for a row that
 cannot be scored.
 
-How often is an image scored? `score_image` and `clip_embedding` are nondeterministic to Spark, so that a
-filter on their result does not run them a second time below itself; a filter on another column then stays above them:
-write it before. `aesthetic_score` is deterministic, so that it stands inside aggregates, and filters on other
+How often is an image scored? `score_image`, `clip_embedding` and `image_embedding` are nondeterministic to Spark, so
+that a filter on their result does not run them a second time below itself; a filter on another column then stays above
+them: write it before. `aesthetic_score` is deterministic, so that it stands inside aggregates, and filters on other
 columns pass below it; filtering or sorting by its own result scores twice: write the scores first, or take
 `score_image`.
 """
@@ -57,9 +57,10 @@ def aesthetic_score(
         PredictorError: No such predictor.
         OptionError: A misspelt option or a value outside its range.
 
-    >>> spark.createDataFrame([(None,)], "image binary").select(
-    ...     aesthetic_score("image", predictor="untrained-vit-b-32").alias("score")).collect()
-    [Row(score=None)]
+    Examples:
+        >>> spark.createDataFrame([(None,)], "image binary").select(
+        ...     aesthetic_score("image", predictor="untrained-vit-b-32").alias("score")).collect()
+        [Row(score=None)]
     """
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
@@ -99,10 +100,10 @@ def image_embedding(
 ) -> Column:
     """Embed images with any encoder of timm or open_clip, by its own preprocessing, for several classifiers to share.
 
-    With the default model the embedding is that of `clip_embedding`, which is faster and loads its weights once a node:
-    take this one for other models. Of a classifier, such as "resnet50.a1_in1k", it is what its last layer takes; of a
-    CLIP model the projected embedding. Some of timm's CLIP models crop closer than the reference does
-    (vit_base_patch32_clip_224.openai to 0.9, say), and score a little differently for it.
+    Of a classifier, such as "resnet50.a1_in1k", the embedding is what its last layer takes; of a CLIP model it is the
+    projected one. For a predictor's own backbone `clip_embedding` is faster and loads its weights once a node.
+    Preprocessing is the library's: some of timm's CLIP models crop closer than the reference does
+    (vit_base_patch32_clip_quickgelu_224.openai to 0.9), and all drop an alpha channel before they resize.
 
     Args:
         image: Binary column of whole image files.
@@ -116,7 +117,8 @@ def image_embedding(
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        array<float>. Null for a null, undecodable or over-limit image, or an embedding that is not finite.
+        array<float>. Null for a null, undecodable or over-limit image, or an embedding that is not finite; the reason
+        is not told, and `score_image` of this output calls it "null".
 
     Raises:
         OptionError: No such model or weights, a misspelt option or a value outside its range. The first two where timm
@@ -159,9 +161,10 @@ def score_image(
         PredictorError: No such predictor.
         OptionError: A misspelt option or a value outside its range.
 
-    >>> spark.createDataFrame([(b"GIF8?",)], "image binary").select(
-    ...     score_image("image", predictor="untrained-vit-b-32").alias("s")).select("s.score", "s.error").collect()
-    [Row(score=None, error='decode: damaged GIF')]
+    Examples:
+        >>> spark.createDataFrame([(b"GIF8?",)], "image binary").select(
+        ...     score_image("image", predictor="untrained-vit-b-32").alias("s")).select("s.score", "s.error").collect()
+        [Row(score=None, error='decode: damaged GIF')]
     """
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
@@ -207,10 +210,11 @@ def aesthetic_score_from_embedding(
         PredictorError: No such predictor.
         WeightsError: The head's file is missing or another one.
 
-    >>> unit = [1.0] + [0.0] * 767
-    >>> spark.createDataFrame([(unit,), ([1.0],)], "e array<float>").select(
-    ...     (aesthetic_score_from_embedding("e") > 4).alias("above_4")).collect()
-    [Row(above_4=True), Row(above_4=None)]
+    Examples:
+        >>> unit = [1.0] + [0.0] * 767
+        >>> spark.createDataFrame([(unit,), ([1.0],)], "e array<float>").select(
+        ...     (aesthetic_score_from_embedding("e") > 4).alias("above_4")).collect()
+        [Row(above_4=True), Row(above_4=None)]
     """
     model_path = Options.of(**options).model_path
     pinned = weights.pin(resolve(predictor), model_path)

@@ -95,9 +95,10 @@ def from_tensors(tensors: Tensors, *, source: str, activation: str | None = None
     Raises:
         WeightsError: Tensors or shapes that make no head, or unknown positions and no activation given.
 
-    >>> one = from_tensors({"weight": np.ones((1, 4)), "bias": np.zeros(1)}, source="example")
-    >>> one(np.full((2, 4), 0.5, dtype=np.float32)).tolist()
-    [2.0, 2.0]
+    Examples:
+        >>> one = from_tensors({"weight": np.ones((1, 4)), "bias": np.zeros(1)}, source="example")
+        >>> one(np.full((2, 4), 0.5, dtype=np.float32)).tolist()
+        [2.0, 2.0]
     """
     numbered = {int(match[1]) for name in tensors if (match := re.fullmatch(r"layers\.(\d+)\.weight", name))}
     positions = tuple(sorted(numbered))

@@ -18,6 +18,7 @@ PILLOW_REFUSES_PIXELS = 2 * PILLOW_WARNS_PIXELS
 
 INPUT_KINDS = ("image", "embedding")
 DECODES = ("exact", "fast")
+DEVICES = ("auto", "cpu", "mps", "xpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -53,10 +54,11 @@ class Options:
     Raises:
         OptionError: A value outside its range.
 
-    >>> Options(decode="exat")
-    Traceback (most recent call last):
-      ...
-    spark_aesthetic.errors.OptionError: decode='exat': did you mean 'exact'? Valid: exact, fast
+    Examples:
+        >>> Options(decode="exat")
+        Traceback (most recent call last):
+          ...
+        spark_aesthetic.errors.OptionError: decode='exat': did you mean 'exact'? Valid: exact, fast
     """
 
     batch_size: int = -1
@@ -72,6 +74,11 @@ class Options:
             value = getattr(self, name)
             if value not in valid:
                 raise OptionError(f"{name}={value!r}: {nearest(str(value), valid)}")
+        kind = str(self.device).partition(":")[0]
+        if not re.fullmatch(r"(auto|cpu)|(cuda|mps|xpu)(:\S+)?", str(self.device)):
+            raise OptionError(
+                f"device={self.device!r}: {nearest(kind, DEVICES)}, the latter with a number as in cuda:1"
+            )
         for name in ("batch_size", "num_threads"):
             value = getattr(self, name)
             if not _is_whole(value) or (value < 1 and value != -1):
@@ -85,10 +92,11 @@ class Options:
     def of(cls, **given: Unpack[OptionArgs]) -> Options:
         """Make options of keyword arguments, naming the nearest valid one for a misspelt name.
 
-        >>> Options.of(bach_size=8)
-        Traceback (most recent call last):
-          ...
-        spark_aesthetic.errors.OptionError: no option 'bach_size': did you mean 'batch_size'? Valid: batch_size, \
+        Examples:
+            >>> Options.of(bach_size=8)
+            Traceback (most recent call last):
+              ...
+            spark_aesthetic.errors.OptionError: no option 'bach_size': did you mean 'batch_size'? Valid: batch_size, \
 device, dtype, decode, num_threads, max_pixels, model_path
         """
         valid = [field.name for field in fields(cls)]
@@ -124,8 +132,9 @@ def in_bytes(name: str, size: str | int) -> int:
     Raises:
         OptionError: It is none, or not above zero.
 
-    >>> in_bytes("max_bytes_per_chunk", "8g"), in_bytes("max_bytes_per_chunk", 1024)
-    (8589934592, 1024)
+    Examples:
+        >>> in_bytes("max_bytes_per_chunk", "8g"), in_bytes("max_bytes_per_chunk", 1024)
+        (8589934592, 1024)
     """
     found = re.fullmatch(r"(\d+)([kmgt]?)b?", str(size).strip().lower())
     if found is None or int(found[1]) == 0:

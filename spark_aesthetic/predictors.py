@@ -42,11 +42,12 @@ class Predictor:
     Raises:
         PredictorError: A field is empty or malformed, or untrained weights go by another name.
 
-    >>> mine = Predictor(name="mine", backbone="ViT-B-32-quickgelu", backbone_weights="/models/ViT-B-32.pt",
-    ...                  backbone_sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-    ...                  head_weights="package:laion-aesthetics-v1-b32")
-    >>> Predictor.from_json(mine.to_json()) == mine
-    True
+    Examples:
+        >>> mine = Predictor(name="mine", backbone="ViT-B-32-quickgelu", backbone_weights="/models/ViT-B-32.pt",
+        ...                  backbone_sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        ...                  head_weights="package:laion-aesthetics-v1-b32")
+        >>> Predictor.from_json(mine.to_json()) == mine
+        True
     """
 
     name: str
@@ -164,12 +165,13 @@ def resolve(predictor: str | Predictor) -> Predictor:
     Raises:
         PredictorError: No such name and no such file.
 
-    >>> resolve("laion-aesthetics-v2").backbone
-    'ViT-L-14-quickgelu'
-    >>> resolve("laion-aesthetic-v2")
-    Traceback (most recent call last):
-      ...
-    spark_aesthetic.errors.PredictorError: no predictor 'laion-aesthetic-v2' and no such file: \
+    Examples:
+        >>> resolve("laion-aesthetics-v2").backbone
+        'ViT-L-14-quickgelu'
+        >>> resolve("laion-aesthetic-v2")
+        Traceback (most recent call last):
+          ...
+        spark_aesthetic.errors.PredictorError: no predictor 'laion-aesthetic-v2' and no such file: \
 did you mean 'laion-aesthetics-v2'? Valid: laion-aesthetics-v2, laion-aesthetics-v2-ava, \
 laion-aesthetics-v2-ava-relu, laion-aesthetics-v1, laion-aesthetics-v1-b32, laion-aesthetics-v1-b16, \
 untrained-vit-b-32, untrained-vit-l-14

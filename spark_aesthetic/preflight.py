@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import reduce
 from importlib.util import find_spec
 
-from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
@@ -19,6 +18,7 @@ from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, Float
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError, nearest
+from spark_aesthetic.java import Py4JJavaError
 from spark_aesthetic.predictors import Predictor
 
 _log = logging.getLogger("spark_aesthetic")
@@ -65,8 +65,9 @@ class Source:
 def identifier(table: str) -> str:
     """A table as SQL takes it: a catalog name as it is, a path (anything with a slash) as delta.`path`.
 
-    >>> identifier("main.default.photos"), identifier("/data/photos"), identifier("s3://bucket/photos")
-    ('main.default.photos', 'delta.`/data/photos`', 'delta.`s3://bucket/photos`')
+    Examples:
+        >>> identifier("main.default.photos"), identifier("/data/photos"), identifier("s3://bucket/photos")
+        ('main.default.photos', 'delta.`/data/photos`', 'delta.`s3://bucket/photos`')
     """
     return f"delta.`{whole(table).replace('`', '``')}`" if "/" in table else table
 

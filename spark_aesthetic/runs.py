@@ -10,7 +10,6 @@ from functools import partial
 from typing import TextIO
 from uuid import uuid4
 
-from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -20,6 +19,7 @@ from pyspark.sql.utils import is_remote
 from spark_aesthetic import preflight
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.fetch import rows_of_keys
+from spark_aesthetic.java import Py4JJavaError
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.progress import ProgressListener
 from spark_aesthetic.scores import (
@@ -203,9 +203,11 @@ class Run:
         try:
             query = self.chunks.start(spark, progress, f"{folder}/{progress.checkpoint}", limits, self.every)
             listener.follow(str(query.runId))
-            wait(self.chunks, query)
-            if is_remote():
-                self.chunks.count_committed(spark, before)
+            try:
+                wait(self.chunks, query)
+            finally:
+                if is_remote():
+                    self.chunks.count_committed(spark, before)
             # A run that was replaced before its last chunk had it refused without a word.
             self.chunks.check_alone(spark)
         finally:

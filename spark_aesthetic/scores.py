@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 from uuid import uuid4
 
-from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -28,9 +27,11 @@ from pyspark.sql.types import (
     StructType,
     TimestampType,
 )
+from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import preflight
 from spark_aesthetic.errors import TableError
+from spark_aesthetic.java import Py4JJavaError
 from spark_aesthetic.preflight import identifier, quoted
 
 SCORE, ERROR, MODEL, SCORED_AT = "aesthetic_score", "aesthetic_error", "aesthetic_model", "aesthetic_scored_at"
@@ -230,7 +231,12 @@ class Commit:
             "txnAppId": "spark.databricks.delta.write.txnAppId",
             "txnVersion": "spark.databricks.delta.write.txnVersion",
         }
-        with settings(spark, {names[name]: value for name, value in self.options().items()}):
+        told = self.options()
+        if is_remote():
+            # There a chunk runs in the user's own session, whose other commits would pass for this one. A MERGE that is
+            # repeated changes nothing.
+            told = {"userMetadata": self.info}
+        with settings(spark, {names[name]: value for name, value in told.items()}):
             yield
 
 
@@ -417,6 +423,7 @@ _INFO = StructType(
         StructField("source", StringType()),
         StructField("source_version", LongType()),
         StructField("chunk", LongType()),
+        StructField("checkpoint", StringType()),
         StructField("scored_at", TimestampType()),
     ]
 )
@@ -432,8 +439,8 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
     Returns:
         A row a commit, the newest first: version (bigint), timestamp, operation, package_version, model,
         predictor (JSON, with the sha256 of its weights), options (JSON), source, source_version (bigint; of the newest
-        row in the chunk), chunk (bigint; null where no stream wrote it), scored_at (timestamp; that of a chunk's rows),
-        rows_written (bigint), rows_deleted (bigint).
+        row in the chunk), chunk (bigint; null where no stream wrote it), checkpoint (of that stream), scored_at
+        (timestamp; that of a chunk's rows), rows_written (bigint), rows_deleted (bigint).
 
     Raises:
         TableError: There is no such Delta table.
@@ -449,7 +456,7 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
         "version", "timestamp", "operation",
         F.col("info.spark_aesthetic").alias("package_version"),
         "info.model", "info.predictor", "info.options", "info.source", "info.source_version", "info.chunk",
-        "info.scored_at",
+        "info.checkpoint", "info.scored_at",
         F.when(F.col("operation") == "MERGE", merged).otherwise(appended).alias("rows_written"),
         F.coalesce(F.col("metrics.numTargetRowsDeleted").cast("long"), F.lit(0)).alias("rows_deleted"),
     )  # fmt: skip

@@ -163,15 +163,15 @@ class Chunks:
 
     def count_committed(self, spark: SparkSession, since: int) -> None:
         """Count what the commits of the scores table after one of its versions tell of this run's chunks."""
-        commits = history(spark, self.target.table).where(F.col("version") > since)
-        made = commits.where((F.col("model") == self.target.model) & F.col("chunk").isNotNull())
-        found = made.agg(
-            F.count(F.lit(1)).alias("commits"), F.sum("rows_written").alias("rows"),
-            F.sum("rows_deleted").alias("dropped"), F.min("scored_at").alias("scored_at"),
-        ).collect()[0]  # fmt: skip
-        if found.commits:
-            self.written, self.rows, self.dropped = found.commits, found.rows, found.dropped
-            self._count_reasons(self.target.rows(spark).where(F.col(SCORED_AT) >= F.lit(found.scored_at)), ERROR)
+        assert self.progress is not None, "asked while a stream is at work"
+        told = (F.col("version") > since) & (F.col("checkpoint") == self.progress.checkpoint)
+        commits = history(spark, self.target.table).where(told & F.col("chunk").isNotNull()).collect()
+        self.written += len(commits)
+        self.rows += sum(commit.rows_written for commit in commits)
+        self.dropped += sum(commit.rows_deleted for commit in commits)
+        times = {commit.scored_at for commit in commits}
+        if times:
+            self._count_reasons(self.target.rows(spark).where(F.col(SCORED_AT).isin(*times)), ERROR)
 
     def check_alone(self, spark: SparkSession) -> Progress:
         """The progress as the table has it now.

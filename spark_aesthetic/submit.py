@@ -87,6 +87,11 @@ def parser(name: str, description: str, *, scores_required: bool) -> Parser:
     made.add_argument(
         "--decode", choices=("exact", "fast"), default="exact", help="as the reference, or DCT-scaled JPEG"
     )
+    made.add_argument("--max-pixels", type=int, metavar="N", help="an image of more gets no score")
+    made.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="torch device (default: the task's GPU, or cpu)"
+    )
+    made.add_argument("--dtype", default="auto", metavar="DTYPE", help="float32, float16, bfloat16 (default: chosen)")
     return made
 
 
@@ -107,6 +112,9 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "num_threads": args.num_threads,
         "decode": args.decode,
+        "device": args.device,
+        "dtype": args.dtype,
+        **({} if args.max_pixels is None else {"max_pixels": args.max_pixels}),
         "model_path": args.model_path,
         "progress_file": Stderr(),
     }

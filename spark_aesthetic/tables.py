@@ -145,7 +145,7 @@ def score_table(
         retry_failed: Also score the rows that have failed before.
         dry_run: Check everything and count, write nothing.
         every: Go on for ever, and look for new rows so often ("1 minute").
-        stopping: Asked before each chunk, and each second between them, whether to end.
+        stopping: Asked before each chunk (not on Spark Connect), and each second between them, whether to end.
         progress_file: Where progress is shown: one live line if it is a terminal, by default stderr.
         **options: See `spark_aesthetic.Options`.
 

@@ -61,8 +61,9 @@ def published_embeddings(backbone: str = "vit_l_14") -> npt.NDArray[np.float32]:
     Returns:
         float32 of shape (10, 768) or (10, 512).
 
-    >>> published_embeddings("vit_b_32").shape
-    (10, 512)
+    Examples:
+        >>> published_embeddings("vit_b_32").shape
+        (10, 512)
     """
     file = resources.files("spark_aesthetic.data") / "rating_embeddings.safetensors"
     embeddings: npt.NDArray[np.float32] = load(file.read_bytes())[backbone]

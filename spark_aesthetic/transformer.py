@@ -69,10 +69,11 @@ class AestheticScorer(
         TableError: By `transform` and `transformSchema`: no such column, another type, or a column of the output's
             name is there already.
 
-    >>> scorer = AestheticScorer(inputCol="e", inputKind="embedding", errorCol="reason")
-    >>> frame = spark.createDataFrame([([1.0] + [0.0] * 767,), ([1.0],)], "e array<float>")
-    >>> [row.reason for row in scorer.transform(frame).collect()]
-    [None, 'embedding: wrong length']
+    Examples:
+        >>> scorer = AestheticScorer(inputCol="e", inputKind="embedding", errorCol="reason")
+        >>> frame = spark.createDataFrame([([1.0] + [0.0] * 767,), ([1.0],)], "e array<float>")
+        >>> [row.reason for row in scorer.transform(frame).collect()]
+        [None, 'embedding: wrong length']
     """
 
     inputKind = _param("inputKind", "what the column holds: image or embedding", TypeConverters.toString)

@@ -23,6 +23,11 @@ os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 CONNECT = os.environ.get("SPARK_AESTHETIC_TEST_SESSION") == "connect"
 classic = pytest.mark.skipif(CONNECT, reason="looks at executed plans, which Connect keeps to itself")
 
+# Before Spark 4.2 embeddings are scored by a pandas UDF.
+native = pytest.mark.skipif(
+    tuple(map(int, version("pyspark").split(".")[:2])) < (4, 2), reason="Spark has vector functions since 4.2"
+)
+
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import SourceChangedError, TableError
-from spark_aesthetic.testing import published_embeddings
+from spark_aesthetic.testing import noise_image, published_embeddings, small_predictor
 
 pytestmark = [
     pytest.mark.skipif(not CONNECT, reason="a session of Spark Connect: make unit runs it the second time"),
@@ -76,6 +76,25 @@ def test_chunks_are_scored_once_and_counted(spark: SparkSession, source: str, ad
     assert [row.rows_written for row in told][::-1] == [2, 2, 1]
 
 
+def test_images_are_scored_by_a_udf_that_travels(spark: SparkSession, source: str) -> None:
+    rows = [(0, bytearray(noise_image(0))), (1, None), (2, bytearray(b"no image"))]
+    spark.createDataFrame(rows, "id int, image binary").coalesce(1).write.format("delta").save(source)
+    done = sa.score_table(
+        spark, source=source, key=["id"], image_col="image", scores=f"{source}-scores", predictor=small_predictor(),
+        with_embedding=True, progress_file=io.StringIO(),
+    )  # fmt: skip
+    assert done.scored == 1
+    assert done.failed_by_reason == {"null": 1, "decode: not an image": 1}
+
+
+def test_rows_that_are_tried_again_are_counted_with_the_new_ones(spark: SparkSession, source: str, add: Add) -> None:
+    add(0, 10)
+    assert run(spark, source).failed == 1
+    add(1)
+    again = run(spark, source, retry_failed=True)
+    assert (again.scored, again.failed, again.chunks) == (1, 1, 2)
+
+
 def test_a_change_data_feed_is_followed(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 1, 2)
     spark.sql(f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
@@ -83,10 +102,11 @@ def test_a_change_data_feed_is_followed(spark: SparkSession, source: str, add: A
     run(spark, source)
     spark.sql(f"UPDATE delta.`{source}` SET e = array(1.0F) WHERE id = 1")
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 2")
+    add(3)
     done = run(spark, source, reconcile=True)
-    assert done.dropped == 1
+    assert (done.dropped, done.scored, done.failed) == (1, 1, 1)
     scores = found(spark, f"{source}-scores")
-    assert set(scores) == {0, 1}
+    assert set(scores) == {0, 1, 3}
     assert scores[1] == (None, "embedding: wrong length")
 
 

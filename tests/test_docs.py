@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from conftest import REPOSITORY, SHARED
 from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 
+from spark_aesthetic.commands import score_table_arguments
 from spark_aesthetic.testing import noise_image, published_embeddings
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -37,6 +39,17 @@ def test_examples_give_what_the_page_says(spark: SparkSession, demo_output: str,
     assert result.failed == 0
     for statement in filter(str.strip, blocks(page, "sql").replace("demo-output", demo_output).split(";")):
         spark.sql(statement).collect()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_are_what_the_job_takes(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in blocks(page, "bash").replace("\\\n", " ").splitlines():
+        if "jobs/score_table.py" in command:
+            monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
+            args = score_table_arguments()
+            # Every page's commands but those of a cluster run on what make demo leaves behind, without a download.
+            assert (args.source or args.scores).startswith("demo-output/")
+            assert args.predictor.startswith(("untrained-", "demo-output/"))
 
 
 def run_cells(notebook: str, spark: SparkSession, given: dict[str, str]) -> None:

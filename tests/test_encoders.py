@@ -31,9 +31,10 @@ def embedded(spark: SparkSession, rows: list[bytes | None], **options: object) -
     return np.array([row.e for row in sorted(made.collect())], dtype=np.float32)
 
 
-def of_timm(name: str, transparent: bytes | None = None) -> npt.NDArray[np.float32]:
+def of_timm(name: str) -> npt.NDArray[np.float32]:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0).eval()
+    model = timm.create_model(name).eval()
+    model.reset_classifier(0)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     rows = [Image.open(BytesIO(photo)).convert("RGB") for photo in PHOTOGRAPHS]
     with torch.inference_mode():
@@ -96,6 +97,11 @@ def test_bad_rows_are_null_and_cost_no_other_row(spark: SparkSession) -> None:
         ({"model_name": "ViT-B-32", "pretrained": "open_ai"}, "did you mean 'openai'"),
         ({"model_name": "resnet18", "pretrained": "a1_in1k"}, "resnet18.a1_in1k"),
         ({"model_name": "resnet18", "bach_size": 3}, "did you mean 'batch_size'"),
+        ({"model_name": "resnet18", "pretrained": None}, "expected True, False or a tag"),
+        ({"model_name": "resnet18", "device": "gpu"}, "did you mean"),
+        ({"model_name": "vit_base_patch16_plus_240"}, "timm has no weights of it"),
+        ({"model_name": "vit_base_patch32_clip_224.openai"}, "use 'vit_base_patch32_clip_quickgelu_224.openai'"),
+        ({"model_name": "roberta-ViT-B-32"}, "expected the tag of the weights"),
     ],
 )
 def test_wrong_arguments_are_errors_at_the_call(options: dict[str, object], match: str) -> None:
@@ -112,6 +118,42 @@ def test_weights_that_are_no_safetensors_are_refused(spark: SparkSession, tmp_pa
     name = EncoderName(model_name="resnet18", pretrained=True, model_path=str(tmp_path))
     with pytest.raises(WeightsError, match="expected a safetensors file"):
         load_encoder(name, unit=True, device="cpu", dtype="float32")
-    save_file({"conv1.weight": torch.zeros(1)}, file)
-    with pytest.raises(WeightsError, match="weights of resnet18"):
-        load_encoder(name, unit=True, device="cpu", dtype="float32")
+    for other in ({"conv1.weight": torch.zeros(1)}, {"backbone.conv1.weight": torch.zeros(64, 3, 7, 7)}):
+        save_file(other, file)
+        with pytest.raises(WeightsError, match="weights of resnet18"):
+            load_encoder(name, unit=True, device="cpu", dtype="float32")
+
+
+def test_weights_of_open_clip_get_the_activation_and_the_preprocessing_of_their_tag(tmp_path: Path) -> None:
+    from spark_aesthetic.encoders import load_encoder
+    from spark_aesthetic.options import EncoderName
+
+    def expected(architecture: str, pretrained: str, quick: bool) -> npt.NDArray[np.float32]:
+        torch.manual_seed(1)
+        model = open_clip.create_model(architecture, force_quick_gelu=quick)
+        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, tmp_path / "w.safetensors")
+        cfg = open_clip.get_pretrained_cfg(architecture, pretrained)
+        transform = open_clip.transform.image_transform_v2(
+            open_clip.transform.PreprocessCfg(
+                size=model.visual.image_size, mode="RGB", mean=cfg["mean"], std=cfg["std"],
+                interpolation=cfg["interpolation"], resize_mode=cfg["resize_mode"],
+            ),
+            is_train=False,
+        )  # fmt: skip
+        with torch.inference_mode():
+            photo = transform(Image.open(BytesIO(PHOTOGRAPHS[0])))[None]
+            return np.asarray(model.eval().encode_image(photo, normalize=True)[0].numpy())
+
+    def found(architecture: str, pretrained: bool | str) -> npt.NDArray[np.float32]:
+        name = EncoderName(model_name=architecture, pretrained=pretrained, model_path=str(tmp_path / "w.safetensors"))
+        encoder = load_encoder(name, unit=True, device="cpu", dtype="float32")
+        assert encoder.preprocess is not None
+        pixels = encoder.preprocess(Image.open(BytesIO(PHOTOGRAPHS[0])))
+        return encoder(encoder.to_device([pixels]))[0]
+
+    np.testing.assert_allclose(
+        found_after := expected("ViT-B-32", "openai", quick=True), found("ViT-B-32", True), atol=1e-5
+    )
+    assert found_after.shape == (512,)
+    squashed = expected("ViT-B-16-SigLIP", "webli", quick=False)
+    np.testing.assert_allclose(squashed, found("ViT-B-16-SigLIP", True), atol=1e-5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import classic
+from conftest import classic, native
 from pyspark.errors import PythonException
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
@@ -235,6 +235,7 @@ def test_without_normalisation_the_length_counts_and_zeros_score_as_the_bias(spa
         assert odd == [None] * 4
 
 
+@native
 @pytest.mark.parametrize("normalize", [True, False])
 def test_an_embedding_is_read_once(
     spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str], normalize: bool
@@ -258,6 +259,7 @@ def test_an_embedding_is_read_once(
         assert code.count("expressions.VectorFunctionImplUtils.vectorNorm(") == norms
 
 
+@native
 @classic
 def test_an_affine_head_needs_no_python_worker(spark: SparkSession) -> None:
     frame = spark.createDataFrame([(UNIT,)], "e array<float>").select(sa.aesthetic_score_from_embedding("e"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import native
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
@@ -26,7 +27,7 @@ def vectors(spark: SparkSession) -> None:
     frame.createOrReplaceTempView("vectors")
 
 
-@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("portable", [pytest.param(False, marks=native), True])
 @pytest.mark.parametrize("predictor", ["laion-aesthetics-v2", "laion-aesthetics-v1"])
 def test_the_function_of_the_text_scores_as_the_package_does(
     spark: SparkSession, vectors: None, predictor: str, portable: bool
@@ -97,6 +98,7 @@ def test_prefixes_keep_predictors_and_options_side_by_side(spark: SparkSession) 
     assert row.b.error == "decode: more pixels than max_pixels"
 
 
+@native
 def test_a_column_of_another_type_is_an_error_when_the_query_is_analysed(spark: SparkSession, vectors: None) -> None:
     sa.register(spark)
     with pytest.raises(AnalysisException, match=r"DATATYPE_MISMATCH|CAST_WITHOUT_SUGGESTION"):
