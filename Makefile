@@ -71,6 +71,7 @@ unit: setup
 .PHONY: test-faults
 test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments
 	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest tests/test_faults.py
+	SPARK_AESTHETIC_KILLS=10 SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest tests/test_connect.py
 
 # Other Sparks, with their Delta, lie over the environment's own.
 .compat/%/ready: $(VENV)/ready

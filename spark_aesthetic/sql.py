@@ -43,12 +43,17 @@ def register(
         PredictorError: No such predictor.
         OptionError: A misspelt option or a value outside its range.
 
-    >>> register(spark, predictor="laion-aesthetics-v1", prefix="v1_")
-    >>> spark.sql("SELECT v1_aesthetic_score_from_embedding(array_repeat(0.1, 768)) IS NULL AS missing").collect()
-    [Row(missing=False)]
+    Examples:
+        >>> register(spark, predictor="laion-aesthetics-v1", prefix="v1_")
+        >>> spark.sql("SELECT v1_aesthetic_score_from_embedding(array_repeat(0.1, 768)) IS NULL AS missing").collect()
+        [Row(missing=False)]
     """
     checked = Options.of(**options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
+    # A data source, which has but one name.
+    from spark_aesthetic.datasources.webdataset import WebDataset
+
+    spark.dataSource.register(WebDataset)
     spark.udf.register(f"{prefix}aesthetic_score", udfs.score_udf(pinned, checked))
     spark.udf.register(f"{prefix}clip_embedding", udfs.embedding_udf(pinned, checked))
     spark.udf.register(f"{prefix}score_image", udfs.score_image_udf(pinned, False, checked))
@@ -80,8 +85,9 @@ def create_function_ddl(
     Raises:
         PredictorError: No such predictor, or its head is not affine.
 
-    >>> print(create_function_ddl("aesthetic", portable=True)[:51])
-    CREATE OR REPLACE FUNCTION aesthetic(embedding ARRA
+    Examples:
+        >>> print(create_function_ddl("aesthetic", portable=True)[:51])
+        CREATE OR REPLACE FUNCTION aesthetic(embedding ARRA
     """
     pinned = weights.pin(resolve(predictor), model_path)
     head = weights.load_head(pinned, model_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ pytestmark = [
     pytest.mark.skipif(not CONNECT, reason="a session of Spark Connect: make unit runs it the second time"),
     pytest.mark.usefixtures("interpreted"),
 ]
+
+in_full = pytest.mark.skipif("SPARK_AESTHETIC_KILLS" not in os.environ, reason="make test-faults runs it")
 
 EMBEDDINGS = published_embeddings().astype(float).tolist()
 
@@ -87,6 +90,7 @@ def test_images_are_scored_by_a_udf_that_travels(spark: SparkSession, source: st
     assert done.failed_by_reason == {"null": 1, "decode: not an image": 1}
 
 
+@in_full
 def test_rows_that_are_tried_again_are_counted_with_the_new_ones(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 10)
     assert run(spark, source).failed == 1
@@ -95,6 +99,7 @@ def test_rows_that_are_tried_again_are_counted_with_the_new_ones(spark: SparkSes
     assert (again.scored, again.failed, again.chunks) == (1, 1, 2)
 
 
+@in_full
 def test_a_change_data_feed_is_followed(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 1, 2)
     spark.sql(f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
@@ -127,6 +132,7 @@ def test_a_changed_source_is_told_as_one(spark: SparkSession, source: str, add: 
         run(spark, source)
 
 
+@in_full
 def test_in_place_in_one_commit_or_staged(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 1)
     assert run(spark, source, in_place=True).scored == 2

@@ -1,0 +1,1 @@
+"""Python data sources: other formats as tables, read and written by Spark."""

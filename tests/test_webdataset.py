@@ -1,0 +1,223 @@
+"""Shards in and out, beside the webdataset library's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+import spark_aesthetic as sa
+from spark_aesthetic.datasources import shards
+from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.testing import noise_image
+
+
+@pytest.fixture(autouse=True)
+def registered(spark: SparkSession) -> None:
+    sa.register(spark)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def make_shard(path: Path, samples: int, start: int = 0, mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for at in range(start, start + samples):
+            add(tar, f"some/{at:05d}.jpg", bytes([at % 256]) * (700 + at))
+            add(tar, f"some/{at:05d}.txt", f"caption {at} ü".encode())
+            add(tar, f"some/{at:05d}.json", json.dumps({"number": at}).encode())
+
+
+def load(spark: SparkSession, path: object, **options: str) -> DataFrame:
+    return spark.read.format("webdataset").options(**options).load(str(path))
+
+
+def test_a_row_a_sample_and_a_partition_a_shard(spark: SparkSession, tmp_path: Path) -> None:
+    make_shard(tmp_path / "00000.tar", 5)
+    make_shard(tmp_path / "00001.tar", 4, start=5)
+    make_shard(tmp_path / "other.tar.gz", 1, start=9, mode="w:gz")
+    frame = load(spark, tmp_path / "{00000..00001}.tar")
+    kinds = {"__key__": "string", "__url__": "string", "jpg": "binary", "txt": "string", "json": "string"}
+    assert dict(frame.dtypes) == kinds
+    rows = sorted(frame.collect(), key=lambda row: row["__key__"])
+    assert [row["__key__"] for row in rows] == [f"some/{at:05d}" for at in range(9)]
+    assert [bytes(row.jpg) for row in rows] == [bytes([at]) * (700 + at) for at in range(9)]
+    assert rows[7].txt == "caption 7 ü"
+    assert {row["__url__"] for row in rows} == {str(tmp_path / f"0000{at}.tar") for at in range(2)}
+    assert frame.select(F.spark_partition_id()).distinct().count() == 2
+    assert load(spark, tmp_path / "*.gz").count() == 1
+    assert load(spark, tmp_path / "{00000,00001}.tar").count() == 9
+    assert load(spark, tmp_path).count() == 9
+    view = f"CREATE TEMPORARY VIEW from_shards USING webdataset OPTIONS (path '{tmp_path}/*.tar')"
+    spark.sql(view)
+    assert (
+        spark.sql("SELECT max(json:number::int) AS n FROM (SELECT parse_json(json) AS json FROM from_shards)").first().n
+        == 8
+    )  # type: ignore[union-attr]
+    spark.catalog.dropTempView("from_shards")
+
+
+def test_columns_metadata_and_a_schema_of_ones_own(spark: SparkSession, tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", 3)
+    assert load(spark, tmp_path / "a.tar", columns="txt").columns == ["__key__", "__url__", "txt"]
+    told = load(spark, tmp_path / "a.tar", metadataOnly="true")
+    assert told.columns == ["__key__", "__url__", "txt", "json"]
+    assert told.count() == 3
+    own = spark.read.format("webdataset").schema("__key__ string, png binary, txt string").load(str(tmp_path / "a.tar"))
+    assert [(row.png, row.txt) for row in own.limit(1).collect()] == [(None, "caption 0 ü")]
+
+
+def test_a_sidecar_is_joined_on_the_last_part_of_the_key(spark: SparkSession, tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", 3)
+    beside = spark.createDataFrame([("00000", 640), ("00002", 320)], "key string, width int").toPandas()
+    beside.to_parquet(tmp_path / "a.parquet")
+    rows = sorted(load(spark, tmp_path / "a.tar", sidecar="true").collect(), key=lambda row: row["__key__"])
+    assert [row.width for row in rows] == [640, None, 320]
+
+
+def damaged(path: Path, kind: str) -> None:
+    make_shard(path, 6)
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    if kind == "within a file":
+        path.write_bytes(whole[: members[12].offset_data + 100])
+    elif kind == "within a header":
+        path.write_bytes(whole[: members[12].offset + 200])
+    elif kind == "between two files":
+        path.write_bytes(whole[: members[12].offset])
+    elif kind == "overwritten":
+        path.write_bytes(whole[: members[12].offset] + b"\xff" * 512 + whole[members[12].offset + 512 :])
+    elif kind == "empty":
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    # Unless the next sample has begun, the one before the damage may lack its last file, and is not given.
+    [("within a file", 4), ("within a header", 3), ("between two files", 3), ("overwritten", 3), ("empty", 0)],
+)
+def test_a_damaged_shard_fails_or_is_reported_with_the_place(
+    spark: SparkSession, tmp_path: Path, kind: str, kept: int
+) -> None:
+    make_shard(tmp_path / "whole.tar", 2, start=50)
+    damaged(tmp_path / "x.tar", kind)
+    schema = "__key__ string, __url__ string, jpg binary, __error__ string"
+    reader = spark.read.format("webdataset").schema(schema)
+    with pytest.raises(Exception, match=r"x.tar: expected a whole tar file, found damage at byte \d+"):
+        reader.load(str(tmp_path / "*.tar")).collect()
+    rows = reader.option("onDamage", "report").load(str(tmp_path / "*.tar")).collect()
+    (told,) = (row for row in rows if row["__error__"] is not None)
+    assert told["__url__"] == str(tmp_path / "x.tar")
+    assert told["__key__"] is None
+    whole = [row["__key__"] for row in rows if row["__error__"] is None and row["__url__"].endswith("x.tar")]
+    assert whole == [f"some/{at:05d}" for at in range(kept)]
+    assert sum("whole.tar" in row["__url__"] for row in rows) == 2
+
+
+def test_ten_thousand_samples_go_out_and_come_back_to_the_byte(spark: SparkSession, tmp_path: Path) -> None:
+    rows = spark.range(0, 10_000, numPartitions=3).select(
+        F.format_string("k%06d", "id").alias("__key__"),
+        F.unhex(F.concat(F.lit("ffd8ff"), F.repeat(F.sha2(F.col("id").cast("string"), 256), 8))).alias("image"),
+        F.concat(F.lit("a caption of "), "id").alias("txt"),
+        (F.col("id") / 1000).cast("float").alias("aesthetic_score"),
+    )
+    out = str(tmp_path / "out")
+    rows.write.format("webdataset").mode("append").option("samplesPerShard", "1500").save(out)
+    names = sorted(path.name for path in Path(out).iterdir())
+    assert names == [f"{at:05d}.tar" for at in range(9)]
+    back = load(spark, out)
+    joined = back.join(rows.withColumnRenamed("txt", "caption"), "__key__")
+    same = (F.col("jpg") == F.col("image")) & (F.col("txt") == F.col("caption"))
+    score = F.get_json_object("json", "$.aesthetic_score").cast("float") == F.col("aesthetic_score")
+    assert joined.where(same & score).count() == 10_000
+    assert back.count() == 10_000
+    rows.write.format("webdataset").mode("overwrite").option("samplesPerShard", "1500").save(str(tmp_path / "again"))
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+# The library leaves its file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_webdataset_library_reads_ours_and_we_read_its(spark: SparkSession, tmp_path: Path) -> None:
+    images = [(f"k{at}", bytearray(noise_image(at)), at / 2) for at in range(4)]
+    frame = spark.createDataFrame(images, "__key__ string, image binary, aesthetic_score double").coalesce(1)
+    frame.write.format("webdataset").mode("append").save(str(tmp_path / "ours"))
+    read = list(webdataset.WebDataset(str(tmp_path / "ours" / "00000.tar"), shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in read] == [key for key, _, _ in images]
+    assert [sample["json"]["aesthetic_score"] for sample in read] == [score for _, _, score in images]
+    with webdataset.TarWriter(str(tmp_path / "theirs.tar")) as sink:
+        for key, image, score in images:
+            sink.write({"__key__": key, "jpg": bytes(image), "json": {"score": score}, "seg.png": b"mask"})
+    rows = load(spark, tmp_path / "theirs.tar").collect()
+    assert [(row["__key__"], bytearray(row.jpg)) for row in rows] == [(key, image) for key, image, _ in images]
+    assert {bytes(row["seg.png"]) for row in rows} == {b"mask"}
+
+
+def test_a_failed_job_leaves_nothing_and_a_second_completes(spark: SparkSession, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = spark.range(0, 40, numPartitions=2).selectExpr("CAST(id AS STRING) AS __key__", "X'00' AS jpg")
+    failing = rows.selectExpr("IF(__key__ = '39', raise_error('broken'), __key__) AS __key__", "jpg")
+    with pytest.raises(Exception, match="broken"):
+        failing.write.format("webdataset").mode("append").option("samplesPerShard", "5").save(str(out))
+    assert not list(out.glob("*.tar"))
+    rows.write.format("webdataset").mode("append").save(str(out))
+    assert load(spark, out).count() == 40
+    # Appending numbers on.
+    rows.write.format("webdataset").mode("append").save(str(out))
+    assert sorted(path.name for path in out.glob("*.tar")) == [f"{at:05d}.tar" for at in range(4)]
+
+
+def test_a_sidecar_is_written_beside_each_shard(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.createDataFrame([("a", bytearray(b"\x89PNG"), 5.5)], "__key__ string, image binary, score double")
+    frame.write.format("webdataset").mode("append").option("sidecar", "true").save(str(tmp_path / "out"))
+    assert pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist() == [{"key": "a", "score": 5.5}]
+    row = load(spark, tmp_path / "out", sidecar="true").first()
+    assert row is not None
+    assert (bytes(row.png), row.score) == (b"\x89PNG", 5.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"colums": "jpg"}, "did you mean 'columns'"),
+        ({"columns": "jpgs"}, "did you mean 'jpg'"),
+        ({"onDamage": "reprt"}, "did you mean 'report'"),
+        ({"metadataOnly": "yes"}, "expected true or false"),
+    ],
+)
+def test_wrong_options_are_errors(spark: SparkSession, tmp_path: Path, options: dict[str, str], match: str) -> None:
+    make_shard(tmp_path / "a.tar", 1)
+    with pytest.raises(Exception, match=match):
+        load(spark, tmp_path / "a.tar", **options).collect()
+
+
+def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    make_shard(tmp_path / "00000.tar", 1)
+    with pytest.raises(TableError, match=r"expected the shard .*00001.tar, found nothing"):
+        shards.find(str(tmp_path / "{00000..00001}.tar"))
+    with pytest.raises(TableError, match="found none"):
+        shards.find(str(tmp_path / "*.tgz"))
+
+
+def test_a_key_with_a_dot_is_refused_with_the_remedy(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.createDataFrame([("a.jpg", bytearray(b"x"))], "__key__ string, jpg binary")
+    with pytest.raises(Exception, match="expected one without a dot"):
+        frame.write.format("webdataset").mode("append").save(str(tmp_path / "out"))
+
+
+def test_option_errors_are_of_the_package() -> None:
+    from spark_aesthetic.datasources.webdataset import WebDataset
+
+    with pytest.raises(OptionError, match="expected a path"):
+        WebDataset({}).schema()
