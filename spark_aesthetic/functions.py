@@ -173,7 +173,8 @@ def score_image(
     if input_kind == "embedding":
         if with_embedding:
             raise OptionError("with_embedding: expected input_kind='image', found 'embedding', which holds it already")
-        return _score_embedding(_column(image), pinned, checked.model_path)
+        scored = embedding_columns(image, predictor=pinned, model_path=checked.model_path)
+        return scored.withField("model", F.lit(pinned.model_id))
     return udfs.score_image_udf(pinned, with_embedding, checked)(_column(image))
 
 
@@ -242,18 +243,6 @@ def embedding_columns(
     array = _array(embedding, vector)
     score = _native_score(array, head, normalize)
     return F.struct(score.alias("score"), _native_error(array, score, head).alias("error"))
-
-
-def _score_embedding(embedding: Column, pinned: Predictor, model_path: str | None) -> Column:
-    model = F.lit(pinned.model_id)
-    if not udfs.runs_natively(weights.load_head(pinned, model_path)):
-        return udfs.vector_udf(pinned, True, model_path)(embedding).withField("model", model)
-
-    def scored(bound: Column) -> Column:
-        return embedding_columns(bound, predictor=pinned, model_path=model_path).withField("model", model)
-
-    # Bound to a name of the lambda, so that what makes the embedding, a UDF perhaps, is computed once.
-    return F.transform(F.array(embedding), scored)[0]
 
 
 def _array(embedding: ColumnOrName, vector: bool) -> Column:

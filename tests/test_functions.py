@@ -110,6 +110,18 @@ def test_the_fields_of_score_image_are_one_evaluation(spark: SparkSession) -> No
 
 
 @classic
+def test_an_embedding_that_is_made_and_scored_in_one_query_is_made_once(spark: SparkSession) -> None:
+    made = sa.clip_embedding("image", predictor=SMALL)
+    for column in (
+        sa.score_image(made, predictor=SMALL, input_kind="embedding"),
+        sa.aesthetic_score_from_embedding(made, predictor=SMALL),
+    ):
+        plan = images(spark, [noise_image(6)]).select(column)._jdf.queryExecution().executedPlan().toString()
+        (line,) = (line for line in plan.splitlines() if "ArrowEvalPython" in line)
+        assert line.count("clip_embedding(") == 1
+
+
+@classic
 def test_a_filter_on_another_column_passes_below_aesthetic_score(spark: SparkSession, tmp_path: Path) -> None:
     images(spark, [noise_image(7)] * 4).write.parquet(str(tmp_path / "images"))
     scored = spark.read.parquet(str(tmp_path / "images")).withColumn("s", sa.aesthetic_score("image", predictor=SMALL))
