@@ -51,14 +51,20 @@ class Encoder:
         preprocess: From a decoded image to its pixels, uint8 of one shape for all; None is that of OpenAI's CLIP.
     """
 
-    preprocess: Callable[[Image.Image], Pixels] | None = None
     # Embeddings are brought to unit length.
     unit = True
 
     def __init__(
-        self, tower: Callable[[torch.Tensor], torch.Tensor], *, side: int, dimension: int, row_bytes: int, device: str
+        self,
+        tower: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        side: int,
+        dimension: int,
+        row_bytes: int,
+        device: str,
+        preprocess: Callable[[Image.Image], Pixels] | None = None,
     ) -> None:
-        self.tower = tower
+        self.tower, self.preprocess = tower, preprocess
         self.side, self.dimension, self.row_bytes = side, dimension, row_bytes
         self.device = torch.device(device)
         self.limits = Limits()

@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
+from spark_aesthetic.formats import sniff
+
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # Only these decoders are tried: the rest of Pillow's reach from rare to unsafe (EPS runs Ghostscript).
@@ -94,7 +96,7 @@ def _decode(
     hold: Callable[[int], object],
     preprocess: Callable[[Image.Image], Pixels] | None,
 ) -> Pixels | Rejection:
-    name = _sniff(data)
+    name = sniff(data)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             name = image.format if image.format in FORMATS else name
@@ -188,21 +190,6 @@ def _square(image: Image.Image, width: int, height: int, side: int, *, boxed: bo
 
 # Type and checksum of the chunk that ends every PNG; Pillow accepts a file that lost it.
 _PNG_END = b"IEND\xae\x42\x60\x82"
-
-_MAGIC = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG", "PNG"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\x00", "TIFF"),
-    (0, b"MM\x00*", "TIFF"),
-    (4, b"ftypavi", "AVIF"),
-)
-
-
-def _sniff(data: bytes) -> str | None:
-    return next((name for at, magic, name in _MAGIC if data[at : at + len(magic)] == magic), None)
 
 
 def _damaged(data: bytes, name: str, message: str) -> Rejection:

@@ -31,7 +31,6 @@ from spark_aesthetic.weights import is_safetensors
 # Of weights that are not pretrained, so that every worker has the same ones.
 _SEED = 0
 
-
 # The longest projections are SigLIP's, of 1,152 numbers or some more; heads with more outputs are those of classes.
 _LONGEST_PROJECTION = 2048
 
@@ -152,12 +151,14 @@ def _load(name: EncoderName, device: str, dtype: str) -> Encoder:
         return cast("torch.Tensor", encoded[0] if isinstance(encoded, tuple) else encoded).float()
 
     height, width, _ = on_image(Image.new("RGB", (64, 64))).shape
-    encoder = Encoder(
-        tower, side=min(height, width), dimension=dimension, row_bytes=convolutional_row_bytes(max(height, width)),
+    return Encoder(
+        tower,
+        side=min(height, width),
+        dimension=dimension,
+        row_bytes=convolutional_row_bytes(max(height, width)),
         device=device,
-    )  # fmt: skip
-    encoder.preprocess = on_image
-    return encoder
+        preprocess=on_image,
+    )
 
 
 def _from_timm(name: EncoderName) -> tuple[torch.nn.Module, Any, int]:

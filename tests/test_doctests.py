@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-WITH_EXAMPLES = ["", ".errors", ".options", ".predictors", ".head", ".embeddings", ".budget", ".testing"]
+WITH_EXAMPLES = ["", ".errors", ".options", ".predictors", ".head", ".embeddings", ".formats", ".budget", ".testing"]
 WITH_EXAMPLES += [".preflight", ".functions", ".sql"]
 
 

@@ -29,6 +29,7 @@ from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
 from spark_aesthetic.datasources import shards
 from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.formats import sniff
 
 KEY, URL, ERROR = "__key__", "__url__", "__error__"
 
@@ -42,7 +43,7 @@ _READ = ("path", "columns", "metadataOnly", "onDamage", "sidecar", "sidecarKey")
 _WRITTEN = ("path", "samplesPerShard", "keyCol", "sidecar")
 
 # How a file of these bytes is called in a shard.
-_IMAGES = ((0, b"\xff\xd8\xff", "jpg"), (0, b"\x89PNG", "png"), (8, b"WEBP", "webp"), (0, b"GIF8", "gif"))
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 
 
 class WebDataset(DataSource):
@@ -307,11 +308,11 @@ class Writer(DataSourceArrowWriter):
         """On the driver, once all tasks are done: put shards in place, numbered on from those that are there."""
         path = self._options.path.rstrip("/")
         system, place = fsspec.core.url_to_fs(path)
-        before = [] if self._overwrite else sorted(system.glob(f"{place}/*.tar"))
-        for old in sorted(system.glob(f"{place}/*.tar")) + sorted(system.glob(f"{place}/*.parquet")):
-            if self._overwrite:
+        there = system.glob(f"{place}/*.tar")
+        number = 0 if self._overwrite else len(there)
+        if self._overwrite:
+            for old in [*there, *system.glob(f"{place}/*.parquet")]:
                 system.rm(old)
-        number = len(before)
         tasks = sorted((task for task in messages if isinstance(task, Written)), key=lambda task: task.partition)
         for task in tasks:
             for staged in task.shards:
@@ -334,4 +335,4 @@ def _extension(name: str, content: bytes) -> str:
     """Of a column that is called by what it holds; else the column's name is the extension."""
     if name not in ("image", "content"):
         return name
-    return next((kind for at, magic, kind in _IMAGES if content[at : at + len(magic)] == magic), "bin")
+    return _EXTENSIONS.get(sniff(content) or "", "bin")
