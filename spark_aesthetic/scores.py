@@ -122,8 +122,8 @@ class Target:
             # A chunk is as many small files as it had tasks; without it a long run leaves millions.
             "TBLPROPERTIES ('delta.autoOptimize.optimizeWrite' = 'true')"
         )
-        committed(lambda: spark.sql(create))
-        # Of runs that make it at once some see it a moment later.
+        # Of runs that make it at once some find the folder of another's first commit, or see the table a moment later.
+        committed(lambda: spark.sql(create), also=("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION",))
         committed(lambda: properties(spark, self.identifier), also=("DELTA_MISSING_DELTA_TABLE",))
         return preflight.whole(self.table) if "/" in self.table else self.make(spark)
 
