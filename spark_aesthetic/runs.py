@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TextIO
 from uuid import uuid4
@@ -26,9 +26,10 @@ from spark_aesthetic.scores import (
     ERROR,
     Commit,
     Progress,
+    forget_progress,
+    history,
     load_progress,
     merge_into,
-    others,
     same_key,
     save_progress,
 )
@@ -98,6 +99,8 @@ class Run:
             folder = self._checkpoints(self.chunks.target.make(self.spark))
             if reconcile:
                 self._reconcile(folder, version_col)
+            else:
+                self._check_compared()
             if retry_failed:
                 self._retry()
             self._stream(folder)
@@ -162,31 +165,35 @@ class Run:
         except SourceChangedError:
             unchanged = False
         if unchanged:
-            self.chunks.take_over(spark, target.rows(spark))
+            unchanged = self.chunks.take_over(spark, target.rows(spark), partial(self._only_grown_since, version))
         # A staged score may else be that of an image which is no longer there.
         self._forget()
         return unchanged
 
     def _only_grown_since(self, version: int) -> bool:
-        """Whether no row of the source has been updated or deleted since one of its versions.
+        """Whether the history tells that no row of the source was updated or deleted since one of its versions.
 
         Asked right before a MERGE, which reads the newest version: what comes after its beginning is a conflict.
         """
-        commits = self.spark.sql(f"DESCRIBE HISTORY {self.chunks.source.identifier}").where(F.col("version") > version)
+        source = self.chunks.source.identifier
+        commits = self.spark.sql(f"DESCRIBE HISTORY {source}").where(F.col("version") > version)
         appended = F.coalesce(F.col("isBlindAppend"), F.lit(False)) | (
             (F.col("operation") == "WRITE") & F.coalesce(F.col("operationParameters.mode") == "Append", F.lit(False))
         )
-        return commits.where(~appended & ~F.col("operation").isin(*_HARMLESS)).isEmpty()
+        found = commits.agg(
+            F.count(F.lit(1)).alias("told"),
+            F.count_if(~appended & ~F.col("operation").isin(*_HARMLESS)).alias("others"),
+            F.max("version").alias("newest"),
+        ).collect()[0]
+        # Delta forgets its oldest commits after a while.
+        newest = preflight.current_version(self.spark, source) if found.newest is None else found.newest
+        return int(found.others) == 0 and int(found.told) == max(int(newest) - version, 0)
 
     def _stream(self, folder: str) -> None:
         """Score chunk after chunk until nothing is left, or for ever."""
         spark, source, target = self.spark, self.chunks.source, self.chunks.target
-        progress = load_progress(spark, target, source.id)
-        if progress is None or self._is_lost(progress, folder):
-            # Later a chunk's keys are looked up in the scores; of the first rows all are looked at here, once.
-            preflight.check_key_values(source.rows, target.key)
-            progress = self._begin(None)
-        if progress.starting_version is not None and self._waits_for(progress.starting_version):
+        progress = self._go_on(folder)
+        if progress is None:
             return
         limits = {"maxBytesPerTrigger": str(self.max_bytes_per_chunk)}
         if self.max_files_per_chunk is not None:
@@ -223,10 +230,70 @@ class Run:
             time.sleep(1)
         return False
 
-    def _begin(self, starting_version: int | None) -> Progress:
+    def _go_on(self, folder: str) -> Progress | None:
+        """Where to go on; another beginning where there is nothing to go on from. None is that nothing is to be done.
+
+        Raises:
+            SourceChangedError: Of what has been read there is nothing left that tells which rows are others since then.
+        """
+        source, target = self.chunks.source, self.chunks.target
+        progress = self._known()
+        if progress is not None and self._has_begun(f"{folder}/{progress.checkpoint}"):
+            return progress
+        if progress is not None and progress.starting_version is not None:
+            # From there again, and under another name, for chunks are known by it. The keys that are there are found.
+            if self._waits_for(progress.starting_version):
+                return None
+            return self._begin(progress.starting_version, feed=progress.feed, comparing=progress.comparing)
+        if progress is None and self._replaced():
+            raise SourceChangedError(
+                f"source {source.identifier}: expected the table of the last run, found one that was made anew in its "
+                "place; run once with --reconcile, which drops the scores of rows that are gone, and finds rows that "
+                "are others under the same key by --version-col alone"
+            )
+        if progress is not None and not target.rows(self.spark).isEmpty():
+            version = self._read_until()
+            if version is not None and not self._only_grown_since(version):
+                raise SourceChangedError(
+                    f"scores {target.table!r}: expected the checkpoint {folder}/{progress.checkpoint}, found none, and "
+                    f"a source whose rows were updated or deleted since version {version}, which was scored last; run "
+                    "once with --reconcile"
+                )
+        # Later a chunk's keys are looked up in the scores; of the first rows all are looked at here, once.
+        preflight.check_key_values(source.rows, target.key)
+        return self._begin(None)
+
+    def _known(self) -> Progress | None:
+        return load_progress(self.spark, self.chunks.target).get(self.chunks.source.id)
+
+    def _replaced(self) -> list[str]:
+        """The ids of earlier tables in the source's place."""
+        source = self.chunks.source
+        known = load_progress(self.spark, self.chunks.target).items()
+        return [name for name, progress in known if progress.location == source.location and name != source.id]
+
+    def _read_until(self) -> int | None:
+        """The version of the source that the last chunk ended in, as the scores' history tells it; None is no chunk.
+
+        Raises:
+            SourceChangedError: The history is not whole, and has no chunk.
+        """
+        source, target = self.chunks.source, self.chunks.target
+        chunks = history(self.spark, target.table).where(
+            (F.col("model") == target.model) & (F.col("source_id") == source.id) & F.col("chunk").isNotNull()
+        )
+        version: int | None = chunks.agg(F.max("source_version")).collect()[0][0]
+        oldest = self.spark.sql(f"DESCRIBE HISTORY {target.identifier}").agg(F.min("version")).collect()[0][0]
+        if version is None and oldest > 0:
+            raise SourceChangedError(
+                f"scores {target.table!r}: expected a checkpoint, or a history that tells how far {source.identifier} "
+                "was read, found neither; run once with --reconcile"
+            )
+        return version
+
+    def _begin(self, starting_version: int | None, *, feed: bool | None = None, comparing: bool = False) -> Progress:
         """Another beginning: from all rows of the source, or from one of its versions on."""
-        spark, target, source = self.spark, self.chunks.target, self.chunks.source
-        before = load_progress(spark, target, source.id)
+        source, before = self.chunks.source, self._known()
         progress = Progress(
             checkpoint=uuid4().hex[:12],
             # Milliseconds of the clock, for a staged table has forgotten its last one.
@@ -234,11 +301,13 @@ class Run:
             # Its first chunk looks, when no run that this one replaces can commit any more.
             began_empty=False,
             # In place the run's own commit would be a change of every row.
-            feed=source.feed and self.chunks.where is None,
+            feed=source.feed and self.chunks.where is None if feed is None else feed,
             starting_version=starting_version,
             backbone=self.backbone,
+            location=source.location,
+            comparing=comparing,
         )
-        save_progress(spark, target, source.id, progress)
+        save_progress(self.spark, self.chunks.target, {source.id: progress})
         return progress
 
     def _checkpoints(self, location: str) -> str:
@@ -252,13 +321,6 @@ class Run:
             )
         return f"{location}/{FOLDER}"
 
-    def _is_lost(self, progress: Progress, folder: str) -> bool:
-        """Whether all rows must be looked at again: the checkpoint is gone, and with it what has been read.
-
-        One that begins at a version begins there again, and finds the keys that are there.
-        """
-        return progress.starting_version is None and not self._has_begun(f"{folder}/{progress.checkpoint}")
-
     def _has_begun(self, checkpoint: str) -> bool:
         """Whether the checkpoint is still there."""
         try:
@@ -268,6 +330,15 @@ class Run:
                 return False
             raise
 
+    def _check_compared(self) -> None:
+        """Raise SourceChangedError if a comparison was killed: without it nothing would ask for what it had to find."""
+        progress = self._known()
+        if progress is not None and progress.comparing:
+            raise SourceChangedError(
+                f"scores {self.chunks.target.table!r}: expected the last --reconcile to have ended, found that it was "
+                "stopped before; run with --reconcile, and the --version-col of that run, again"
+            )
+
     def _reconcile(self, folder: str, version_col: str | None) -> None:
         """Compare the keys of source and scores, score what is missing or changed, and drop what is gone."""
         spark, target = self.spark, self.chunks.target
@@ -275,8 +346,16 @@ class Run:
         source = self.chunks.source = preflight.open_source(spark, self.chunks.source.table)
         preflight.check_key_values(source.rows, target.key)
         if not followed:
-            # Ends another run that is at work; one that is killed from here on compares again, chunk by chunk.
-            self._begin(None)
+            # Ends another run that is at work.
+            self._begin(None, comparing=True)
+        replaced = self._replaced()
+        if replaced:
+            forget_progress(spark, target, replaced)
+            if version_col is None:
+                _log.warning(
+                    "%s: the table was made anew since the last run; rows whose keys it had before keep their scores, "
+                    "for without --version-col nothing tells which are others", source.identifier,
+                )  # fmt: skip
         key = list(target.key)
         there, known = source.rows.select(*map(quoted, target.kept)), target.rows(spark)
         keys = there.select(*map(quoted, key))
@@ -284,11 +363,12 @@ class Run:
         if version_col is not None:
             wanted = wanted.union(self._changed(there, known, version_col))
         gone = target.keys(spark).join(keys, key, "left_anti")
-        elsewhere = others(spark, target, source.id)
+        elsewhere = sorted(load_progress(spark, target).keys() - {source.id})
         if elsewhere:
             _log.warning(
                 "%s: other sources have scores here too, so none is dropped; of one that is no more, ALTER TABLE … "
-                "UNSET TBLPROPERTIES (%s)", target.identifier, ", ".join(f"'{name}'" for name in elsewhere),
+                "UNSET TBLPROPERTIES (%s)", target.identifier,
+                ", ".join(f"'spark_aesthetic.{target.model}/{name}'" for name in elsewhere),
             )  # fmt: skip
             gone = gone.limit(0)
         commit = self._commit()
@@ -301,15 +381,26 @@ class Run:
         self._score_keys(wanted, commit)
         if version_col is not None:
             self._fill_in(there, version_col)
+        progress = self._known()
         if not followed:
             self._begin(source.version + 1)
+        elif progress is not None and progress.comparing:
+            save_progress(spark, target, {source.id: replace(progress, comparing=False)})
 
     def _follow(self, folder: str) -> bool:
         """First take over what the feed tells of updates, which keys do not; whether it could be read."""
-        progress = load_progress(self.spark, self.chunks.target, self.chunks.source.id)
-        if progress is None or not progress.feed or self._is_lost(progress, folder):
+        progress = self._known()
+        if progress is None or not progress.feed:
+            return False
+        if progress.starting_version is None and progress.comparing:
             return False
         try:
+            if progress.starting_version is None and not self._has_begun(f"{folder}/{progress.checkpoint}"):
+                version = self._read_until()
+                if version is None:
+                    return False
+                # Rows that it had not come to have no score, so the comparison finds them.
+                self._begin(version + 1, feed=True, comparing=True)
             self._stream(folder)
         except SourceChangedError as error:
             _log.warning("%s; rows that were updated since then are found by --version-col alone", error)
@@ -365,5 +456,5 @@ class Run:
     def _forget(self) -> None:
         """Empty the staged table of this model; the next run begins anew."""
         target = self.chunks.target
-        save_progress(self.spark, target, self.chunks.source.id, None)
+        forget_progress(self.spark, target, load_progress(self.spark, target))
         self.spark.sql(f"DELETE FROM {target.identifier} WHERE aesthetic_model = '{target.model}'")

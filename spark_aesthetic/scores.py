@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 from uuid import uuid4
 
@@ -267,6 +267,8 @@ class Progress:
         feed: The source's change data feed is read, not its files.
         starting_version: Of the source; None is all of its rows at the beginning and what comes after.
         backbone: What the embeddings of this model depend on.
+        location: The source's folder: a table made anew there is another one to Delta, and the same to its users.
+        comparing: A comparison of keys has begun, and has not ended.
     """
 
     checkpoint: str
@@ -275,6 +277,8 @@ class Progress:
     feed: bool
     starting_version: int | None
     backbone: str
+    location: str
+    comparing: bool = False
 
 
 def add_columns(spark: SparkSession, table: str, rows: DataFrame, types: dict[str, DataType]) -> None:
@@ -330,28 +334,35 @@ def _literal(value: int | str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def load_progress(spark: SparkSession, target: Target, source_id: str) -> Progress | None:
-    """What is known of a source, or None."""
-    text = properties(spark, target.identifier).get(_property(target.model, source_id))
-    return None if text is None else Progress(**json.loads(text))
-
-
-def save_progress(spark: SparkSession, target: Target, source_id: str, progress: Progress | None) -> None:
-    """Keep it, or forget it. A chunk that another run is writing then fails to commit."""
-    name = _property(target.model, source_id)
-    change = (
-        f"UNSET TBLPROPERTIES IF EXISTS ('{name}')"
-        if progress is None
-        else f"SET TBLPROPERTIES ('{name}' = '{json.dumps(asdict(progress))}')"
-    )
-    committed(lambda: spark.sql(f"ALTER TABLE {target.identifier} {change}"))
-
-
-def others(spark: SparkSession, target: Target, source_id: str) -> list[str]:
-    """The properties that tell of the model's other sources here."""
+def load_progress(spark: SparkSession, target: Target) -> dict[str, Progress]:
+    """What is known of each source of the model, by the source's id."""
     start = _property(target.model, "")
-    names = properties(spark, target.identifier)
-    return sorted(name for name in names if name.startswith(start) and name != start + source_id)
+    known = properties(spark, target.identifier).items()
+    return {name.removeprefix(start): Progress(**json.loads(text)) for name, text in known if name.startswith(start)}
+
+
+def save_progress(spark: SparkSession, target: Target, changed: dict[str, Progress]) -> None:
+    """Keep what is known of sources. A chunk that another run is writing then fails to commit."""
+    values = ", ".join(
+        f"'{_property(target.model, source)}' = '{json.dumps(asdict(progress))}'"
+        for source, progress in changed.items()
+    )
+    committed(lambda: spark.sql(f"ALTER TABLE {target.identifier} SET TBLPROPERTIES ({values})"))
+
+
+def forget_progress(spark: SparkSession, target: Target, sources: Iterable[str]) -> None:
+    """Know nothing of some sources any more."""
+    names = ", ".join(f"'{_property(target.model, source)}'" for source in sources)
+    if names:
+        committed(lambda: spark.sql(f"ALTER TABLE {target.identifier} UNSET TBLPROPERTIES IF EXISTS ({names})"))
+
+
+def end_beginnings(spark: SparkSession, target: Target) -> None:
+    """Let the streams of a model know that rows of it come from elsewhere too; one at a commit has to look again."""
+    known = load_progress(spark, target)
+    told = {source: replace(progress, began_empty=False) for source, progress in known.items() if progress.began_empty}
+    if told:
+        save_progress(spark, target, told)
 
 
 def backbones(spark: SparkSession, table: str) -> dict[str, str]:
@@ -421,6 +432,7 @@ _INFO = StructType(
         StructField("predictor", StringType()),
         StructField("options", StringType()),
         StructField("source", StringType()),
+        StructField("source_id", StringType()),
         StructField("source_version", LongType()),
         StructField("chunk", LongType()),
         StructField("checkpoint", StringType()),
@@ -438,9 +450,9 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
 
     Returns:
         A row a commit, the newest first: version (bigint), timestamp, operation, package_version, model,
-        predictor (JSON, with the sha256 of its weights), options (JSON), source, source_version (bigint; of the newest
-        row in the chunk), chunk (bigint; null where no stream wrote it), checkpoint (of that stream), scored_at
-        (timestamp; that of a chunk's rows), rows_written (bigint), rows_deleted (bigint).
+        predictor (JSON, with the sha256 of its weights), options (JSON), source, source_id (Delta's), source_version
+        (bigint; of the newest row in the chunk), chunk (bigint; null where no stream wrote it), checkpoint (of that
+        stream), scored_at (timestamp; that of a chunk's rows), rows_written (bigint), rows_deleted (bigint).
 
     Raises:
         TableError: There is no such Delta table.
@@ -455,8 +467,8 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
     return told.where("info.spark_aesthetic IS NOT NULL").select(
         "version", "timestamp", "operation",
         F.col("info.spark_aesthetic").alias("package_version"),
-        "info.model", "info.predictor", "info.options", "info.source", "info.source_version", "info.chunk",
-        "info.checkpoint", "info.scored_at",
+        "info.model", "info.predictor", "info.options", "info.source", "info.source_id", "info.source_version",
+        "info.chunk", "info.checkpoint", "info.scored_at",
         F.when(F.col("operation") == "MERGE", merged).otherwise(appended).alias("rows_written"),
         F.coalesce(F.col("metrics.numTargetRowsDeleted").cast("long"), F.lit(0)).alias("rows_deleted"),
     )  # fmt: skip

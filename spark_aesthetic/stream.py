@@ -36,7 +36,6 @@ from spark_aesthetic.scores import (
     SCORED_AT,
     TYPES,
     Commit,
-    Done,
     Progress,
     Target,
     add_columns,
@@ -179,7 +178,7 @@ class Chunks:
         Raises:
             TableError: Another run has begun anew.
         """
-        current = load_progress(spark, self.target, self.source.id)
+        current = load_progress(spark, self.target).get(self.source.id)
         if current is None or self.progress is None or current.checkpoint != self.progress.checkpoint:
             raise TableError(
                 f"scores {self.target.table!r}: expected this run alone to write {self.target.model}, found that "
@@ -210,20 +209,28 @@ class Chunks:
                 return
             if number == 0 and self.known == 0:
                 progress = replace(progress, began_empty=True)
-                save_progress(spark, self.target, self.source.id, progress)
+                save_progress(spark, self.target, {self.source.id: progress})
         if not initial:
             self.merge(spark, batch, commit, now)
         elif progress.began_empty:
-            self._append(spark, batch, commit, now)
+            self._append(spark, batch, commit, now, progress)
         else:
             keys = self.target.keys(spark)
-            self._append(spark, preflight.without(batch, keys, self.target.key, keys.count()), commit, now)
+            self._append(spark, preflight.without(batch, keys, self.target.key, keys.count()), commit, now, progress)
 
-    def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime) -> None:
+    def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime, progress: Progress) -> None:
         """Score rows whose keys are new."""
+
+        def still_new() -> None:
+            if self.check_alone(spark) != progress:
+                raise TableError(
+                    f"scores {self.target.table!r}: expected this run alone to add rows of {self.target.model}, found "
+                    "that its scores were made from embeddings meanwhile; nothing is lost: run again"
+                )
+
         with self._kept(rows) as (kept, counts):
             made = self._made(kept, now)
-            self._committed(spark, lambda: self.target.append(made, commit))
+            committed(lambda: self.target.append(made, commit), still_new)
             self.written += 1
             self.rows += counts.rows
             if counts.failed:
@@ -239,10 +246,6 @@ class Chunks:
             yield kept, counts
         finally:
             kept.unpersist()
-
-    def _committed(self, spark: SparkSession, commit: Callable[[], Done]) -> Done:
-        """Commit what is scored, again if another commit came between, unless that was another run's beginning."""
-        return committed(commit, lambda: None if self.progress is None else self.check_alone(spark))
 
     def merge(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime | None = None) -> None:
         """Score rows whose keys may be there, in one pass, then take over what they are now.
@@ -263,9 +266,10 @@ class Chunks:
         with self._kept(rows, _CHANGE, _VERSION) as (kept, counts):
             latest = self._latest(self._made(kept, now, _CHANGE, _VERSION))
             bounds = self._check_key(latest)
-            merged = self._committed(
-                spark,
+            merged = committed(
                 lambda: self.target.merge(spark, latest, commit, inserts_only=not has_changes, bounds=bounds),
+                # Again if another commit came between, unless that was another run's beginning.
+                lambda: None if self.progress is None else self.check_alone(spark),
             )
             if merged is None:
                 return
@@ -278,24 +282,42 @@ class Chunks:
                 self._count_reasons(self.target.rows(spark).where(F.col(SCORED_AT) == F.lit(now)), ERROR)
 
     def merge_into_source(self, spark: SparkSession, rows: DataFrame, unchanged: Callable[[], bool]) -> bool:
-        """Score rows of the source and, if it is unchanged then, write what comes of them into it, in one commit."""
+        """Score rows of the source and write what comes of them into it, in one commit; see `take_over`."""
         with self._kept(rows.select(*map(quoted, self.inputs))) as (kept, counts):
-            if not unchanged():
+            if not self.take_over(spark, self._made(kept, datetime.now(timezone.utc)), unchanged):
                 return False
-            self.take_over(spark, self._made(kept, datetime.now(timezone.utc)))
             self.rows, self.written = counts.rows, 1
             if counts.failed:
                 self._count_reasons(kept, "scored.error")
             return True
 
-    def take_over(self, spark: SparkSession, scored: DataFrame) -> None:
-        """Write scores into the source's own columns: a commit of narrow rows, which can be repeated."""
+    def take_over(self, spark: SparkSession, scored: DataFrame, unchanged: Callable[[], bool]) -> bool:
+        """Write scores into the source's own columns: a commit of narrow rows, which can be repeated.
+
+        Args:
+            spark: The session.
+            scored: The key, and the columns that are made.
+            unchanged: Whether the scores are still those of the source's rows; asked before each attempt. An update
+                that is committed after that and before Delta has begun its MERGE, within a second, is not seen.
+
+        Returns:
+            Whether it was so, and the scores are written.
+        """
+        if not unchanged():
+            return False
         info = json.dumps({**self.info, "source_version": self.source.version})
         names = [name for name in self.target.written if name != SCORED_AT]
         add_columns(spark, self.source.identifier, self.source.rows, {name: TYPES[name] for name in names})
         updates = ", ".join(f"{name} = scored.{name}" for name in names)
         clauses = f"ON {same_key(self.target.key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
-        self._committed(spark, lambda: merge_into(spark, self.source.identifier, scored, clauses, Commit(info=info)))
+
+        def write() -> bool:
+            if not unchanged():
+                return False
+            merge_into(spark, self.source.identifier, scored, clauses, Commit(info=info))
+            return True
+
+        return committed(write)
 
     def forget_counts(self) -> None:
         """Begin to count anew, where what has been scored is thrown away."""

@@ -29,6 +29,7 @@ from spark_aesthetic.scores import (
     Commit,
     Target,
     backbones,
+    end_beginnings,
     history,
     make_view,
 )
@@ -196,6 +197,7 @@ def score_table(
             "predictor": pinned.to_json(),
             "options": json.dumps(asdict(checked)),
             "source": table.identifier,
+            "source_id": table.id,
         },
         stopping=stopping,
     )
@@ -235,7 +237,8 @@ def rescore_from_embeddings(
 ) -> Summary:
     """Score with another head the embeddings that a scores table has kept, in one commit, without opening an image.
 
-    Those of every model with the predictor's backbone count, one of each key. Keys that this model has are left alone.
+    Those of every model with the predictor's backbone count, of each key the newest. A score that this model has is
+    left alone, unless it is older than the embedding; one whose embedding is gone stays.
 
     Args:
         spark: A session with Delta Lake.
@@ -266,13 +269,16 @@ def rescore_from_embeddings(
     kept = {name: preflight.column_type(table.rows, quoted(name), "--key") for name in key}
     target = Target(table=scores, key=tuple(key), model=pinned.model_id, kept=kept, written=written)
     names = list(map(quoted, key))
-    embedded = table.rows.where(F.col(MODEL).isin(fitting) & F.col(EMBEDDING).isNotNull()).dropDuplicates(list(key))
+    embedded = table.rows.where(F.col(MODEL).isin(fitting) & F.col(EMBEDDING).isNotNull())
+    newest = F.max_by(F.struct(EMBEDDING, SCORED_AT), SCORED_AT).alias("newest")
+    embedded = embedded.groupBy(*map(quoted, key)).agg(newest).select(*map(quoted, key), "newest.*")
     rows_read = embedded.count()
     info: dict[str, object] = {
         "spark_aesthetic": spark_aesthetic.__version__,
         "model": pinned.model_id,
         "predictor": pinned.to_json(),
         "source": table.identifier,
+        "source_id": table.id,
     }
     chunks = Chunks(
         source=table,
@@ -283,8 +289,11 @@ def rescore_from_embeddings(
         info=info,
         stopping=never,
     )
-    missing = embedded.select(*names, EMBEDDING).join(target.keys(spark), list(key), "left_anti")
-    chunks.merge(spark, missing, Commit(info=json.dumps({**info, "source_version": table.version})))
+    end_beginnings(spark, target)
+    current = target.rows(spark).select(*names, F.col(SCORED_AT).alias("_made_at"))
+    wanted = embedded.join(current, list(key), "left").where(f"_made_at IS NULL OR _made_at < {SCORED_AT}")
+    commit = Commit(info=json.dumps({**info, "source_version": table.version}))
+    chunks.replace_rows(spark, wanted.select(*names, EMBEDDING), commit)
     return _summary(chunks, started, rows_read=rows_read, skipped=rows_read - chunks.rows)
 
 

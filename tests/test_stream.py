@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import bytes_read, last_query
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -21,6 +22,7 @@ from spark_aesthetic.commands import score_once
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.predictors import Predictor
 from spark_aesthetic.runs import Run
+from spark_aesthetic.scores import merge_into
 from spark_aesthetic.testing import published_embeddings
 
 FEED = "delta.enableChangeDataFeed"
@@ -291,6 +293,77 @@ def test_what_is_lost_is_made_again(spark: SparkSession, source: Callable[..., s
     assert_all_scored(spark, path, scores)
 
 
+def test_a_checkpoint_that_is_lost_after_a_reconcile_costs_no_row(
+    spark: SparkSession, source: Callable[..., str], tmp_path: Path
+) -> None:
+    path, scores, checkpoint = source(), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
+    score(spark, path, scores, checkpoint=checkpoint)
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id = 4")
+    assert score(spark, path, scores, checkpoint=checkpoint, reconcile=True).dropped == 1
+    append(spark, path, range(40, 42))
+    assert score(spark, path, scores, checkpoint=checkpoint).scored == 2
+    shutil.rmtree(checkpoint)
+    append(spark, path, range(50, 53))
+    assert score(spark, path, scores, checkpoint=checkpoint).scored == 3
+    assert_all_scored(spark, path, scores)
+
+
+@pytest.mark.parametrize("feed", ["true", "false"])
+def test_a_checkpoint_that_is_lost_before_an_update_is_told(
+    spark: SparkSession, source: Callable[..., str], tmp_path: Path, feed: str
+) -> None:
+    path, scores, checkpoint = source(**{FEED: feed}), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
+    score(spark, path, scores, checkpoint=checkpoint, version_col="title")
+    shutil.rmtree(checkpoint)
+    change(spark, path)
+    spark.sql(f"UPDATE delta.`{path}` SET title = 'another' WHERE id IN (3, 5)")
+    with pytest.raises(SourceChangedError, match=r"updated or deleted since version 0.*--reconcile"):
+        score(spark, path, scores, checkpoint=checkpoint)
+    # The feed tells all that has changed since the last chunk.
+    told = {} if feed == "true" else {"version_col": "title"}
+    score(spark, path, scores, checkpoint=checkpoint, reconcile=True, **told)
+    assert_all_scored(spark, path, scores)
+    append(spark, path, range(60, 62))
+    assert score(spark, path, scores, checkpoint=checkpoint).scored == 2
+
+
+def test_a_table_that_was_made_anew_is_not_taken_for_new_rows(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path = source()
+    score(spark, path, scores, version_col="title")
+    shutil.rmtree(path)
+    anew = rows(spark, range(15, 25), shift=3).withColumn("title", F.concat(F.lit("new "), "title"))
+    anew.write.format("delta").save(path)
+    with pytest.raises(SourceChangedError, match=r"made anew in its place; run once with --reconcile"):
+        score(spark, path, scores)
+    done = score(spark, path, scores, version_col="title", reconcile=True)
+    assert (done.scored, done.dropped) == (10, 15)
+    assert_all_scored(spark, path, scores)
+    assert score(spark, path, scores, version_col="title").chunks == 0
+
+
+def test_a_reconcile_that_is_killed_is_asked_for_again(
+    spark: SparkSession, source: Callable[..., str], scores: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source()
+    score(spark, path, scores)
+    change(spark, path)
+
+    def dies(*_: object) -> None:
+        raise RuntimeError("as if the driver died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_score_keys", dies)
+        with pytest.raises(RuntimeError, match="as if the driver died"):
+            score(spark, path, scores, reconcile=True)
+    with pytest.raises(SourceChangedError, match="expected the last --reconcile to have ended"):
+        score(spark, path, scores)
+    assert score(spark, path, scores, reconcile=True).scored == 3
+    assert {row.id for row in load(spark, scores).collect()} == {row.id for row in load(spark, path).collect()}
+    assert score(spark, path, scores).chunks == 0
+
+
 def test_rows_that_failed_are_tried_again_where_that_is_asked_for(
     spark: SparkSession, source: Callable[..., str], scores: str
 ) -> None:
@@ -397,6 +470,24 @@ def test_in_place_an_update_meanwhile_is_scored_as_it_is_then(
     assert_all_scored(spark, path, path)
 
 
+def test_in_place_an_update_that_comes_before_the_commit_is_scored_as_it_is_then(
+    spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, merges = source(), []
+
+    def conflicts_first(*arguments: Any) -> Any:
+        merges.append(arguments)
+        if len(merges) == 1:
+            spark.sql(f"UPDATE delta.`{path}` SET e = array_repeat(0.1F, 768) WHERE id = 5")
+            raise PySparkException("[DELTA_CONCURRENT_APPEND] as Delta says it of two commits at once")
+        return merge_into(*arguments)
+
+    monkeypatch.setattr("spark_aesthetic.stream.merge_into", conflicts_first)
+    assert score(spark, path, None, max_files_per_chunk=None).scored == 20
+    assert len(merges) == 2
+    assert_all_scored(spark, path, path)
+
+
 def test_in_place_a_source_that_never_rests_is_told(
     spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,6 +556,26 @@ def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Ca
     assert "null where aesthetic_error says why" in comments["aesthetic_score"]
 
 
+def test_scores_from_embeddings_between_two_chunks_are_not_there_twice(
+    spark: SparkSession, source: Callable[..., str], scores: str
+) -> None:
+    path, head = source(), "laion-aesthetics-v2-ava"
+    stopped = score(
+        spark, path, scores, predictor=head, max_files_per_chunk=2, stopping=lambda: chunks_of(spark, scores) == 1
+    )
+    assert stopped.scored == 10
+    score(spark, path, scores, with_embedding=False)
+    # As a run with_embedding of images of the same backbone leaves them.
+    spark.sql(f"ALTER TABLE delta.`{scores}` ADD COLUMNS (clip_embedding ARRAY<FLOAT>)")
+    spark.sql(
+        f"MERGE INTO delta.`{scores}` t USING delta.`{path}` s ON t.id = s.id AND t.aesthetic_model LIKE '%v2@%' "
+        "WHEN MATCHED THEN UPDATE SET clip_embedding = s.e"
+    )
+    assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=head).scored == 10
+    assert score(spark, path, scores, predictor=head).scored == 0
+    assert load(spark, scores).where(f"aesthetic_model = '{stopped.model}'").count() == 20
+
+
 def test_a_new_head_scores_the_embeddings_that_were_kept(
     spark: SparkSession, tmp_path: Path, scores: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,5 +613,10 @@ def test_a_new_head_scores_the_embeddings_that_were_kept(
     expected = kept.select("id", sa.aesthetic_score_from_embedding("clip_embedding", predictor=other).alias("s"))
     assert dict(found.select("id", "aesthetic_score").collect()) == pytest.approx(dict(expected.collect()), abs=1e-6)
     assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other).scored == 0
+    # An embedding that is newer than the score made of it.
+    newer = "SET clip_embedding = transform(clip_embedding, x -> -x), aesthetic_scored_at = now() WHERE id = 2"
+    spark.sql(f"UPDATE delta.`{scores}` {newer} AND clip_embedding IS NOT NULL")
+    assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other).scored == 1
+    assert dict(found.select("id", "aesthetic_score").collect()) == pytest.approx(dict(expected.collect()), abs=1e-6)
     with pytest.raises(TableError, match="other backbones"):
         sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor="laion-aesthetics-v2")
