@@ -12,6 +12,7 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from spark_aesthetic import files
 from spark_aesthetic.errors import PredictorError, nearest
 
 DEFAULT = "laion-aesthetics-v2"
@@ -128,12 +129,12 @@ class Predictor:
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
-        """Write it as a JSON file, for use wherever a predictor's name is taken."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write it as a JSON file, at a path or an address, for use wherever a predictor's name is taken."""
+        files.write(str(path), (self.to_json() + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
-        """Read a JSON file that `save` wrote.
+        """Read a JSON file that `save` wrote, at a path or an address.
 
         A relative path of weights in it is one beside the file, and absolute in the result.
 
@@ -141,11 +142,12 @@ class Predictor:
             PredictorError: The file cannot be read or is not a predictor.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = files.read(str(path)).decode()
+        # fsspec's file systems have no base error in common.
+        except Exception as error:
             raise PredictorError(f"predictor file {str(path)!r}: expected readable JSON, found: {error}") from error
         predictor = cls.from_json(text)
-        folder = Path(path).absolute().parent
+        folder = files.absolute(str(path)).rpartition("/")[0]
         return replace(
             predictor,
             backbone_weights=_beside(predictor.backbone_weights, folder),
@@ -153,10 +155,8 @@ class Predictor:
         )
 
 
-def _beside(source: str, folder: Path) -> str:
-    if source.startswith((UNTRAINED, PACKAGED)) or "://" in source:
-        return source
-    return str(folder / source)
+def _beside(source: str, folder: str) -> str:
+    return source if source.startswith((UNTRAINED, PACKAGED)) else files.beside(source, folder)
 
 
 def resolve(predictor: str | Predictor) -> Predictor:

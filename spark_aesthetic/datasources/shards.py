@@ -18,6 +18,7 @@ import fsspec
 from braceexpand import braceexpand
 
 from spark_aesthetic.errors import TableError
+from spark_aesthetic.files import mounted
 
 # Of what is text, so a column of strings; all else is bytes.
 TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
@@ -55,7 +56,7 @@ def find(path: str) -> list[str]:
     """
     found: list[str] = []
     for url in braceexpand(path):
-        system, place = fsspec.core.url_to_fs(_local(url))
+        system, place = fsspec.core.url_to_fs(mounted(url))
         if any(letter in place for letter in "*?["):
             places = sorted(system.glob(place))
         elif system.isdir(place):
@@ -68,11 +69,6 @@ def find(path: str) -> list[str]:
     if not found:
         raise TableError(f"webdataset: expected shards (.tar) at {path!r}, found none; check the path or the pattern")
     return found
-
-
-def _local(url: str) -> str:
-    # Databricks mounts its own file system on every node.
-    return "/dbfs/" + url.removeprefix("dbfs:/").lstrip("/") if url.startswith("dbfs:/") else url
 
 
 def split(name: str) -> tuple[str, str]:
@@ -99,7 +95,7 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
     """
     key, files, extensions, place = "", dict[str, bytes](), list[str](), 0
     try:
-        with fsspec.open(_local(url), "rb").open() as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        with fsspec.open(mounted(url), "rb").open() as file, tarfile.open(fileobj=file, mode="r:*") as tar:
             for member in tar:
                 place = member.offset
                 if not member.isfile():

@@ -1,0 +1,73 @@
+"""Small files by path or by address: what fsspec opens, and Databricks' own file system where it is mounted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+
+from spark_aesthetic.errors import OptionError
+
+
+def mounted(path: str) -> str:
+    """A path as Python opens it: dbfs:/ is where Databricks mounts it on every node, all else is as given.
+
+    Examples:
+        >>> mounted("dbfs:/heads/own.json"), mounted("/Volumes/main/heads"), mounted("s3://bucket/heads")
+        ('/dbfs/heads/own.json', '/Volumes/main/heads', 's3://bucket/heads')
+    """
+    return "/dbfs/" + path.removeprefix("dbfs:/").lstrip("/") if path.startswith("dbfs:/") else path
+
+
+def beside(name: str, folder: str) -> str:
+    """A relative path as one in a folder, which is a path or an address; any other is as given.
+
+    Examples:
+        >>> beside("head.pth", "s3://bucket/heads"), beside("/models/head.pth", "s3://bucket/heads")
+        ('s3://bucket/heads/head.pth', '/models/head.pth')
+    """
+    place = mounted(name)
+    return place if "://" in place or Path(place).is_absolute() else f"{folder.rstrip('/')}/{place}"
+
+
+def absolute(path: str) -> str:
+    """A path from the root, or an address as given."""
+    return beside(path, str(Path.cwd()))
+
+
+def read(path: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: It cannot be read; the file system of an address may raise another error of its own.
+    """
+    system, place = fsspec.core.url_to_fs(absolute(path))
+    content: bytes = system.cat_file(place)
+    return content
+
+
+def write(path: str, content: bytes) -> None:
+    """Write a file, or over one, in a folder that is made if need be; raises as `read` does."""
+    system, place = fsspec.core.url_to_fs(absolute(path))
+    system.makedirs(place.rpartition("/")[0], exist_ok=True)
+    system.pipe_file(place, content)
+
+
+def check_writable(folder: str, option: str) -> None:
+    """Write a file into a folder and delete it, before work is done that could else not be kept.
+
+    Raises:
+        OptionError: The folder cannot be made or written to, or its file system is not installed.
+    """
+    probe = beside(f".writable-{uuid4().hex}", absolute(folder))
+    try:
+        write(probe, b"")
+        system, place = fsspec.core.url_to_fs(probe)
+        system.rm_file(place)
+    # fsspec's file systems have no base error in common, and a missing one is an ImportError.
+    except Exception as error:
+        raise OptionError(
+            f"{option}: expected a folder that can be written, found {folder!r}: {type(error).__name__}: {error}; "
+            "name another, or grant access to it"
+        ) from error
