@@ -21,6 +21,7 @@ __all__ = [
     "register",
     "create_function_ddl",
     "AestheticScorer",
+    "AestheticEstimator",
     "score_table",
     "rescore_from_embeddings",
     "history",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from spark_aesthetic.curation.estimator import AestheticEstimator
     from spark_aesthetic.errors import AestheticError
     from spark_aesthetic.functions import (
         aesthetic_score,
@@ -58,6 +60,7 @@ _HOME = {
     "register": "sql",
     "create_function_ddl": "sql",
     "AestheticScorer": "transformer",
+    "AestheticEstimator": "curation.estimator",
     "score_table": "tables",
     "rescore_from_embeddings": "tables",
     "history": "tables",

@@ -6,7 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from spark_aesthetic.submit import Stderr, key_columns, parser, run, session, shared, stop_on_sigterm
+from spark_aesthetic.curation.estimator import AestheticEstimator
+from spark_aesthetic.curation.ratings import HeadReport
+from spark_aesthetic.preflight import open_source
+from spark_aesthetic.submit import Parser, Result, Stderr, key_columns, parser, run, session, shared, stop_on_sigterm
 from spark_aesthetic.tables import Summary
 from spark_aesthetic.tables import rescore_from_embeddings as _rescore
 from spark_aesthetic.tables import score_table as _score_table
@@ -22,7 +25,7 @@ def score_stream() -> None:
     _exit_with("score_stream", score_on_and_on)
 
 
-def _exit_with(name: str, job: Callable[[], Summary]) -> None:
+def _exit_with(name: str, job: Callable[[], Result]) -> None:
     code = run(name, job)
     # Runners that execute a job inside a process of their own can take SystemExit(0) for a failure.
     if code:
@@ -92,3 +95,48 @@ def score_on_and_on() -> Summary:
     args = arguments.parse_args()
     spark = session("score_stream")
     return _score_table(spark, every=args.every, stopping=stop_on_sigterm(spark), **shared(args))
+
+
+def train_head() -> None:
+    """Fit a head to the ratings of a Delta table; see its --help."""
+    _exit_with("train_head", train_head_once)
+
+
+def train_head_arguments() -> argparse.Namespace:
+    """Those of the command line.
+
+    Raises:
+        OptionError: They are not what the job takes.
+    """
+    arguments = Parser(prog="train_head", description="Fit a head to ratings of images by their CLIP embeddings.")
+    arguments.add_argument("--table", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rated images")
+    arguments.add_argument("--embedding-col", required=True, metavar="COL", help="column of CLIP embeddings")
+    arguments.add_argument("--label-col", required=True, metavar="COL", help="column of ratings: any number")
+    arguments.add_argument("--name", required=True, help="of the predictor, as in aesthetic_model")
+    arguments.add_argument("--out", required=True, metavar="FOLDER", help="where <name>.json and its head are saved")
+    arguments.add_argument(
+        "--backbone", metavar="NAME", help="which made the embeddings (default: that of the default predictor)"
+    )
+    arguments.add_argument(
+        "--backbone-weights", metavar="PATH_OR_URL", help="its file (default: the published one of the backbone)"
+    )
+    arguments.add_argument("--backbone-sha256", metavar="SHA256", help="its checksum (default: read from the file)")
+    return arguments.parse_args()
+
+
+def train_head_once() -> HeadReport:
+    """Do what the command line of train_head says."""
+    args = train_head_arguments()
+    estimator = AestheticEstimator(
+        inputCol=args.embedding_col,
+        labelCol=args.label_col,
+        name=args.name,
+        path=args.out,
+        backbone=args.backbone,
+        backboneWeights=args.backbone_weights,
+        backboneSha256=args.backbone_sha256,
+    )
+    # At one version: the table is read twice.
+    report = estimator.fit(open_source(session("train_head"), args.table, "--table").rows).report
+    assert report is not None, "fit makes one"
+    return report

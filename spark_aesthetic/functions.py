@@ -221,7 +221,7 @@ def aesthetic_score_from_embedding(
     pinned = weights.pin(resolve(predictor), model_path)
     head = weights.load_head(pinned, model_path)
     if udfs.runs_natively(head):
-        score = _native_score(_array(embedding, vector), head, normalize)
+        score = _native_score(as_array(embedding, vector), head, normalize)
     else:
         score = udfs.vector_udf(pinned, normalize, model_path)(_column(embedding)).getField("score")
     # Without a name of its own the column would be called by the expression, with all its weights.
@@ -240,12 +240,13 @@ def embedding_columns(
     head = weights.load_head(predictor, model_path)
     if not udfs.runs_natively(head):
         return udfs.vector_udf(predictor, normalize, model_path)(_column(embedding))
-    array = _array(embedding, vector)
+    array = as_array(embedding, vector)
     score = _native_score(array, head, normalize)
     return F.struct(score.alias("score"), _native_error(array, score, head).alias("error"))
 
 
-def _array(embedding: ColumnOrName, vector: bool) -> Column:
+def as_array(embedding: ColumnOrName, vector: bool) -> Column:
+    """A column of embeddings, ml Vectors or not, as array<float>; null where the embedding is."""
     column = _column(embedding)
     if vector:
         from pyspark.ml.functions import vector_to_array

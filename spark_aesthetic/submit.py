@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import ensure_callback_server_started
@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 
 from spark_aesthetic.errors import AestheticError, OptionError
 from spark_aesthetic.predictors import DEFAULT
-from spark_aesthetic.tables import MAX_BYTES_PER_CHUNK, Summary
+from spark_aesthetic.tables import MAX_BYTES_PER_CHUNK
 
 
 class Parser(argparse.ArgumentParser):
@@ -159,7 +159,14 @@ def stop_on_sigterm(spark: SparkSession) -> Callable[[], bool]:
     return seen.is_set
 
 
-def run(name: str, job: Callable[[], Summary]) -> int:
+class Result(Protocol):
+    """What a job tells of itself at its end."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+
+
+def run(name: str, job: Callable[[], Result]) -> int:
     """Run a job to its exit code; the last line on stdout is its summary as JSON."""
     # Before it, SparkConf knows nothing of what spark-submit was given, and nobody writes to its stderr.
     SparkContext._ensure_initialized()

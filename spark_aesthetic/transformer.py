@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyspark import keyword_only
 from pyspark.ml import Transformer
@@ -21,6 +21,9 @@ from spark_aesthetic.options import INPUT_KINDS, PILLOW_WARNS_PIXELS, Options
 from spark_aesthetic.predictors import BUILT_IN, DEFAULT, Predictor, resolve
 from spark_aesthetic.preflight import quoted
 
+if TYPE_CHECKING:
+    from spark_aesthetic.curation.ratings import HeadReport
+
 # The stage's params by the options that they stand for.
 _OPTIONS = {
     "batch_size": "batchSize",
@@ -34,8 +37,24 @@ _OPTIONS = {
 _DEFAULTS = {_OPTIONS[field.name]: field.default for field in fields(Options)}
 
 
-def _param(name: str, doc: str, converter: Any) -> Param[Any]:
+def make_param(name: str, doc: str, converter: Any) -> Param[Any]:
+    """A param for the body of a stage's class."""
     return Param(Params._dummy(), name, doc, typeConverter=converter)
+
+
+def assign(stage: Params, given: dict[str, Any]) -> None:
+    """Set the params of a stage by name; None is back to the default.
+
+    Raises:
+        OptionError: It has no param of a name.
+    """
+    for name, value in given.items():
+        if not stage.hasParam(name):
+            raise OptionError(f"no param {name!r}: {nearest(name, [param.name for param in stage.params])}")
+        if value is None:
+            # PySpark saves no None that was set.
+            stage.clear(stage.getParam(name))
+    stage._set(**{name: value for name, value in given.items() if value is not None})
 
 
 class AestheticScorer(
@@ -76,18 +95,21 @@ class AestheticScorer(
         [None, 'embedding: wrong length']
     """
 
-    inputKind = _param("inputKind", "what the column holds: image or embedding", TypeConverters.toString)
-    errorCol = _param("errorCol", "output column of the reason why a row has no score", TypeConverters.toString)
-    embeddingCol = _param("embeddingCol", "output column of the image's embedding", TypeConverters.toString)
-    predictor = _param("predictor", "name of a predictor, or its JSON text", TypeConverters.toString)
-    normalize = _param("normalize", "divide embeddings by their length first", TypeConverters.toBoolean)
-    batchSize = _param("batchSize", "rows in one forward pass; -1 chooses for the device", TypeConverters.toInt)
-    device = _param("device", "auto, or a torch device", TypeConverters.toString)
-    dtype = _param("dtype", "auto, float32, float16 or bfloat16", TypeConverters.toString)
-    decode = _param("decode", "exact or fast", TypeConverters.toString)
-    numThreads = _param("numThreads", "threads in each Python worker; -1 takes the task's cores", TypeConverters.toInt)
-    maxPixels = _param("maxPixels", "an image of more pixels gets no score", TypeConverters.toInt)
-    modelPath = _param("modelPath", "folder of the weights, or the backbone's file", TypeConverters.toString)
+    inputKind = make_param("inputKind", "what the column holds: image or embedding", TypeConverters.toString)
+    errorCol = make_param("errorCol", "output column of the reason why a row has no score", TypeConverters.toString)
+    embeddingCol = make_param("embeddingCol", "output column of the image's embedding", TypeConverters.toString)
+    predictor = make_param("predictor", "name of a predictor, or its JSON text", TypeConverters.toString)
+    normalize = make_param("normalize", "divide embeddings by their length first", TypeConverters.toBoolean)
+    batchSize = make_param("batchSize", "rows in one forward pass; -1 chooses for the device", TypeConverters.toInt)
+    device = make_param("device", "auto, or a torch device", TypeConverters.toString)
+    dtype = make_param("dtype", "auto, float32, float16 or bfloat16", TypeConverters.toString)
+    decode = make_param("decode", "exact or fast", TypeConverters.toString)
+    numThreads = make_param("numThreads", "threads in a Python worker; -1 takes the task's cores", TypeConverters.toInt)
+    maxPixels = make_param("maxPixels", "an image of more pixels gets no score", TypeConverters.toInt)
+    modelPath = make_param("modelPath", "folder of the weights, or the backbone's file", TypeConverters.toString)
+
+    # Of a head that AestheticEstimator made, what it found; not saved with the stage.
+    report: HeadReport | None = None
 
     _input_kwargs: dict[str, Any]
 
@@ -123,14 +145,7 @@ class AestheticScorer(
         given = dict(self._input_kwargs)
         if "predictor" in given:
             given["predictor"] = _portable(given["predictor"])
-        for name in given:
-            if not self.hasParam(name):
-                raise OptionError(f"no param {name!r}: {nearest(name, [param.name for param in self.params])}")
-        for name in [name for name, value in given.items() if value is None]:
-            # Back to its default; PySpark saves no None that was set.
-            self.clear(self.getParam(name))
-            del given[name]
-        self._set(**given)
+        assign(self, given)
         self._check()
         return self
 

@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 WITH_EXAMPLES = ["", ".errors", ".options", ".predictors", ".head", ".embeddings", ".formats", ".budget", ".testing"]
-WITH_EXAMPLES += [".preflight", ".functions", ".sql"]
+WITH_EXAMPLES += [".files", ".preflight", ".functions", ".sql", ".curation.ridge", ".curation.estimator"]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

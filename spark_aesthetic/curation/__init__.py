@@ -1,0 +1,1 @@
+"""From scores to a training set: own heads, cuts, review, shards."""
