@@ -115,6 +115,7 @@ bench: setup benchmarks/.venv/ready benchmarks/.venv-clip-retrieval/ready ## Mea
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/chunks.py
+	$(BIN)/python benchmarks/fit.py
 
 .PHONY: lock
 lock: setup ## Resolve the dependencies again (requirements.lock)
