@@ -25,6 +25,11 @@ __all__ = [
     "score_table",
     "rescore_from_embeddings",
     "history",
+    "calibrate",
+    "Calibration",
+    "curate",
+    "describe_scores",
+    "score_drift",
     "display",
     "Summary",
     "Predictor",
@@ -35,7 +40,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from spark_aesthetic.curation.calibration import Calibration, calibrate
     from spark_aesthetic.curation.estimator import AestheticEstimator
+    from spark_aesthetic.curation.quality import describe_scores, score_drift
+    from spark_aesthetic.curation.selection import curate
     from spark_aesthetic.errors import AestheticError
     from spark_aesthetic.functions import (
         aesthetic_score,
@@ -64,6 +72,11 @@ _HOME = {
     "score_table": "tables",
     "rescore_from_embeddings": "tables",
     "history": "tables",
+    "calibrate": "curation.calibration",
+    "Calibration": "curation.calibration",
+    "curate": "curation.selection",
+    "describe_scores": "curation.quality",
+    "score_drift": "curation.quality",
     "display": "notebook",
     "Summary": "tables",
     "Predictor": "predictors",

@@ -6,7 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from spark_aesthetic.curation.calibration import Calibration
+from spark_aesthetic.curation.calibration import calibrate as _calibrate
 from spark_aesthetic.curation.estimator import AestheticEstimator
+from spark_aesthetic.curation.keeping import Kept, read_scores, write_kept
 from spark_aesthetic.curation.ratings import HeadReport
 from spark_aesthetic.preflight import open_source
 from spark_aesthetic.submit import Parser, Result, Stderr, key_columns, parser, run, session, shared, stop_on_sigterm
@@ -140,3 +143,95 @@ def train_head_once() -> HeadReport:
     report = estimator.fit(open_source(session("train_head"), args.table, "--table").rows).report
     assert report is not None, "fit makes one"
     return report
+
+
+def calibrate() -> None:
+    """Choose the cut of a scores table; see its --help."""
+    _exit_with("calibrate", calibrate_once)
+
+
+def curate() -> None:
+    """Write the rows at or above a cut; see its --help."""
+    _exit_with("curate", curate_once)
+
+
+def _scores_parser(name: str, description: str) -> Parser:
+    made = Parser(prog=name, description=description)
+    made.add_argument("--scores", required=True, metavar="TABLE_OR_PATH", help="Delta table with the scores")
+    made.add_argument("--model", metavar="MODEL", help="as in aesthetic_model, where the table has scores of several")
+    made.add_argument("--key", metavar="COL[,COL]", help="columns that together identify a row")
+    made.add_argument("--by", metavar="COL[,COL]", help="columns that part the table: each group gets a cut of its own")
+    made.add_argument("--score-col", default="aesthetic_score", metavar="COL", help="default: %(default)s")
+    return made
+
+
+def calibrate_arguments() -> argparse.Namespace:
+    """Those of the command line."""
+    arguments = _scores_parser("calibrate", "Choose the cut of a scores table, and see what it keeps.")
+    arguments.add_argument("--labels", metavar="CSV", help="rows marked keep or drop, as the review page writes them")
+    arguments.add_argument("--table", metavar="TABLE_OR_PATH", help="Delta table to take --by from, joined by --key")
+    target = arguments.add_mutually_exclusive_group()
+    target.add_argument("--keep", type=float, metavar="SHARE", help="of the scored rows, 0.1 for a tenth")
+    target.add_argument("--top-k", type=int, metavar="N", help="so many rows, or some more in the cut's bin")
+    target.add_argument("--min-score", type=float, metavar="SCORE", help="this cut")
+    target.add_argument("--precision", type=float, metavar="SHARE", help="of the kept rows, by --labels")
+    target.add_argument("--recall", type=float, metavar="SHARE", help="of the rows to keep, by --labels")
+    arguments.add_argument("--out", metavar="JSON", help="file for the calibration, as jobs/curate.py takes it")
+    return arguments.parse_args()
+
+
+def calibrate_once() -> Calibration:
+    """Do what the command line of calibrate says."""
+    args = calibrate_arguments()
+    spark = session("calibrate")
+    key, by = _columns(args.key), _columns(args.by)
+    scores = read_scores(spark, args.scores, model=args.model, by=by, table=args.table, key=key)
+    made = _calibrate(
+        scores, args.labels, keep=args.keep, top_k=args.top_k, min_score=args.min_score, precision=args.precision,
+        recall=args.recall, by=by, score_col=args.score_col, key=key,
+    )  # fmt: skip
+    Stderr().write(f"{made}\n")
+    if args.out is not None:
+        made.save(args.out)
+    return made.without_curves()
+
+
+def curate_arguments() -> argparse.Namespace:
+    """Those of the command line."""
+    arguments = _scores_parser("curate", "Write the rows at or above a cut to a Delta table.")
+    cut = arguments.add_mutually_exclusive_group(required=True)
+    cut.add_argument(
+        "--calibration", metavar="JSON", help="file that jobs/calibrate.py wrote; it knows --by and --model"
+    )
+    cut.add_argument("--min-score", type=float, metavar="SCORE", help="this cut")
+    cut.add_argument("--keep", type=float, metavar="SHARE", help="of the scored rows, exactly; with --key")
+    cut.add_argument("--top-k", type=int, metavar="N", help="so many rows, exactly; with --key")
+    arguments.add_argument(
+        "--table", metavar="TABLE_OR_PATH", help="Delta table of images whose rows to write, joined by --key"
+    )
+    arguments.add_argument("--out", required=True, metavar="TABLE_OR_PATH", help="Delta table to write")
+    arguments.add_argument("--overwrite", action="store_true", help="replace --out where it is there")
+    return arguments.parse_args()
+
+
+def curate_once() -> Kept:
+    """Do what the command line of curate says."""
+    args = curate_arguments()
+    spark = session("curate")
+    return write_kept(
+        spark,
+        scores=args.scores,
+        out=args.out,
+        calibration=None if args.calibration is None else Calibration.load(args.calibration),
+        wanted={"min_score": args.min_score, "keep": args.keep, "top_k": args.top_k},
+        model=args.model,
+        by=_columns(args.by),
+        key=_columns(args.key),
+        table=args.table,
+        score_col=args.score_col,
+        overwrite=args.overwrite,
+    )
+
+
+def _columns(text: str | None) -> list[str]:
+    return [] if text is None else key_columns(text)

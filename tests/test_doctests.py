@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 WITH_EXAMPLES = ["", ".errors", ".options", ".predictors", ".head", ".embeddings", ".formats", ".budget", ".testing"]
 WITH_EXAMPLES += [".files", ".preflight", ".functions", ".sql", ".curation.ridge", ".curation.estimator"]
+WITH_EXAMPLES += [".curation.evidence", ".curation.selection", ".curation.quality"]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

@@ -1,0 +1,10 @@
+"""Choose the cut of a scores table: spark-submit --properties-file conf/local.conf jobs/calibrate.py --help.
+
+The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 something must be put right first,
+said in one line on stderr.
+"""
+
+from spark_aesthetic.commands import calibrate
+
+if __name__ == "__main__":
+    calibrate()

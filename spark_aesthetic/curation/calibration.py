@@ -1,0 +1,497 @@
+"""Choosing the cut: how scores are distributed, what a cut keeps, and what labels say of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+import spark_aesthetic
+from spark_aesthetic.curation.evidence import (
+    Bools,
+    Evidence,
+    Floats,
+    Interval,
+    Point,
+    auc,
+    curve,
+    thinned,
+    weighted_share,
+    weights_of,
+)
+from spark_aesthetic.curation.histogram import (
+    BIN_WIDTH,
+    Group,
+    Histogram,
+    as_group,
+    check_columns,
+    histograms,
+    is_score,
+    names,
+)
+from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.preflight import column_type, quoted
+from spark_aesthetic.scores import SCORE
+
+# Labels are looked at on the driver. A million are years of one person's work.
+MAX_LABELS = 1_000_000
+
+QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+
+_TARGETS = ("keep", "top_k", "min_score", "precision", "recall")
+
+# Groups that the repr shows.
+_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """How scores are distributed.
+
+    Attributes:
+        rows: All rows.
+        scored: Those with a score; NaN and infinity are none.
+        unscored: The others by reason: `aesthetic_error`, or "not finite", or "unscored".
+        least: The lowest score, or None where there is none.
+        greatest: The highest one.
+        mean: Their mean.
+        quantiles: Scores by the share of scored rows below them, off by half a bin's width at most (0.0005).
+        shares: Exact shares of scored rows at or above the cuts of a grid.
+    """
+
+    rows: int
+    scored: int
+    unscored: dict[str, int]
+    least: float | None
+    greatest: float | None
+    mean: float | None
+    quantiles: dict[float, float]
+    shares: dict[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The cut of a table, or of one group of its rows.
+
+    Attributes:
+        group: Values of the columns of `by`, as text; empty where there are none.
+        value: Rows at or above it are kept. None where no target was given, or the group has no score.
+        kept: How many rows these are, exactly.
+        share: The same as a share of the scored rows.
+        distribution: Of the scores.
+        evidence: What labels say; None without labels.
+    """
+
+    group: Group
+    value: float | None
+    kept: int | None
+    share: float | None
+    distribution: Distribution
+    evidence: Evidence | None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Calibration:
+    """A cut, how it was chosen, and what it keeps.
+
+    Attributes:
+        model: Model of the scores, as in `aesthetic_model`; None where the table names none.
+        score_col: Column of the scores.
+        by: Columns that part the table into groups with a cut each.
+        target: What was asked for: keep, top_k, min_score, precision, recall, or None.
+        wanted: How much of it.
+        cuts: One for each group, in their order; a single one where `by` is empty.
+        labels_without_score: Labels left out: no row has their key, or it has no score. None without labels.
+    """
+
+    model: str | None
+    score_col: str
+    by: tuple[str, ...]
+    target: str | None
+    wanted: float | None
+    cuts: tuple[Cut, ...]
+    labels_without_score: int | None = None
+
+    @property
+    def cut(self) -> Cut:
+        """The one cut of a table without groups.
+
+        Raises:
+            OptionError: There are groups.
+        """
+        if self.by:
+            raise OptionError(f"cut: expected one, found one for each {', '.join(self.by)}; see cuts")
+        return self.cuts[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it, and as `load` does."""
+        return {"spark_aesthetic": spark_aesthetic.__version__, **asdict(self)}
+
+    def without_curves(self) -> Calibration:
+        """The same as a summary that fits a line."""
+        short = [
+            cut if cut.evidence is None else replace(cut, evidence=replace(cut.evidence, curve=())) for cut in self.cuts
+        ]
+        return replace(self, cuts=tuple(short))
+
+    def save(self, path: str) -> None:
+        """Write it as a JSON file, to a local path or an address that fsspec knows."""
+        with fsspec.open(path, "w", encoding="utf-8") as file:
+            json.dump(self.to_dict(), file, indent=1)
+
+    @classmethod
+    def load(cls, path: str) -> Calibration:
+        """Read a JSON file that `save` wrote.
+
+        Raises:
+            OptionError: The file cannot be read or is no calibration.
+        """
+        try:
+            with fsspec.open(path, encoding="utf-8") as file:
+                known = json.load(file)
+            del known["spark_aesthetic"]
+            cuts = tuple(_loaded(cut) for cut in known.pop("cuts"))
+            return cls(**known | {"by": tuple(known["by"]), "cuts": cuts})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise OptionError(
+                f"calibration {path!r}: expected a file that Calibration.save wrote, found: {error!r}; calibrate again"
+            ) from error
+
+    def __repr__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def calibrate(
+    scores_df: DataFrame,
+    labels: DataFrame | str | None = None,
+    *,
+    keep: float | None = None,
+    top_k: int | None = None,
+    min_score: float | None = None,
+    precision: float | None = None,
+    recall: float | None = None,
+    by: str | Sequence[str] | None = None,
+    score_col: str = SCORE,
+    key: str | Sequence[str] | None = None,
+    bin_width: float = BIN_WIDTH,
+) -> Calibration:
+    """Choose a cut by at most one target, and see what it keeps.
+
+    One pass over the narrow columns counts the scores in bins of about 0.001 points; another one, with `key`, looks up
+    the scores of labels. Both run when it is called; of a frame that computes scores, write them first. A cut is the
+    edge of a bin, so the rows that it keeps are counted exactly, and it is at most a bin's width below the exact one.
+    Shares are of scored rows: rows without a score are counted by reason and never kept.
+
+    Labels are judgements of single rows, as the review page writes them. Each stands for the table's rows of its
+    part of the scale, so a sample that is denser around the cut gives the table's own precision and recall, as long as
+    the rows to label are chosen by nothing but their score; see `Evidence.covered` for what it cannot tell.
+
+    Args:
+        scores_df: Scores of one model, with the columns of a scores table.
+        labels: A frame, or a CSV file with a header on storage that Spark reads. Columns: `label` (string; "keep" or
+            "drop", null is none), and those of `key`, or without it `score`. A million rows at most.
+        keep: The highest cut that keeps this share of the scored rows at least, above 0 and up to 1.
+        top_k: The highest cut that keeps so many rows at least; `curate(top_k=…)` keeps exactly so many.
+        min_score: This cut.
+        precision: The lowest cut of which, by the labels, this share of the kept rows is to be kept.
+        recall: The highest cut that, by the labels, keeps this share of the rows to keep.
+        by: Columns that part the table; each group gets a cut of its own, by its own labels. Few values: a group is
+            some thousand counts on the driver.
+        score_col: Column of the scores, any type of number.
+        key: Columns that labels and scores share. Then the scores of labels come from `scores_df`.
+        bin_width: In points, a power of two; for scores of another scale than 1 to 10, or for very many groups.
+
+    Returns:
+        See `Calibration`.
+
+    Raises:
+        OptionError: Several targets, one outside its range, or one that needs labels without them.
+        TableError: A column is missing or of another type; scores of several models; labels other than keep and drop,
+            too many of them, or fewer than two of a kind (in a group, too); no cut reaches the precision.
+    """
+    target, wanted = _target(
+        {"keep": keep, "top_k": top_k, "min_score": min_score, "precision": precision, "recall": recall}
+    )
+    if target in ("precision", "recall") and labels is None:
+        raise OptionError(f"{target}: expected labels with it, found none; label rows on the review page")
+    groups, keys = names(by), names(key)
+    model, counted = histograms(scores_df, score_col=score_col, by=groups, bin_width=bin_width, min_score=min_score)
+    labelled, without_score = None, None
+    if labels is not None:
+        labelled, without_score = _collect_labels(scores_df, labels, score_col, groups, keys)
+        strangers = sorted(map(str, labelled.keys() - counted.keys()))
+        if strangers:
+            raise TableError(f"labels: expected groups of the scores, found others: {', '.join(strangers)}")
+    cuts = []
+    for group, histogram in counted.items():
+        at_labels = None if labelled is None else labelled.get(group, _NO_LABELS)
+        cuts.append(_cut(group, histogram, at_labels, target, wanted))
+    return Calibration(
+        model=model, score_col=score_col, by=groups, target=target, wanted=wanted, cuts=tuple(cuts),
+        labels_without_score=without_score,
+    )  # fmt: skip
+
+
+def _target(given: dict[str, float | None]) -> tuple[str | None, float | None]:
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if len(chosen) > 1:
+        raise OptionError(f"expected one target at most, found {', '.join(chosen)}; give one of {', '.join(_TARGETS)}")
+    for name, value in chosen.items():
+        check_target(name, value)
+        return name, value
+    return None, None
+
+
+def check_target(name: str, value: float) -> None:
+    """Raise OptionError for a target outside its range."""
+    if name == "top_k":
+        if value < 1 or value != int(value):
+            raise OptionError(f"top_k: expected a number of rows from 1 on, found {value}")
+    elif name == "min_score":
+        if not math.isfinite(value):
+            raise OptionError(f"min_score: expected a finite number, found {value}")
+    elif not 0 < value <= 1:
+        raise OptionError(f"{name}: expected a share above 0 and up to 1, found {value}")
+
+
+def rows_of(target: str, wanted: float, scored: int) -> int:
+    """How many of a group's scored rows a target of rows is."""
+    # 0.1 of 30 rows are 3, though 0.1 * 30 is more than 3 to a computer.
+    return int(wanted) if target == "top_k" else math.ceil(round(wanted * scored, 6))
+
+
+def _cut(group: Group, histogram: Histogram, labels: _Labels | None, target: str | None, wanted: float | None) -> Cut:
+    scored, by_labels = histogram.scored, target in ("precision", "recall")
+    value: float | None = None
+    kept: int | None = None
+    if target in ("keep", "top_k") and wanted is not None and scored:
+        value = histogram.cut(rows_of(target, wanted, scored))
+    elif target == "min_score":
+        value, kept = wanted, histogram.reaching
+    evidence = None
+    # A group may lack labels where the cut does not hang on them.
+    if labels is not None and (labels.enough or by_labels or not group):
+        labels.check(group)
+        weights = weights_of(labels.scores, histogram)
+        points = curve(labels.scores, labels.keep, weights, histogram.width)
+        if by_labels and target is not None and wanted is not None:
+            value = _cut_reaching(points, target, wanted, group)
+        evidence = _evidence(labels, weights, points, histogram, value)
+    if value is not None and kept is None:
+        kept = int(histogram.above(value))
+    return Cut(
+        group=group,
+        value=value,
+        kept=kept,
+        share=kept / scored if kept is not None and scored else None,
+        distribution=_distribution(histogram),
+        evidence=evidence,
+    )
+
+
+def _cut_reaching(points: Sequence[Point], target: str, wanted: float, group: Group) -> float:
+    # Nine of ten rows are 0.9, whatever sums of weights make of it.
+    reached = [point.cut for point in points if getattr(point, target) >= wanted - 1e-9]
+    if not reached:
+        best = max(points, key=lambda point: point.precision)
+        raise TableError(
+            f"{target}={wanted}{_of(group)}: expected labels of which some cut keeps so many right ones, found "
+            f"{best.precision:.3f} at best, at the cut {best.cut:.3f}; ask for less, or label more rows"
+        )
+    # All rows that the highest cuts keep may be right by chance; the lowest cut that does rests on the most labels.
+    return min(reached) if target == "precision" else max(reached)
+
+
+def _evidence(
+    labels: _Labels, weights: Floats, points: Sequence[Point], histogram: Histogram, cut: float | None
+) -> Evidence:
+    precision = recall = None
+    if cut is not None:
+        kept = labels.scores >= cut
+        recall = weighted_share(kept[labels.keep], weights[labels.keep])
+        if kept.any():
+            precision = weighted_share(labels.keep[kept], weights[kept])
+    return Evidence(
+        keep=int(labels.keep.sum()),
+        drop=int((~labels.keep).sum()),
+        covered=float(histogram.above(points[-1].cut) / histogram.scored),
+        auc=auc(labels.scores, labels.keep, weights),
+        precision=precision,
+        recall=recall,
+        curve=thinned(points),
+    )
+
+
+def _distribution(histogram: Histogram) -> Distribution:
+    scored = histogram.scored
+    quantiles: dict[float, float] = {}
+    shares: dict[float, float] = {}
+    if histogram.least is not None and histogram.greatest is not None:
+        quantiles = dict(zip(QUANTILES, map(float, histogram.quantiles(QUANTILES)), strict=True))
+        # Between 16 and 32 cuts, each at the edge of a bin: 2, 2.5, 3 … where scores go from 1 to 10.
+        spread = max(histogram.greatest - histogram.least, histogram.width)
+        step = max(2.0 ** math.ceil(math.log2(spread / 32)), histogram.width)
+        first, last = math.floor(histogram.least / step), math.floor(histogram.greatest / step)
+        cuts = np.arange(first, last + 1) * step
+        shares = dict(zip(map(float, cuts), map(float, histogram.above(cuts) / scored), strict=True))
+    return Distribution(
+        rows=scored + sum(histogram.unscored.values()),
+        scored=scored,
+        unscored=histogram.unscored,
+        least=histogram.least,
+        greatest=histogram.greatest,
+        mean=histogram.mean,
+        quantiles=quantiles,
+        shares=shares,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Labels:
+    """Those of a group: scores and whether to keep, both of shape (labels,)."""
+
+    scores: Floats
+    keep: Bools
+
+    @property
+    def enough(self) -> bool:
+        return min(self.keep.sum(), (~self.keep).sum()) > 1
+
+    def check(self, group: Group) -> None:
+        """Raise TableError where an interval cannot be told."""
+        if not self.enough:
+            raise TableError(
+                f"labels{_of(group)}: expected 2 of keep and 2 of drop at least whose rows have scores, found "
+                f"{self.keep.sum()} and {(~self.keep).sum()}; label more rows, or check the key"
+            )
+
+
+_NO_LABELS = _Labels(scores=np.empty(0), keep=np.empty(0, bool))
+
+
+def _of(group: Group) -> str:
+    return f" of group {', '.join(map(str, group))}" if group else ""
+
+
+def _collect_labels(
+    scores_df: DataFrame, labels: DataFrame | str, score_col: str, by: Sequence[str], key: Sequence[str]
+) -> tuple[dict[Group, _Labels], int]:
+    """Bring labels with their scores to the driver, by group; and count those without a score."""
+    if isinstance(labels, str):
+        labels = _read_csv(scores_df, labels)
+    check_columns(labels, [*key, "label"], "labels")
+    given = labels.where(F.col("label").isNotNull())
+    kinds = {row.label: row["count"] for row in given.groupBy("label").count().limit(10).collect()}
+    wrong = sorted(kinds.keys() - {"keep", "drop"})
+    if wrong:
+        raise TableError(f"labels: expected keep or drop in the column label, found {', '.join(map(repr, wrong))}")
+    total = sum(kinds.values())
+    if total > MAX_LABELS:
+        raise TableError(f"labels: expected {MAX_LABELS} rows at most, found {total}; take a random sample of them")
+    group_names = [f"group_{at}" for at in range(len(by))]
+    groups = [F.col(quoted(name)).cast("string").alias(alias) for name, alias in zip(by, group_names, strict=True)]
+    if key:
+        check_columns(scores_df, key, "key")
+        types = [column_type(scores_df, quoted(name), "key") for name in key]
+        keys = [f"key_{at}" for at in range(len(key))]
+        judged = given.select(
+            *[
+                F.col(quoted(name)).try_cast(kind).alias(alias)
+                for name, kind, alias in zip(key, types, keys, strict=True)
+            ],
+            "label",
+        )
+        held = scores_df.select(
+            *[F.col(quoted(name)).alias(alias) for name, alias in zip(key, keys, strict=True)],
+            *groups,
+            F.col(quoted(score_col)).cast("double").alias("score"),
+        )
+        rows = held.join(F.broadcast(judged), keys)
+    else:
+        if "score" not in labels.columns:
+            raise TableError(
+                "labels: expected a column score, or --key to take the scores from the table by, found neither"
+            )
+        check_columns(labels, by, "labels without key")
+        rows = given.select(*groups, F.col("score").try_cast("double").alias("score"), "label")
+    scored = rows.where(is_score(F.col("score"))).select(*group_names, "score", "label")
+    found = scored.limit(total + 1).toArrow().to_pandas()
+    if len(found) > total:
+        raise TableError(
+            f"key {', '.join(key)}: expected one row of the scores for each label, found several; name more columns"
+        )
+    parts: list[tuple[Group, pd.DataFrame]] = [((), found)]
+    if by:
+        parts = [(as_group(values), part) for values, part in found.groupby(group_names, dropna=False)]
+    return {
+        group: _Labels(scores=part["score"].to_numpy(np.float64), keep=(part["label"] == "keep").to_numpy(bool))
+        for group, part in parts
+    }, total - len(found)
+
+
+def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
+    # Quotes as RFC 4180 has them, which is not Spark's default. All columns are text.
+    reader = scores_df.sparkSession.read.options(header=True, multiLine=True, escape='"')
+    try:
+        # Connect looks when the columns are asked for.
+        frame = reader.csv(path)
+        frame.columns  # noqa: B018
+    except AnalysisException as error:
+        raise TableError(f"labels {path!r}: expected a CSV file with a header, found none; check the path") from error
+    return frame
+
+
+def _loaded(known: dict[str, Any]) -> Cut:
+    """A cut as JSON has it, whose names are all text."""
+    distribution, evidence = known["distribution"], known["evidence"]
+    for name in ("quantiles", "shares"):
+        distribution[name] = {float(at): value for at, value in distribution[name].items()}
+    if evidence is not None:
+        for name in ("auc", "precision", "recall"):
+            evidence[name] = None if evidence[name] is None else Interval(*evidence[name])
+        evidence = Evidence(**evidence | {"curve": tuple(Point(*point) for point in evidence["curve"])})
+    return Cut(**known | {
+        "group": tuple(known["group"]), "distribution": Distribution(**distribution), "evidence": evidence,
+    })  # fmt: skip
+
+
+def _lines(calibration: Calibration) -> Iterator[str]:
+    asked = "" if calibration.target is None else f", {calibration.target}={calibration.wanted:g}"
+    yield f"Calibration of {calibration.score_col} by {calibration.model or 'a model that is not named'}{asked}"
+    if (calibration.model or "").startswith("untrained-"):
+        yield "  untrained weights: these scores mean nothing"
+    for cut in calibration.cuts[:_SHOWN]:
+        if cut.group:
+            yield "  " + ", ".join(f"{name}={value}" for name, value in zip(calibration.by, cut.group, strict=True))
+        yield from ("  " + line for line in _lines_of(cut))
+    if len(calibration.cuts) > _SHOWN:
+        yield f"  and {len(calibration.cuts) - _SHOWN} more groups"
+    if calibration.labels_without_score:
+        yield f"  {calibration.labels_without_score:,} labels were left out: their rows have no score"
+
+
+def _lines_of(cut: Cut) -> Iterator[str]:
+    of = cut.distribution
+    reasons = "".join(f"; {reason}: {rows:,}" for reason, rows in of.unscored.items())
+    yield f"{of.rows:,} rows, {of.scored:,} with a score{reasons}"
+    if of.scored:
+        yield "quantiles " + ", ".join(f"{share:g}: {score:.3f}" for share, score in of.quantiles.items())
+    if cut.value is not None and cut.share is not None:
+        yield f"cut {cut.value:.4f} keeps {cut.kept:,} rows, {cut.share:.2%} of those with a score"
+    elif of.scored:
+        yield "kept from " + ", ".join(f"{at:g}: {share:.2%}" for at, share in of.shares.items())
+    if cut.evidence is not None:
+        yield f"by {cut.evidence.keep} labels keep and {cut.evidence.drop} drop: AUC {cut.evidence.auc}"
+        if cut.evidence.recall is not None:
+            yield f"precision {cut.evidence.precision or 'unknown: no label above it'}, recall {cut.evidence.recall}"
+        if cut.evidence.covered < 0.99:
+            yield f"recall and AUC are of the {cut.evidence.covered:.1%} of rows from the lowest label up"

@@ -1,0 +1,222 @@
+"""How scores are distributed: counted in narrow bins, in one pass over any number of rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import NumericType
+
+from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.preflight import quoted
+from spark_aesthetic.scores import ERROR, MODEL, SCORE
+
+# About a thousandth of a point. A power of two: then an edge is an exact number, also as float32, and what is counted
+# at or above it is what a filter keeps.
+BIN_WIDTH = 2.0**-10
+
+# So many counts come to the driver at most: 9,000 are those of one table whose scores range from 1 to 10.
+MAX_BINS = 2_000_000
+
+NOT_FINITE, UNSCORED = "not finite", "unscored"
+
+# The values of the columns that part a table, as text.
+Group = tuple[str | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Histogram:
+    """The scores of a table, or of one group of its rows.
+
+    Attributes:
+        width: Of a bin, in points; bin b holds the scores from b * width to below (b + 1) * width.
+        bins: int64 of shape (bins,): those that hold scores, ascending.
+        counts: int64 of the same shape: rows in each.
+        unscored: Rows without a score by reason.
+        least: The lowest score, or None where there is no score.
+        greatest: The highest one.
+        mean: Their mean.
+        reaching: Rows whose score is at least the `min_score` that was counted, or None.
+    """
+
+    width: float
+    bins: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    unscored: dict[str, int]
+    least: float | None
+    greatest: float | None
+    mean: float | None
+    reaching: int | None = None
+
+    @property
+    def scored(self) -> int:
+        """Rows with a score."""
+        return int(self.counts.sum())
+
+    def above(self, cuts: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Rows at or above each cut: exact at the edge of a bin, else those of the whole bins above it."""
+        reversed_sums = np.concatenate([[0], np.cumsum(self.counts[::-1])])
+        below = np.searchsorted(self.bins * self.width, cuts, side="left")
+        sums: npt.NDArray[np.int64] = reversed_sums[len(self.bins) - below]
+        return sums
+
+    def cut(self, rows: int) -> float:
+        """The highest edge of a bin that so many rows reach; the lowest bin's where there are no more rows."""
+        sums = self.above(self.bins * self.width)
+        reached = np.flatnonzero(sums >= min(rows, self.scored))
+        return float(self.bins[reached[-1]] * self.width)
+
+    def quantiles(self, shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """The scores below which each share of rows lies, off by half a bin's width at most.
+
+        Compared with NumPy's quantile by the method inverted_cdf.
+        """
+        ranks = np.maximum(np.ceil(np.asarray(shares) * self.scored), 1)
+        at = np.searchsorted(np.cumsum(self.counts), ranks, side="left")
+        middles: npt.NDArray[np.float64] = (self.bins[at] + 0.5) * self.width
+        return np.clip(middles, self.least, self.greatest)
+
+
+def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name, several or none, as a tuple."""
+    if columns is None:
+        return ()
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def as_group(values: Sequence[object]) -> Group:
+    """The values of pandas' groupby, to which a missing one is NaN or None."""
+    return tuple(value if isinstance(value, str) else None for value in values)
+
+
+def has_column(df: DataFrame, name: str) -> bool:
+    """Whether there is such a column, as Spark sees it, which is blind to case."""
+    return name.lower() in (known.lower() for known in df.columns)
+
+
+def check_columns(df: DataFrame, columns: Sequence[str], option: str) -> None:
+    """Raise TableError unless the columns are there."""
+    for name in columns:
+        if not has_column(df, name):
+            raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, df.columns)}")
+
+
+def is_score(score: Column) -> Column:
+    """Whether a score is a number: neither null nor NaN, which Spark sorts above all numbers, nor infinite."""
+    return F.coalesce(F.abs(score) < F.lit(math.inf), F.lit(False))
+
+
+def binned(
+    df: DataFrame,
+    *,
+    score_col: str,
+    by: Sequence[str] = (),
+    bin_width: float = BIN_WIDTH,
+    min_score: float | None = None,
+) -> DataFrame:
+    """Count rows by group, model, reason and bin: lazy, one aggregation of narrow columns.
+
+    Returns:
+        group_0, group_1 … (string, one for each column of `by`), model (string; null where the table names none),
+        reason (string; null where there is a score), bin (bigint; null where there is none), rows (bigint), least,
+        greatest, total (double, of the scores), reaching (bigint; of the scores those of at least `min_score`).
+
+    Raises:
+        TableError: No such column, or scores that are no numbers.
+        OptionError: `bin_width` is no power of two.
+    """
+    if not (math.isfinite(bin_width) and bin_width > 0 and math.frexp(bin_width)[0] == 0.5):
+        raise OptionError(f"bin_width: expected a power of two such as 2**-10, found {bin_width}")
+    check_columns(df, [score_col], "score_col")
+    check_columns(df, by, "by")
+    found = df.select(quoted(score_col)).schema[0].dataType
+    if not isinstance(found, NumericType):
+        raise TableError(f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; cast the column")
+    score = F.col(quoted(score_col)).cast("double")
+    known = is_score(score)
+    # The columns of a view that shows several models end all alike.
+    error = ERROR + score_col.removeprefix(SCORE) if score_col.startswith(SCORE) else ERROR
+    reasons = [F.col(quoted(error))] if has_column(df, error) else []
+    reasons += [F.when(score.isNotNull(), F.lit(NOT_FINITE)), F.lit(UNSCORED)]
+    rows = df.select(
+        *[F.col(quoted(name)).cast("string").alias(f"group_{at}") for at, name in enumerate(by)],
+        (F.col(MODEL) if has_column(df, MODEL) else F.lit(None).cast("string")).alias("model"),
+        F.when(~known, F.coalesce(*reasons)).alias("reason"),
+        F.when(known, score).alias("score"),
+    )
+    counted = [*(f"group_{at}" for at in range(len(by))), "model", "reason"]
+    return rows.groupBy(*counted, F.floor(F.col("score") / F.lit(bin_width)).alias("bin")).agg(
+        F.count(F.lit(1)).alias("rows"),
+        F.min("score").alias("least"),
+        F.max("score").alias("greatest"),
+        F.sum("score").alias("total"),
+        F.count_if(F.col("score") >= F.lit(math.inf if min_score is None else min_score)).alias("reaching"),
+    )
+
+
+def histograms(
+    df: DataFrame,
+    *,
+    score_col: str,
+    by: Sequence[str] = (),
+    bin_width: float = BIN_WIDTH,
+    min_score: float | None = None,
+) -> tuple[str | None, dict[Group, Histogram]]:
+    """Count a table's scores, in one pass.
+
+    Returns:
+        The model of the scores, or None where the table names none; and a histogram of each group, in their order; of
+        the group () where `by` is empty, also of a table without rows.
+
+    Raises:
+        TableError: As `binned` does; several models in one table; more than `MAX_BINS` counts.
+        OptionError: As `binned` does.
+    """
+    lazy = binned(df, score_col=score_col, by=by, bin_width=bin_width, min_score=min_score)
+    counts = lazy.limit(MAX_BINS + 1).toArrow().to_pandas()
+    if len(counts) > MAX_BINS:
+        raise TableError(
+            f"expected at most {MAX_BINS} counts of scores by bin and group, found more; give a larger bin_width than "
+            f"{bin_width}, or fewer groups"
+        )
+    models = counts.groupby("model")["rows"].sum()
+    if len(models) > 1:
+        found = ", ".join(f"{model} ({rows} rows)" for model, rows in models.items())
+        raise TableError(
+            f"expected scores of one model, for those of several have scales of their own, found {found}; choose one "
+            f"by --model, or by .where({MODEL} = …)"
+        )
+    made: dict[Group, Histogram] = {}
+    if by:
+        keys = [f"group_{at}" for at in range(len(by))]
+        for values, part in counts.groupby(keys, dropna=False, sort=False):
+            made[as_group(values)] = _histogram(part, bin_width, min_score is not None)
+    else:
+        made[()] = _histogram(counts, bin_width, min_score is not None)
+    in_order = sorted(made, key=lambda group: [(value is not None, value or "") for value in group])
+    return (str(models.index[0]) if len(models) else None), {group: made[group] for group in in_order}
+
+
+def _histogram(counts: pd.DataFrame, width: float, reaching: bool) -> Histogram:
+    scored = (
+        counts[counts["reason"].isna()]
+        .groupby("bin")
+        .agg({"rows": "sum", "least": "min", "greatest": "max", "total": "sum", "reaching": "sum"})
+    )
+    rows = scored["rows"].to_numpy(np.int64)
+    return Histogram(
+        width=width,
+        bins=scored.index.to_numpy(np.int64),
+        counts=rows,
+        unscored={str(reason): int(n) for reason, n in counts.groupby("reason")["rows"].sum().items()},
+        least=float(scored["least"].min()) if len(rows) else None,
+        greatest=float(scored["greatest"].max()) if len(rows) else None,
+        mean=float(scored["total"].sum() / rows.sum()) if len(rows) else None,
+        reaching=int(scored["reaching"].sum()) if reaching else None,
+    )

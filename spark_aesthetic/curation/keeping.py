@@ -1,0 +1,213 @@
+"""From a scores table to a Delta table of the rows that are kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType
+
+import spark_aesthetic
+from spark_aesthetic import preflight
+from spark_aesthetic.curation.calibration import Calibration
+from spark_aesthetic.curation.histogram import check_columns, has_column
+from spark_aesthetic.curation.selection import curate
+from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.fetch import rows_of_keys
+from spark_aesthetic.preflight import BROADCAST_KEYS, Source, identifier, quoted
+from spark_aesthetic.scores import MODEL, SCORE
+
+# Of so few rows it is worth finding out which files hold them; of more every file does.
+_FEW_ROWS = 500_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What was written.
+
+    Attributes:
+        kept: Rows written.
+        without_row: With `table`: scores at or above the cut whose row is no longer there.
+        model: Model of the scores; None where the table names none, or nobody asked.
+        out: The table written, as it was named.
+        seconds: Wall-clock time.
+    """
+
+    kept: int
+    without_row: int | None
+    model: str | None
+    out: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it, without what was not asked for."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def read_scores(
+    spark: SparkSession,
+    scores: str,
+    *,
+    model: str | None = None,
+    by: Sequence[str] = (),
+    table: str | None = None,
+    key: Sequence[str] = (),
+) -> DataFrame:
+    """The scores of a table, of one model if it is named, with the columns that part them.
+
+    Args:
+        spark: A session with Delta Lake.
+        scores: Delta table by catalog name, or by path (anything with a slash).
+        model: As in `aesthetic_model`.
+        by: Columns that part the table.
+        table: Delta table to take them from where the scores do not have them, joined by `key`.
+        key: Columns that identify a row in both.
+
+    Raises:
+        TableError: No such table, column or model.
+    """
+    rows = preflight.open_source(spark, scores, called="scores").rows
+    if model is not None:
+        check_columns(rows, [MODEL], "--model")
+        chosen = rows.where(F.col(MODEL) == model)
+        if chosen.isEmpty():
+            found = [row[0] for row in rows.select(MODEL).distinct().dropna().collect()]
+            raise TableError(f"--model: no model {model!r} in the scores: {nearest(model, sorted(found))}")
+        rows = chosen
+    elsewhere = [name for name in by if not has_column(rows, name)]
+    if elsewhere and table is not None:
+        others = preflight.open_source(spark, table, called="table").rows
+        if not key:
+            raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
+        check_columns(rows, key, "--key")
+        check_columns(others, [*key, *elsewhere], "--table")
+        rows = rows.join(others.select(*map(quoted, [*key, *elsewhere])), list(key))
+    return rows
+
+
+def write_kept(
+    spark: SparkSession,
+    *,
+    scores: str,
+    out: str,
+    calibration: Calibration | None = None,
+    wanted: Mapping[str, float | None],
+    model: str | None = None,
+    by: Sequence[str] = (),
+    key: Sequence[str] = (),
+    table: str | None = None,
+    score_col: str = SCORE,
+    overwrite: bool = False,
+) -> Kept:
+    """Write the rows at or above a cut to a Delta table, in one commit.
+
+    Without `table` these are rows of the scores, with it the rows of that table with the columns of the scores beside
+    them. Which rows are kept is found out by narrow columns. Then images of up to half a million rows are read
+    from the files alone that hold them, and of up to five million without a shuffle of their bytes.
+
+    Args:
+        spark: A session with Delta Lake.
+        scores: As `read_scores` takes it.
+        out: Delta table to write, by name or by path.
+        calibration: As `curate` takes it. Of several models in the scores its own is taken.
+        wanted: Otherwise min_score, keep or top_k, as `curate` takes it.
+        model: As `read_scores` takes it.
+        by: As `curate` takes it.
+        key: Columns that identify a row.
+        table: Delta table whose rows to write.
+        score_col: As `curate` takes it.
+        overwrite: Replace a table that is there, in one commit; so a run that is repeated gives the same.
+
+    Returns:
+        Counts; see `Kept`.
+
+    Raises:
+        TableError: A table is there and `overwrite` is not given; or as `read_scores` and `curate` raise.
+        OptionError: As `curate` raises; `table` without `key`; another model or `by` than the calibration's.
+    """
+    started = time.monotonic()
+    if identifier(out) in [identifier(name) for name in (scores, table) if name is not None]:
+        raise TableError(f"--out {out!r}: expected another table than those that are read; name a new one")
+    if preflight.is_delta(spark, out) and not overwrite:
+        raise TableError(f"--out {out!r}: expected no table there, found one; --overwrite replaces it")
+    if table is not None and not key:
+        raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
+    if calibration is not None:
+        for name, given, known in (("--model", model, calibration.model), ("--by", tuple(by) or None, calibration.by)):
+            if given is not None and given != known:
+                raise OptionError(f"{name}: expected that of the calibration, {known}, found {given}; leave it out")
+        model, by = calibration.model, calibration.by
+    rows = read_scores(spark, scores, model=model, by=by, table=table, key=key)
+    given = {name: value for name, value in wanted.items() if value is not None}
+    kept = (
+        curate(rows, calibration)
+        if calibration is not None
+        else curate(rows, **given, by=by, key=key, score_col=score_col)  # type: ignore[arg-type]
+    )
+    told = {
+        "spark_aesthetic": spark_aesthetic.__version__,
+        "kept_of": identifier(scores),
+        "model": model,
+        **(given if calibration is None else {"target": calibration.target, "wanted": calibration.wanted}),
+    }
+    without_row = None
+    if table is None:
+        written = _write(spark, kept, out, told)
+    else:
+        images = preflight.open_source(spark, table, called="table")
+        check_columns(rows, key, "--key")
+        check_columns(images.rows, key, "--key")
+        kept = kept.persist(StorageLevel.DISK_ONLY)
+        try:
+            count = kept.count()
+            written = _write_rows(spark, images, kept, count, key, out, told)
+        finally:
+            kept.unpersist()
+        without_row = count - written
+    seconds = round(time.monotonic() - started, 3)
+    return Kept(kept=written, without_row=without_row, model=model, out=out, seconds=seconds)
+
+
+def _write_rows(
+    spark: SparkSession,
+    images: Source,
+    kept: DataFrame,
+    count: int,
+    key: Sequence[str],
+    out: str,
+    told: Mapping[str, object],
+) -> int:
+    added = [name for name in kept.columns if not has_column(images.rows, name)]
+    narrow = kept.select(*map(quoted, [*key, *added]))
+    columns = list(map(quoted, [*images.rows.columns, *added]))
+    of_bytes = [field.name for field in images.rows.schema if isinstance(field.dataType, BinaryType)]
+    if count <= _FEW_ROWS and len(of_bytes) == 1 and of_bytes[0] not in key:
+        others = [name for name in images.rows.columns if name not in of_bytes]
+        keys = narrow.select(*map(quoted, key))
+        # All in one part, for one commit.
+        parts = rows_of_keys(
+            spark, images, keys, count, key=key, kept=others, column=of_bytes[0], max_bytes=sys.maxsize
+        )
+        with closing(parts):
+            for rows in parts:
+                return _write(spark, rows.join(F.broadcast(narrow), list(key)).select(*columns), out, told)
+    wanted = F.broadcast(narrow) if count <= BROADCAST_KEYS else narrow
+    return _write(spark, images.rows.join(wanted, list(key)).select(*columns), out, told)
+
+
+def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, object]) -> int:
+    writer = rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+    writer = writer.option("userMetadata", json.dumps(told))
+    if "/" in out:
+        writer.save(preflight.whole(out))
+    else:
+        writer.saveAsTable(out)
+    return spark.table(identifier(out)).count()

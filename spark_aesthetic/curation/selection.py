@@ -1,0 +1,166 @@
+"""Keeping the rows at or above a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from spark_aesthetic.curation.calibration import Calibration, check_target, rows_of
+from spark_aesthetic.curation.histogram import (
+    BIN_WIDTH,
+    Group,
+    check_columns,
+    has_column,
+    histograms,
+    is_score,
+    names,
+)
+from spark_aesthetic.errors import OptionError
+from spark_aesthetic.preflight import quoted
+from spark_aesthetic.scores import MODEL, SCORE
+
+_CUT, _REST, _RANK = "_aesthetic_cut", "_aesthetic_rest", "_aesthetic_rank"
+
+
+def curate(
+    df: DataFrame,
+    calibration: Calibration | None = None,
+    *,
+    min_score: float | None = None,
+    keep: float | None = None,
+    top_k: int | None = None,
+    by: str | Sequence[str] | None = None,
+    key: str | Sequence[str] | None = None,
+    score_col: str = SCORE,
+) -> DataFrame:
+    """Keep the rows at or above a cut, or exactly so many of the best.
+
+    Null, NaN and infinite scores are never kept. With a calibration or `min_score` this is a filter and reads nothing
+    when it is called; Spark passes it down to the files' statistics. With `keep` and `top_k` scores are counted once
+    when it is called, and the frame has two filters of `df` in it: rows that are above by far, and the few whose bin
+    the last kept row lies in, which alone are sorted. So write scores before, and join wide rows after.
+
+    Args:
+        df: Scores of one model.
+        calibration: Its cuts, for each group its own.
+        min_score: Keep the rows from this score up.
+        keep: Keep this share of the scored rows, rounded up to a whole row, above 0 and up to 1.
+        top_k: Keep so many rows, or all that have a score where there are no more.
+        by: With `keep` and `top_k`: columns whose values part the table; that much is kept of each group.
+        key: With `keep` and `top_k`: columns that identify a row. Of equal scores the first in its order are kept.
+        score_col: Column of the scores; a calibration brings its own.
+
+    Returns:
+        Rows of `df` with its columns, in no order.
+
+    Raises:
+        OptionError: None or several of the four; `keep` or `top_k` without `key`; a value outside its range.
+        TableError: A column is missing; scores of several models with `keep` or `top_k`.
+        pyspark.errors.PySparkException: When the frame is evaluated: a row of another model than the calibration's, or
+            of a group that it does not know.
+
+    Examples:
+        >>> rows = spark.createDataFrame([(1, 5.5), (2, 6.5), (3, None), (4, 6.5)], "id int, aesthetic_score float")
+        >>> [row.id for row in curate(rows, min_score=6).collect()]
+        [2, 4]
+        >>> [row.id for row in curate(rows, top_k=1, key="id").collect()]
+        [2]
+    """
+    wanted = {"calibration": calibration, "min_score": min_score, "keep": keep, "top_k": top_k}
+    given = [name for name, value in wanted.items() if value is not None]
+    if len(given) != 1:
+        raise OptionError(f"expected one of {', '.join(wanted)}, found {', '.join(given) or 'none'}; give one")
+    groups, keys = names(by), names(key)
+    if calibration is not None:
+        return _at_cuts(df, calibration)
+    if min_score is not None:
+        check_target("min_score", min_score)
+        check_columns(df, [score_col], "score_col")
+        score = F.col(quoted(score_col))
+        return df.where(is_score(score) & (score >= F.lit(float(min_score))))
+    if not keys:
+        raise OptionError(f"{given[0]}: expected key, by whose order equal scores are told apart, found none; name it")
+    check_columns(df, keys, "key")
+    if keep is not None:
+        return _best(df, "keep", keep, groups, keys, score_col)
+    assert top_k is not None, "one of them was given"
+    return _best(df, "top_k", top_k, groups, keys, score_col)
+
+
+def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
+    check_columns(df, [calibration.score_col], "score_col")
+    check_columns(df, calibration.by, "by")
+    values = {cut.group: (cut.value,) for cut in calibration.cuts if cut.value is not None}
+    if not values:
+        raise OptionError("calibration: expected one with a cut, found none; give calibrate a target such as keep=0.1")
+    score = F.col(quoted(calibration.score_col))
+    # By a number, for the files' statistics: no row below it can be kept.
+    kept = df.where(is_score(score) & (score >= F.lit(min(value for (value,) in values.values()))))
+    if calibration.model is not None and has_column(df, MODEL):
+        message = F.concat(
+            F.lit(f"curate: expected scores of {calibration.model}, which the calibration is of, found "),
+            F.coalesce(F.col(MODEL), F.lit("no model")),
+            F.lit("; choose that model's rows, or calibrate these"),
+        )
+        same = F.col(MODEL).eqNullSafe(calibration.model)
+        kept = kept.where(F.when(same, F.lit(True)).otherwise(F.raise_error(message).cast("boolean")))
+    if not calibration.by:
+        return kept
+    found = F.concat_ws(
+        ", ", *[F.coalesce(F.col(quoted(name)).cast("string"), F.lit("null")) for name in calibration.by]
+    )
+    message = F.concat(
+        F.lit(f"curate: expected a cut for each {', '.join(calibration.by)}, found none for "),
+        found,
+        F.lit("; calibrate again, with its rows"),
+    )
+    # Not a condition of its own: from score >= cut Spark would infer that cut is not null, and leave the others out.
+    cut = F.coalesce(F.col(_CUT), F.raise_error(message).cast("double"))
+    return _with_values(kept, calibration.by, values, [_CUT]).where(score >= cut).drop(_CUT)
+
+
+def _best(
+    df: DataFrame, target: str, wanted: float, by: Sequence[str], key: Sequence[str], score_col: str
+) -> DataFrame:
+    check_target(target, wanted)
+    _, counted = histograms(df, score_col=score_col, by=by)
+    values: dict[Group, tuple[float, ...]] = {}
+    for group, histogram in counted.items():
+        if histogram.scored:
+            rows = min(rows_of(target, wanted, histogram.scored), histogram.scored)
+            cut = histogram.cut(rows)
+            values[group] = (cut, rows - int(histogram.above(cut + BIN_WIDTH)))
+    if not values:
+        return df.limit(0)
+    score = F.col(quoted(score_col))
+    lowest = min(cut for cut, _ in values.values())
+    with_cut = _with_values(df.where(is_score(score) & (score >= F.lit(lowest))), by, values, [_CUT, _REST])
+    cut, border = F.col(_CUT), F.col(_CUT) + F.lit(BIN_WIDTH)
+    order = Window.partitionBy(*([quoted(name) for name in by] or [_REST])).orderBy(
+        score.desc(), *[F.col(quoted(name)) for name in key]
+    )
+    above = with_cut.where(score >= border)
+    last = (
+        with_cut.where((score >= cut) & (score < border))
+        .withColumn(_RANK, F.row_number().over(order))
+        .where(F.col(_RANK) <= F.col(_REST))
+        .drop(_RANK)
+    )
+    return above.unionByName(last).drop(_CUT, _REST)
+
+
+def _with_values(
+    df: DataFrame, by: Sequence[str], values: Mapping[Group, Sequence[float]], called: Sequence[str]
+) -> DataFrame:
+    """The rows with the numbers of their group, or nulls."""
+    if not by:
+        return df.withColumns({name: F.lit(value) for name, value in zip(called, values[()], strict=True)})
+    at = [f"_aesthetic_group_{number}" for number in range(len(by))]
+    schema = ", ".join([*(f"{name} string" for name in at), *(f"{name} double" for name in called)])
+    table = df.sparkSession.createDataFrame(
+        [(*group, *map(float, numbers)) for group, numbers in values.items()], schema
+    )
+    same = [F.col(quoted(name)).cast("string").eqNullSafe(F.col(alias)) for name, alias in zip(by, at, strict=True)]
+    return df.join(F.broadcast(table), same, "left").drop(*at)

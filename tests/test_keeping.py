@@ -1,0 +1,181 @@
+"""From a scores table to a table of the rows that are kept: by the jobs, as their command lines say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONNECT, REPOSITORY, bytes_read, last_query
+from pyspark.sql import SparkSession
+
+from spark_aesthetic import commands
+from spark_aesthetic.curation import keeping
+
+MODEL, OTHER = "untrained-vit-b-32@0123456789ab", "laion-aesthetics-v2@875870216cca"
+
+pytestmark = [
+    pytest.mark.skipif(CONNECT, reason="jobs have a session of their own, which is a classic one"),
+    pytest.mark.usefixtures("interpreted"),
+]
+
+Job = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images in four files of five rows each, and their scores by two models; a key of the scores has no image."""
+    folder = tmp_path_factory.mktemp("keeping")
+    images = [(at, bytearray(bytes([at]) * 10_000), "ab"[at % 2]) for at in range(20)]
+    for start in range(0, 20, 5):
+        part = spark.createDataFrame(images[start : start + 5], "id int, content binary, source string").coalesce(1)
+        part.write.format("delta").mode("append").save(str(folder / "images"))
+    rows: list[tuple[Any, ...]] = [(at, at / 2, None, MODEL) for at in range(20)] + [(99, 9.75, None, MODEL)]
+    rows += [(at, 30.0, None, OTHER) for at in range(20)] + [(100, None, "null", MODEL)]
+    schema = "id int, aesthetic_score float, aesthetic_error string, aesthetic_model string"
+    spark.createDataFrame(rows, schema).coalesce(1).write.format("delta").save(str(folder / "scores"))
+    return folder
+
+
+@pytest.fixture
+def job(spark: SparkSession, tables: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
+    """Runs a job in this process; gives its JSON, or its exit code and what it says where it fails."""
+
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", [name, "--scores", str(tables / "scores"), *arguments])
+        monkeypatch.setattr(commands, "session", lambda _: spark)
+        code = 0
+        try:
+            getattr(commands, name)()
+        except SystemExit as error:
+            code = int(str(error.code))
+        said = capsys.readouterr()
+        if code:
+            return {"code": code, "said": said.err.splitlines()[-1]}
+        done: dict[str, Any] = json.loads(said.out)
+        return done
+
+    return run
+
+
+def ids(spark: SparkSession, path: Path) -> list[int]:
+    return sorted(row.id for row in spark.read.format("delta").load(str(path)).select("id").collect())
+
+
+def test_a_cut_is_chosen_and_its_images_are_written(
+    spark: SparkSession, tables: Path, job: Job, tmp_path: Path
+) -> None:
+    chosen = job("calibrate", "--model", MODEL, "--keep", "0.2", "--out", str(tmp_path / "cut.json"))
+    assert (chosen["model"], chosen["target"], chosen["wanted"]) == (MODEL, "keep", 0.2)
+    assert (chosen["cuts"][0]["value"], chosen["cuts"][0]["kept"]) == (8.0, 5)
+    assert chosen["cuts"][0]["distribution"]["unscored"] == {"null": 1}
+    out = tmp_path / "kept"
+    images = ["--table", str(tables / "images"), "--key", "id", "--out", str(out)]
+    since = last_query(spark)
+    done = job("curate", "--calibration", str(tmp_path / "cut.json"), *images)
+    assert (done["kept"], done["without_row"], done["model"], done["out"]) == (4, 1, MODEL, str(out))
+    written = spark.read.format("delta").load(str(out))
+    assert written.columns == [
+        "id", "content", "source", "aesthetic_score", "aesthetic_error", "aesthetic_model",
+    ]  # fmt: skip
+    assert {row.id: (bytes(row.content)[:2], row.aesthetic_score) for row in written.collect()} == {
+        at: (bytes([at, at]), at / 2) for at in range(16, 20)
+    }
+    # They lie in the last of four files.
+    sizes = spark.sql(f"SELECT max(_metadata.file_size) AS largest FROM delta.`{tables}/images`").collect()[0]
+    assert 0 < bytes_read(spark, since, "content") < 1.5 * sizes.largest
+    told = json.loads(spark.sql(f"DESCRIBE HISTORY delta.`{out}` LIMIT 1").collect()[0].userMetadata)
+    assert (told["model"], told["target"], told["wanted"]) == (MODEL, "keep", 0.2)
+    refused = job("curate", "--min-score", "1", "--model", MODEL, *images)
+    assert refused["code"] == 2
+    assert refused["said"].endswith("expected no table there, found one; --overwrite replaces it")
+    assert job("curate", "--calibration", str(tmp_path / "cut.json"), "--overwrite", *images)["kept"] == 4
+    assert ids(spark, out) == [16, 17, 18, 19]
+
+
+def test_many_rows_are_joined_in_one_read(
+    spark: SparkSession, tables: Path, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_FEW_ROWS", 0)
+    images = ["--table", str(tables / "images"), "--key", "id", "--model", MODEL]
+    done = job("curate", "--top-k", "4", *images, "--out", str(tmp_path / "kept"))
+    assert (done["kept"], done["without_row"]) == (3, 1)
+    assert ids(spark, tmp_path / "kept") == [17, 18, 19]
+
+
+def test_nothing_is_kept(spark: SparkSession, tables: Path, job: Job, tmp_path: Path) -> None:
+    images = ["--table", str(tables / "images"), "--key", "id", "--model", MODEL]
+    done = job("curate", "--min-score", "9.7", *images, "--out", str(tmp_path / "kept"))
+    assert (done["kept"], done["without_row"]) == (0, 1)
+    assert ids(spark, tmp_path / "kept") == []
+
+
+def test_groups_come_from_the_table_of_images(spark: SparkSession, tables: Path, job: Job, tmp_path: Path) -> None:
+    images = ["--table", str(tables / "images"), "--key", "id"]
+    cut = str(tmp_path / "cut.json")
+    chosen = job("calibrate", "--model", MODEL, "--top-k", "2", "--by", "source", "--out", cut, *images)
+    assert [(part["group"], part["value"]) for part in chosen["cuts"]] == [(["a"], 8.0), (["b"], 8.5)]
+    assert job("curate", "--calibration", cut, *images, "--out", str(tmp_path / "kept"))["kept"] == 4
+    assert ids(spark, tmp_path / "kept") == [16, 17, 18, 19]
+
+
+def test_without_images_the_scores_are_written(spark: SparkSession, job: Job, tmp_path: Path) -> None:
+    done = job("curate", "--min-score", "9", "--model", MODEL, "--out", str(tmp_path / "kept"))
+    assert done["kept"] == 3
+    assert "without_row" not in done
+    assert ids(spark, tmp_path / "kept") == [18, 19, 99]
+
+
+def test_labels_choose_the_cut(job: Job, tmp_path: Path) -> None:
+    rows = "".join(f"{at},{at / 2},{'keep' if at > 11 else 'drop'}\n" for at in range(20))
+    (tmp_path / "labels.csv").write_text("id,score,label\n" + rows)
+    labels = ["--labels", str(tmp_path / "labels.csv"), "--key", "id", "--model", MODEL]
+    (cut,) = job("calibrate", "--precision", "1", *labels)["cuts"]
+    assert (cut["value"], cut["evidence"]["precision"][0], cut["evidence"]["recall"][0]) == (6.0, 1.0, 1.0)
+    assert cut["evidence"]["curve"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["calibrate", "--keep", "0.1"], r"found laion.* \(20 rows\), untrained.* \(22 rows\); choose one by --model"),
+        (["calibrate", "--model", "v2"], r"--model: no model 'v2' in the scores: .*Valid: laion.*, untrained"),
+        (["calibrate", "--keep", "0.1", "--top-k", "3"], "not allowed with argument"),
+        (["calibrate", "--recall", "0.9", "--model", OTHER], "recall: expected labels with it"),
+        (["curate", "--out", "x"], "one of the arguments --calibration --min-score --keep --top-k is required"),
+        (["curate", "--out", "x", "--calibration", "none.json"], r"expected a file that Calibration\.save wrote"),
+        (["curate", "--out", "x", "--min-score", "1", "--table", "y"], "--table: expected --key with it"),
+        (["curate", "--out", "x", "--top-k", "1", "--model", OTHER], "top_k: expected key"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2_and_one_line(job: Job, arguments: list[str], said: str) -> None:
+    done = job(*arguments)
+    assert done["code"] == 2
+    assert done["said"].startswith(f"{arguments[0]}: ")
+    assert re.search(said, done["said"])
+
+
+def test_another_model_or_group_than_the_calibrations_is_said(tables: Path, job: Job, tmp_path: Path) -> None:
+    cut = str(tmp_path / "cut.json")
+    job("calibrate", "--model", MODEL, "--top-k", "2", "--out", cut)
+    out = ["--calibration", cut, "--out", str(tmp_path / "out")]
+    assert "--model: expected that of the calibration" in job("curate", "--model", OTHER, *out)["said"]
+    assert "--by: expected that of the calibration" in job("curate", "--by", "source", *out)["said"]
+    same = job("curate", "--min-score", "1", "--out", f"{tables}/../{tables.name}/scores")
+    assert "expected another table than those that are read" in same["said"]
+
+
+def test_the_commands_of_the_page_are_what_the_jobs_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (REPOSITORY / "docs" / "cut.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    choose, keep = block.replace("\\\n", " ").strip().splitlines()
+    monkeypatch.setattr("sys.argv", shlex.split(choose.partition("jobs/")[2]))
+    chosen = commands.calibrate_arguments()
+    monkeypatch.setattr("sys.argv", shlex.split(keep.partition("jobs/")[2]))
+    kept = commands.curate_arguments()
+    assert chosen.out == kept.calibration == "demo-output/best.json"
+    assert (kept.table, kept.key, kept.overwrite) == ("demo-output/photographs", "name", True)
