@@ -63,8 +63,16 @@ lint: setup
 # What a session of Spark Connect must do as a classic one does it.
 ON_CONNECT := $(addprefix tests/test_,connect.py functions.py sql.py transformer.py notebook.py estimator.py)
 
+# For the test of the review page, which is skipped, with that reason, where this cannot install one.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+		as_root=$$([ $$(id -u) = 0 ] || echo 'sudo -n'); \
+		$$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+		echo "No Chromium, and apt-get could not install one: the review page is not tested in a browser."
+
 .PHONY: unit
-unit: setup
+unit: setup browser
 	$(BIN)/pytest -n 2 --dist loadfile
 	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest $(ON_CONNECT)
 

@@ -31,6 +31,7 @@ __all__ = [
     "describe_scores",
     "score_drift",
     "display",
+    "review",
     "Summary",
     "Predictor",
     "DEFAULT",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from spark_aesthetic.curation.calibration import Calibration, calibrate
     from spark_aesthetic.curation.estimator import AestheticEstimator
     from spark_aesthetic.curation.quality import describe_scores, score_drift
+    from spark_aesthetic.curation.review import review
     from spark_aesthetic.curation.selection import curate
     from spark_aesthetic.errors import AestheticError
     from spark_aesthetic.functions import (
@@ -78,6 +80,7 @@ _HOME = {
     "describe_scores": "curation.quality",
     "score_drift": "curation.quality",
     "display": "notebook",
+    "review": "curation.review",
     "Summary": "tables",
     "Predictor": "predictors",
     "DEFAULT": "predictors",

@@ -12,6 +12,7 @@ from spark_aesthetic.curation.estimator import AestheticEstimator
 from spark_aesthetic.curation.keeping import Kept, read_scores, write_kept
 from spark_aesthetic.curation.ratings import HeadReport
 from spark_aesthetic.preflight import open_source
+from spark_aesthetic.preflight import open_source
 from spark_aesthetic.submit import Parser, Result, Stderr, key_columns, parser, run, session, shared, stop_on_sigterm
 from spark_aesthetic.tables import Summary
 from spark_aesthetic.tables import rescore_from_embeddings as _rescore
@@ -26,6 +27,12 @@ def score_table() -> None:
 def score_stream() -> None:
     """Score rows of a Delta table as they come, until SIGTERM; see its --help."""
     _exit_with("score_stream", score_on_and_on)
+
+
+def _exit_with(name: str, job: Callable[[], Result]) -> None:
+def review() -> None:
+    """Write a page to look at scored images, to move a cut and to label; see its --help."""
+    _exit_with("review", review_once)
 
 
 def _exit_with(name: str, job: Callable[[], Result]) -> None:
@@ -106,6 +113,7 @@ def train_head() -> None:
 
 
 def train_head_arguments() -> argparse.Namespace:
+def review_arguments() -> argparse.Namespace:
     """Those of the command line.
 
     Raises:
@@ -235,3 +243,37 @@ def curate_once() -> Kept:
 
 def _columns(text: str | None) -> list[str]:
     return [] if text is None else key_columns(text)
+    arguments = Parser(prog="review", description="Write a page to look at scored images around a cut, and to label.")
+    arguments.add_argument("--scores", required=True, metavar="TABLE_OR_PATH", help="Delta table with the scores")
+    arguments.add_argument("--images", required=True, metavar="TABLE_OR_PATH", help="Delta table with the images")
+    arguments.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
+    arguments.add_argument("--image-col", required=True, metavar="COL", help="column of image bytes")
+    arguments.add_argument("--out", required=True, metavar="FILE", help="the page to write")
+    arguments.add_argument("--n", type=int, default=400, metavar="N", help="images to show (default: %(default)s)")
+    arguments.add_argument(
+        "--cut", type=float, metavar="SCORE", help="where the cut stands at first (default: keeps half)"
+    )
+    arguments.add_argument("--seed", type=int, default=0, metavar="N", help="another one gives another sample")
+    arguments.add_argument("--model", metavar="MODEL", help="the aesthetic_model to show where there are several")
+    return arguments.parse_args()
+
+
+def review_once() -> Told:
+    """Do what the command line of review says."""
+    # Here, because it needs Jinja2 and Pillow, which the other jobs do without.
+    from spark_aesthetic.curation.review import review
+
+    args = review_arguments()
+    spark = session("review")
+    return review(
+        open_source(spark, args.scores, "scores").rows,
+        args.images,
+        key=key_columns(args.key),
+        image_col=args.image_col,
+        out=args.out,
+        cut=args.cut,
+        n=args.n,
+        seed=args.seed,
+        model=args.model,
+        source=f"scores {args.scores}, images {args.images}",
+    )

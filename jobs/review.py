@@ -1,0 +1,10 @@
+"""Look at scored images and label: spark-submit --properties-file conf/local.conf jobs/review.py --help.
+
+The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 something must be put right first,
+said in one line on stderr.
+"""
+
+from spark_aesthetic.commands import review
+
+if __name__ == "__main__":
+    review()

@@ -1,0 +1,68 @@
+"""Image files to thumbnails of bounded size, or to the reason why not; on executors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+
+from spark_aesthetic.decode import Pixels, decode
+from spark_aesthetic.options import PILLOW_WARNS_PIXELS
+
+# Sharp at 128 CSS pixels on a screen of double density; photographs take 7 kB in the mean.
+SIDE = 256
+
+# Of a thumbnail; noise at the first quality takes twice that.
+MAX_BYTES = 24_000
+
+_QUALITIES = (75, 40, 10)
+
+
+def thumbnails(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+    """Batches of image files to batches of `thumbnail`s: columns thumbnail (bytes or None) and reason (str or None)."""
+    for batch in batches:
+        made = [thumbnail(None if data is None else bytes(data)) for data in batch]
+        yield pd.DataFrame(made, columns=["thumbnail", "reason"], dtype=object)
+
+
+def thumbnail(data: bytes | None, *, side: int = SIDE) -> tuple[bytes | None, str | None]:
+    """Shrink one image for people to look at.
+
+    Upright as its EXIF data say and on white where it is transparent, as viewers show it; scores are of neither.
+
+    Args:
+        data: The bytes of a file, or None.
+        side: The longer side of the thumbnail in pixels; a smaller image keeps its size.
+
+    Returns:
+        A WebP file of about `MAX_BYTES` at most and None, or None and the reason that scoring gives such a file.
+    """
+    shrink = partial(_shrunk, side=side)
+    pixels = decode(data, side=side, max_pixels=PILLOW_WARNS_PIXELS, fast=True, preprocess=shrink)
+    if isinstance(pixels, str):
+        return None, str(pixels)
+    return _webp(Image.fromarray(pixels)), None
+
+
+def _shrunk(image: Image.Image, side: int) -> Pixels:
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    image.thumbnail((side, side))
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.array(image, dtype=np.uint8)
+
+
+def _webp(image: Image.Image) -> bytes:
+    made = b""
+    for quality in _QUALITIES:
+        file = BytesIO()
+        image.save(file, "WEBP", quality=quality)
+        made = file.getvalue()
+        if len(made) <= MAX_BYTES:
+            break
+    return made
