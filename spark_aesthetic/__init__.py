@@ -32,6 +32,8 @@ __all__ = [
     "score_drift",
     "display",
     "review",
+    "ingest_images",
+    "save_metadata",
     "Summary",
     "Predictor",
     "DEFAULT",
@@ -43,6 +45,8 @@ __all__ = [
 if TYPE_CHECKING:
     from spark_aesthetic.curation.calibration import Calibration, calibrate
     from spark_aesthetic.curation.estimator import AestheticEstimator
+    from spark_aesthetic.curation.ingest import ingest_images
+    from spark_aesthetic.curation.metadata import save_metadata
     from spark_aesthetic.curation.quality import describe_scores, score_drift
     from spark_aesthetic.curation.review import review
     from spark_aesthetic.curation.selection import curate
@@ -81,6 +85,8 @@ _HOME = {
     "score_drift": "curation.quality",
     "display": "notebook",
     "review": "curation.review",
+    "ingest_images": "curation.ingest",
+    "save_metadata": "curation.metadata",
     "Summary": "tables",
     "Predictor": "predictors",
     "DEFAULT": "predictors",

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 
-from spark_aesthetic.curation.calibration import Calibration
-from spark_aesthetic.curation.calibration import calibrate as _calibrate
-from spark_aesthetic.curation.estimator import AestheticEstimator
-from spark_aesthetic.curation.keeping import Kept, read_scores, write_kept
-from spark_aesthetic.curation.ratings import HeadReport
-from spark_aesthetic.preflight import open_source
-from spark_aesthetic.preflight import open_source
-from spark_aesthetic.submit import Parser, Result, Stderr, key_columns, parser, run, session, shared, stop_on_sigterm
+from spark_aesthetic.submit import Stderr, exit_with, key_columns, parser, session, shared, stop_on_sigterm
 from spark_aesthetic.tables import Summary
 from spark_aesthetic.tables import rescore_from_embeddings as _rescore
 from spark_aesthetic.tables import score_table as _score_table
@@ -21,25 +12,12 @@ from spark_aesthetic.tables import score_table as _score_table
 
 def score_table() -> None:
     """Score the rows of a Delta table that have no score yet; see its --help."""
-    _exit_with("score_table", score_once)
+    exit_with("score_table", score_once)
 
 
 def score_stream() -> None:
     """Score rows of a Delta table as they come, until SIGTERM; see its --help."""
-    _exit_with("score_stream", score_on_and_on)
-
-
-def _exit_with(name: str, job: Callable[[], Result]) -> None:
-def review() -> None:
-    """Write a page to look at scored images, to move a cut and to label; see its --help."""
-    _exit_with("review", review_once)
-
-
-def _exit_with(name: str, job: Callable[[], Result]) -> None:
-    code = run(name, job)
-    # Runners that execute a job inside a process of their own can take SystemExit(0) for a failure.
-    if code:
-        sys.exit(code)
+    exit_with("score_stream", score_on_and_on)
 
 
 def score_table_arguments() -> argparse.Namespace:
@@ -105,175 +83,3 @@ def score_on_and_on() -> Summary:
     args = arguments.parse_args()
     spark = session("score_stream")
     return _score_table(spark, every=args.every, stopping=stop_on_sigterm(spark), **shared(args))
-
-
-def train_head() -> None:
-    """Fit a head to the ratings of a Delta table; see its --help."""
-    _exit_with("train_head", train_head_once)
-
-
-def train_head_arguments() -> argparse.Namespace:
-def review_arguments() -> argparse.Namespace:
-    """Those of the command line.
-
-    Raises:
-        OptionError: They are not what the job takes.
-    """
-    arguments = Parser(prog="train_head", description="Fit a head to ratings of images by their CLIP embeddings.")
-    arguments.add_argument("--table", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rated images")
-    arguments.add_argument("--embedding-col", required=True, metavar="COL", help="column of CLIP embeddings")
-    arguments.add_argument("--label-col", required=True, metavar="COL", help="column of ratings: any number")
-    arguments.add_argument("--name", required=True, help="of the predictor, as in aesthetic_model")
-    arguments.add_argument("--out", required=True, metavar="FOLDER", help="where <name>.json and its head are saved")
-    arguments.add_argument(
-        "--backbone", metavar="NAME", help="which made the embeddings (default: that of the default predictor)"
-    )
-    arguments.add_argument(
-        "--backbone-weights", metavar="PATH_OR_URL", help="its file (default: the published one of the backbone)"
-    )
-    arguments.add_argument("--backbone-sha256", metavar="SHA256", help="its checksum (default: read from the file)")
-    return arguments.parse_args()
-
-
-def train_head_once() -> HeadReport:
-    """Do what the command line of train_head says."""
-    args = train_head_arguments()
-    estimator = AestheticEstimator(
-        inputCol=args.embedding_col,
-        labelCol=args.label_col,
-        name=args.name,
-        path=args.out,
-        backbone=args.backbone,
-        backboneWeights=args.backbone_weights,
-        backboneSha256=args.backbone_sha256,
-    )
-    # At one version: the table is read twice.
-    report = estimator.fit(open_source(session("train_head"), args.table, "--table").rows).report
-    assert report is not None, "fit makes one"
-    return report
-
-
-def calibrate() -> None:
-    """Choose the cut of a scores table; see its --help."""
-    _exit_with("calibrate", calibrate_once)
-
-
-def curate() -> None:
-    """Write the rows at or above a cut; see its --help."""
-    _exit_with("curate", curate_once)
-
-
-def _scores_parser(name: str, description: str) -> Parser:
-    made = Parser(prog=name, description=description)
-    made.add_argument("--scores", required=True, metavar="TABLE_OR_PATH", help="Delta table with the scores")
-    made.add_argument("--model", metavar="MODEL", help="as in aesthetic_model, where the table has scores of several")
-    made.add_argument("--key", metavar="COL[,COL]", help="columns that together identify a row")
-    made.add_argument("--by", metavar="COL[,COL]", help="columns that part the table: each group gets a cut of its own")
-    made.add_argument("--score-col", default="aesthetic_score", metavar="COL", help="default: %(default)s")
-    return made
-
-
-def calibrate_arguments() -> argparse.Namespace:
-    """Those of the command line."""
-    arguments = _scores_parser("calibrate", "Choose the cut of a scores table, and see what it keeps.")
-    arguments.add_argument("--labels", metavar="CSV", help="rows marked keep or drop, as the review page writes them")
-    arguments.add_argument("--table", metavar="TABLE_OR_PATH", help="Delta table to take --by from, joined by --key")
-    target = arguments.add_mutually_exclusive_group()
-    target.add_argument("--keep", type=float, metavar="SHARE", help="of the scored rows, 0.1 for a tenth")
-    target.add_argument("--top-k", type=int, metavar="N", help="so many rows, or some more in the cut's bin")
-    target.add_argument("--min-score", type=float, metavar="SCORE", help="this cut")
-    target.add_argument("--precision", type=float, metavar="SHARE", help="of the kept rows, by --labels")
-    target.add_argument("--recall", type=float, metavar="SHARE", help="of the rows to keep, by --labels")
-    arguments.add_argument("--out", metavar="JSON", help="file for the calibration, as jobs/curate.py takes it")
-    return arguments.parse_args()
-
-
-def calibrate_once() -> Calibration:
-    """Do what the command line of calibrate says."""
-    args = calibrate_arguments()
-    spark = session("calibrate")
-    key, by = _columns(args.key), _columns(args.by)
-    scores = read_scores(spark, args.scores, model=args.model, by=by, table=args.table, key=key)
-    made = _calibrate(
-        scores, args.labels, keep=args.keep, top_k=args.top_k, min_score=args.min_score, precision=args.precision,
-        recall=args.recall, by=by, score_col=args.score_col, key=key,
-    )  # fmt: skip
-    Stderr().write(f"{made}\n")
-    if args.out is not None:
-        made.save(args.out)
-    return made.without_curves()
-
-
-def curate_arguments() -> argparse.Namespace:
-    """Those of the command line."""
-    arguments = _scores_parser("curate", "Write the rows at or above a cut to a Delta table.")
-    cut = arguments.add_mutually_exclusive_group(required=True)
-    cut.add_argument(
-        "--calibration", metavar="JSON", help="file that jobs/calibrate.py wrote; it knows --by and --model"
-    )
-    cut.add_argument("--min-score", type=float, metavar="SCORE", help="this cut")
-    cut.add_argument("--keep", type=float, metavar="SHARE", help="of the scored rows, exactly; with --key")
-    cut.add_argument("--top-k", type=int, metavar="N", help="so many rows, exactly; with --key")
-    arguments.add_argument(
-        "--table", metavar="TABLE_OR_PATH", help="Delta table of images whose rows to write, joined by --key"
-    )
-    arguments.add_argument("--out", required=True, metavar="TABLE_OR_PATH", help="Delta table to write")
-    arguments.add_argument("--overwrite", action="store_true", help="replace --out where it is there")
-    return arguments.parse_args()
-
-
-def curate_once() -> Kept:
-    """Do what the command line of curate says."""
-    args = curate_arguments()
-    spark = session("curate")
-    return write_kept(
-        spark,
-        scores=args.scores,
-        out=args.out,
-        calibration=None if args.calibration is None else Calibration.load(args.calibration),
-        wanted={"min_score": args.min_score, "keep": args.keep, "top_k": args.top_k},
-        model=args.model,
-        by=_columns(args.by),
-        key=_columns(args.key),
-        table=args.table,
-        score_col=args.score_col,
-        overwrite=args.overwrite,
-    )
-
-
-def _columns(text: str | None) -> list[str]:
-    return [] if text is None else key_columns(text)
-    arguments = Parser(prog="review", description="Write a page to look at scored images around a cut, and to label.")
-    arguments.add_argument("--scores", required=True, metavar="TABLE_OR_PATH", help="Delta table with the scores")
-    arguments.add_argument("--images", required=True, metavar="TABLE_OR_PATH", help="Delta table with the images")
-    arguments.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
-    arguments.add_argument("--image-col", required=True, metavar="COL", help="column of image bytes")
-    arguments.add_argument("--out", required=True, metavar="FILE", help="the page to write")
-    arguments.add_argument("--n", type=int, default=400, metavar="N", help="images to show (default: %(default)s)")
-    arguments.add_argument(
-        "--cut", type=float, metavar="SCORE", help="where the cut stands at first (default: keeps half)"
-    )
-    arguments.add_argument("--seed", type=int, default=0, metavar="N", help="another one gives another sample")
-    arguments.add_argument("--model", metavar="MODEL", help="the aesthetic_model to show where there are several")
-    return arguments.parse_args()
-
-
-def review_once() -> Told:
-    """Do what the command line of review says."""
-    # Here, because it needs Jinja2 and Pillow, which the other jobs do without.
-    from spark_aesthetic.curation.review import review
-
-    args = review_arguments()
-    spark = session("review")
-    return review(
-        open_source(spark, args.scores, "scores").rows,
-        args.images,
-        key=key_columns(args.key),
-        image_col=args.image_col,
-        out=args.out,
-        cut=args.cut,
-        n=args.n,
-        seed=args.seed,
-        model=args.model,
-        source=f"scores {args.scores}, images {args.images}",
-    )

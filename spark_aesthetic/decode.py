@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -120,19 +120,58 @@ def _decode(
                 return preprocess(_eight_bit(image))
             hold(needed)
             return _square(_eight_bit(image), width, height, side, boxed=shrunk)
-    # Of its warning Pillow prints a line, once: silencing it would take a filter for the whole process, or one that
-    # is not safe in threads. Where such a filter makes it an error, all images of so many pixels are refused.
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return TOO_MANY_PIXELS
-    except UnidentifiedImageError:
-        return NOT_AN_IMAGE if name is None else _damaged(data, name, "")
-    # No fault of the file's.
-    except MemoryError:
-        return OUT_OF_MEMORY
     # Decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, struct.error, ...),
     # and whatever it is, it costs this row only.
     except Exception as error:
-        return _damaged(data, name or "image", str(error))
+        return _rejection(data, name, error)
+
+
+class Header(NamedTuple):
+    """What an image file says of itself.
+
+    Attributes:
+        width: In pixels, as stored: EXIF rotation is not applied.
+        height: The same.
+        format: In Pillow's name, one of `FORMATS`.
+    """
+
+    width: int
+    height: int
+    format: str
+
+
+def read_header(data: bytes | None) -> Header | Rejection:
+    """Read the header of an image file; no pixel is decoded, so damage behind the header is not found.
+
+    Args:
+        data: The bytes of a whole file, or None.
+
+    Returns:
+        What it says, or the reason that `decode` has for the same bytes.
+    """
+    if data is None:
+        return NULL
+    if not data:
+        return EMPTY
+    name = sniff(data)
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return Header(image.width, image.height, image.format if image.format in FORMATS else name or "")
+    except Exception as error:
+        return _rejection(data, name, error)
+
+
+def _rejection(data: bytes, name: str | None, error: Exception) -> Rejection:
+    # Of its warning Pillow prints a line, once: silencing it would take a filter for the whole process, or one that
+    # is not safe in threads. Where such a filter makes it an error, all images of so many pixels are refused.
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return TOO_MANY_PIXELS
+    if isinstance(error, UnidentifiedImageError):
+        return NOT_AN_IMAGE if name is None else _damaged(data, name, "")
+    # No fault of the file's.
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    return _damaged(data, name or "image", str(error))
 
 
 # Of a pixel, in Pillow's memory.

@@ -80,16 +80,21 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
     return target
 
 
+def http_client() -> dict[str, object]:
+    """As fsspec's file system for http(s) takes it in `client_kwargs`."""
+    from aiohttp import ClientTimeout  # here, because most processes download nothing
+
+    # aiohttp's own limit is 300 s for a whole answer, however well it flows; here only silence ends it.
+    timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    # trust_env: the proxy that HTTPS_PROXY names, which aiohttp ignores otherwise.
+    return {"timeout": timeout, "trust_env": True}
+
+
 def _fetch(url: str, part: Path) -> str:
     try:
         if not url.startswith(("http://", "https://")):
             return _continue(url, part)
-        from aiohttp import ClientTimeout  # here, because most processes download nothing
-
-        # aiohttp's own limit is 300 s for a whole answer, however well it flows; here only silence ends it.
-        timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
-        # trust_env: the proxy that HTTPS_PROXY names, which aiohttp ignores otherwise.
-        client = {"timeout": timeout, "trust_env": True}
+        client = http_client()
         try:
             # fsspec's own choice for http, "bytes", drops blocks that are not read yet and fetches them again.
             return _continue(url, part, client_kwargs=client, cache_type="readahead")

@@ -186,3 +186,11 @@ def run(name: str, job: Callable[[], Result]) -> int:
         return 1
     print(json.dumps(summary.to_dict()))
     return 0
+
+
+def exit_with(name: str, job: Callable[[], Result]) -> None:
+    """Run a job and end the process with its exit code."""
+    code = run(name, job)
+    # Runners that execute a job inside a process of their own can take SystemExit(0) for a failure.
+    if code:
+        sys.exit(code)

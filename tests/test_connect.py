@@ -140,3 +140,20 @@ def test_in_place_in_one_commit_or_staged(spark: SparkSession, source: str, add:
     done = run(spark, source, in_place=True, max_files_per_chunk=1)
     assert (done.scored, done.failed, done.skipped) == (2, 1, 2)
     assert found(spark, source)[10] == (None, "embedding: wrong length")
+
+
+def test_images_are_taken_in(spark: SparkSession, tmp_path: Path) -> None:
+    folder, table = tmp_path / "in", str(tmp_path / "table")
+    folder.mkdir()
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        (folder / f"{name}.jpg").write_bytes(noise_image(seed))
+    done = sa.ingest_images(spark, str(folder), table, keep_once=True, max_files_per_chunk=2)
+    assert (done.added, done.left_out, done.chunks) == (2, 1, 2)
+    os.utime(folder / "a.jpg", (1_000_000_000, 1_000_000_000))
+    more = sa.ingest_images(spark, str(folder), table, keep_once=True)
+    assert (more.skipped, more.replaced) == (2, 1)
+    assert {bytes(row.image) for row in spark.read.format("delta").load(table).collect()} == {
+        noise_image(0), noise_image(1),
+    }  # fmt: skip
+    sa.save_metadata(spark.read.format("delta").load(table), str(tmp_path / "metadata"))
+    assert "image" not in spark.read.parquet(str(tmp_path / "metadata")).columns

@@ -15,7 +15,8 @@ from conftest import REPOSITORY, SHARED
 from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 
-from spark_aesthetic.commands import review_arguments, score_table_arguments, train_head_arguments
+from spark_aesthetic.commands import score_table_arguments
+from spark_aesthetic.curation.commands import ingest_arguments, review_arguments, train_head_arguments
 from spark_aesthetic.testing import noise_image, published_embeddings
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -56,6 +57,9 @@ def test_commands_are_what_the_job_takes(page: Path, monkeypatch: pytest.MonkeyP
         if "jobs/review.py" in command:
             monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
             assert review_arguments().scores.startswith("demo-output/")
+        if "jobs/ingest_images.py" in command:
+            monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
+            assert ingest_arguments().source.startswith("demo-output/")
 
 
 def run_cells(notebook: str, spark: SparkSession, given: dict[str, str]) -> None:

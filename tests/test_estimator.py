@@ -24,8 +24,8 @@ from test_job import submit
 
 import spark_aesthetic as sa
 from spark_aesthetic import AestheticEstimator, AestheticScorer, files, weights
-from spark_aesthetic.commands import train_head_arguments
 from spark_aesthetic.curation import ratings
+from spark_aesthetic.curation.commands import train_head_arguments
 from spark_aesthetic.curation.ridge import cross_validate, solve, squares
 from spark_aesthetic.errors import OptionError, PredictorError, TableError
 

@@ -13,8 +13,7 @@ import pytest
 from conftest import CONNECT, REPOSITORY, bytes_read, last_query
 from pyspark.sql import SparkSession
 
-from spark_aesthetic import commands
-from spark_aesthetic.curation import keeping
+from spark_aesthetic.curation import commands, keeping
 
 MODEL, OTHER = "untrained-vit-b-32@0123456789ab", "laion-aesthetics-v2@875870216cca"
 

@@ -20,7 +20,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
-from spark_aesthetic import commands, submit
+from spark_aesthetic import submit
+from spark_aesthetic.curation import commands
 from spark_aesthetic.curation.review import Review, _quotas
 from spark_aesthetic.curation.thumbnails import MAX_BYTES, thumbnail
 from spark_aesthetic.errors import OptionError, TableError

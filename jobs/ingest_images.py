@@ -1,0 +1,10 @@
+"""Images into a Delta table: spark-submit --properties-file conf/local.conf jobs/ingest_images.py --help.
+
+The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 something must be put right first,
+said in one line on stderr.
+"""
+
+from spark_aesthetic.curation.commands import ingest_images
+
+if __name__ == "__main__":
+    ingest_images()

@@ -1,0 +1,426 @@
+"""Files, shards or addresses of images to a Delta table: chunk by chunk, each once, bytes untouched.
+
+The table itself is the memory of what has been taken in: a run lists the source in narrow rows, leaves out what is
+there by path, time and length, and reads nothing else. Each chunk of the rest is one commit, so a run that is killed
+costs the chunk at work, and the next one lists again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from itertools import chain
+from typing import Any
+from uuid import uuid4
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
+
+import spark_aesthetic
+from spark_aesthetic import preflight
+from spark_aesthetic.curation import files
+from spark_aesthetic.curation.sources import Entry, ImageSource, open_source
+from spark_aesthetic.datasources.webdataset import URL
+from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.options import in_bytes
+from spark_aesthetic.preflight import identifier, quoted
+from spark_aesthetic.scores import Commit, committed, merge_into
+
+__all__ = ["IngestSummary", "ingest_images"]
+
+_log = logging.getLogger("spark_aesthetic")
+
+# What a kill may cost: at most so much is read again.
+MAX_BYTES_PER_CHUNK = "8g"
+# Held on the driver, and in the plan that reads them.
+MAX_FILES_PER_CHUNK = 50_000
+
+# Tens of times a large photograph; the JVM holds a few copies of it on its way into Parquet.
+MAX_FILE_BYTES = "128m"
+
+# Of one file of the table.
+_FILE_BYTES = 128 << 20
+
+# As far back a commit is looked for that was made a moment ago.
+_LAST_COMMITS = 20
+
+# Of all runs into a table: Delta takes a number of an application once, and none below the last.
+_APPLICATION = "spark_aesthetic.ingest"
+
+_COLUMNS = {
+    "image_id": ("STRING", "sha256 of the bytes, 64 hexadecimal digits; of the path where there are no bytes"),
+    "path": ("STRING", "Where the image comes from: a file, an address, or shard#key"),
+    "image": ("BINARY", "The bytes as they were found; null where they could not be had"),
+    "width": ("INT", "Pixels, as the header says; null where it says nothing"),
+    "height": ("INT", "Pixels, as the header says; null where it says nothing"),
+    "format": ("STRING", "JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF, by the bytes and not by the name"),
+    "error": ("STRING", "Why there are no bytes, or why they are no image; null where all is well"),
+    "length": ("BIGINT", "Bytes of the file"),
+    "modified_at": ("TIMESTAMP", "When the file was modified; null where nothing tells"),
+    "ingested_at": ("TIMESTAMP", "When the run began that wrote the row"),
+}
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What a run did.
+
+    Attributes:
+        listed: Files, shards or addresses that the source has.
+        skipped: Those of them that the table had.
+        added: Rows of new paths.
+        replaced: Rows of paths that were there, of a file that was modified or is tried again.
+        duplicates: Rows of this run whose bytes an earlier row has, or one of this run with a lesser path.
+        left_out: Of these the rows that went not to the table but to the list beside it (`keep_once`).
+        failed: Rows with an error, left out or not.
+        failed_by_reason: The same, counted by `error`.
+        bytes_read: Of all images of this run.
+        chunks: Commits to the table.
+        seconds: Wall-clock time of the run.
+    """
+
+    listed: int
+    skipped: int
+    added: int
+    replaced: int
+    duplicates: int
+    left_out: int
+    failed: int
+    failed_by_reason: dict[str, int]
+    bytes_read: int
+    chunks: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+def ingest_images(
+    spark: SparkSession,
+    source: str,
+    table: str,
+    *,
+    format: str | None = None,
+    uri_col: str | None = None,
+    glob: str | None = None,
+    keep_once: bool = False,
+    max_file_bytes: str | int = MAX_FILE_BYTES,
+    max_bytes_per_chunk: str | int = MAX_BYTES_PER_CHUNK,
+    max_files_per_chunk: int = MAX_FILES_PER_CHUNK,
+    retry_failed: bool = False,
+) -> IngestSummary:
+    """Take images that are new into a Delta table, which is made if need be.
+
+    Its columns: image_id (string), path (string, unique), image (binary), width and height (int), format (string),
+    error (string), length (bigint), modified_at and ingested_at (timestamp), and of shards `__key__`, `__url__` and
+    their text columns (string). A file that is no image keeps its row and its bytes, one that cannot be read or is too
+    large its row, each with the reason in `error`; of an image nothing but the header is looked at.
+
+    What is known is told by path, modification time and length for files, by the shard for samples, by the text itself
+    for addresses. A run with nothing new reads no image and writes nothing. A file that was modified replaces its row.
+    One run at a time: of two, the one that began first stops with an error.
+
+    Args:
+        spark: A session with Delta Lake.
+        source: A folder, with all that is below it, or a pattern of folders; WebDataset shards as the data source
+            takes them; or a Delta or Parquet table with a column of paths or addresses, by name or by path.
+        table: Delta table for the images, by catalog name, or by path (anything with a slash).
+        format: "folder" (read by Spark's binaryFile), "webdataset" or "uris". By default uris with `uri_col`, else
+            webdataset where the source ends in .tar, .tar.gz or .tgz, else folder.
+        uri_col: The column of paths or addresses, fetched on the executors through fsspec, eight at a time a task.
+        glob: Of a folder, a pattern that the names of files must match, such as "*.{jpg,png}".
+        keep_once: Of images with the same bytes keep one row: the one that is in the table, else the least path. The
+            others are listed, without their bytes, in the table of the same name with `_duplicates` at its end.
+        max_file_bytes: What is larger is not read; a number, or text such as "128m". Not of shards.
+        max_bytes_per_chunk: Of one commit, about. It waits on the executors' disks; of shards there is one task each.
+        max_files_per_chunk: Of one commit.
+        retry_failed: Also read the files and addresses again whose bytes could not be had.
+
+    Returns:
+        Counts; see `IngestSummary`.
+
+    Raises:
+        OptionError: Options that do not go together, or are out of their range.
+        TableError: The source is not there, the table has other columns, or another run has begun.
+    """
+    started = time.monotonic()
+    if max_files_per_chunk < 1:
+        raise OptionError(f"max_files_per_chunk={max_files_per_chunk}: expected at least 1")
+    max_bytes = in_bytes("max_bytes_per_chunk", max_bytes_per_chunk)
+    opened = open_source(
+        spark, source, format=format, uri_col=uri_col, glob=glob,
+        max_file_bytes=in_bytes("max_file_bytes", max_file_bytes),
+    )  # fmt: skip
+    preflight.warn_of_large_batches(spark)
+    run = _Run(
+        spark=spark, source=opened, name=source, table=table, keep_once=keep_once, retry_failed=retry_failed
+    )  # fmt: skip
+    run.make_table()
+    listed, new = run.list_new()
+    skipped = listed
+    for number, entries in enumerate(_chunks(new, max_bytes, max_files_per_chunk), start=1):
+        preflight.describe(spark, f"spark-aesthetic: chunk {number} of {source}")
+        run.write(entries, number)
+        skipped -= len(entries)
+        _log.info("%s: %d of %d taken in, %d chunks", source, listed - skipped, listed, run.chunks)
+    if not keep_once and run.chunks:
+        run.duplicates = run.count_duplicates()
+    return IngestSummary(
+        listed=listed,
+        skipped=skipped,
+        added=run.added,
+        replaced=run.replaced,
+        duplicates=run.duplicates,
+        left_out=run.duplicates if keep_once else 0,
+        failed=run.failed.total(),
+        failed_by_reason=dict(sorted(run.failed.items())),
+        bytes_read=run.bytes_read,
+        chunks=run.chunks,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _chunks(entries: Iterator[Entry], max_bytes: int, max_files: int) -> Iterator[list[Entry]]:
+    """Entries in their order, about `max_bytes` of them at a time, new ones apart from changed ones."""
+    chunk: list[Entry] = []
+    total = 0
+    for entry in entries:
+        length = entry.length or 0
+        if chunk and (total + length > max_bytes or len(chunk) == max_files or entry.changed != chunk[0].changed):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(entry)
+        total += length
+    if chunk:
+        yield chunk
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One run into one table, and what it has done so far."""
+
+    spark: SparkSession
+    source: ImageSource
+    name: str
+    table: str
+    keep_once: bool
+    retry_failed: bool
+    id: str = field(default_factory=lambda: uuid4().hex[:12])
+    began: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    began_at: int | None = None
+    added: int = 0
+    replaced: int = 0
+    duplicates: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    bytes_read: int = 0
+    chunks: int = 0
+
+    @property
+    def left_out(self) -> str:
+        """The table of the copies that `keep_once` leaves out."""
+        return f"{self.table.rstrip('/')}_duplicates"
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Of the rows that this source gives."""
+        return [*_COLUMNS, *self.source.texts]
+
+    def make_table(self) -> None:
+        """Create the table if it is not there.
+
+        Raises:
+            TableError: A table is there without the columns, or with other types.
+        """
+        if preflight.is_delta(self.spark, self.table):
+            found = {field.name: field.dataType.simpleString().upper() for field in self._rows().schema}
+            for name, (kind, _) in _COLUMNS.items():
+                if found.get(name) != kind:
+                    raise TableError(
+                        f"--table {self.table!r}, column {name}: expected {kind}, found {found.get(name)}; choose "
+                        "another table: this one was not made by ingest_images"
+                    )
+            return
+        columns = ", ".join(f"{name} {kind} COMMENT '{comment}'" for name, (kind, comment) in _COLUMNS.items())
+        # The feed lets score_table follow the rows that are replaced.
+        create = (
+            f"CREATE TABLE IF NOT EXISTS {identifier(self.table)} ({columns}) USING delta "
+            "TBLPROPERTIES (delta.enableChangeDataFeed = true)"
+        )
+        committed(lambda: self.spark.sql(create), also=("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION",))
+
+    def list_new(self) -> tuple[int, Iterator[Entry]]:
+        """How much the source has, and what of it is new; where something is, all older runs have been ended."""
+        before = self._version()
+        listed, new = self._list(self._rows(before))
+        first = next(new, None)
+        if first is None:
+            return listed, iter(())
+        # From here on Delta drops what older runs commit: their numbers are lower.
+        self._append(self._rows(before).limit(0), 0)
+        self.began_at = self._version()
+        if self.began_at == before + 1:
+            return listed, chain([first], new)
+        # What was committed in between was not known above.
+        return self._list(self._rows(self.began_at))
+
+    def _list(self, rows: DataFrame) -> tuple[int, Iterator[Entry]]:
+        known = self._narrow(rows, there=True)
+        if preflight.is_delta(self.spark, self.left_out):
+            copies = self._narrow(self.spark.table(identifier(self.left_out)), there=False)
+            known = known.unionByName(copies, allowMissingColumns=True)
+        return self.source.new(known)
+
+    def _narrow(self, rows: DataFrame, *, there: bool) -> DataFrame:
+        """What `ImageSource.new` takes."""
+        shards = [URL] if URL in rows.columns else []
+        again = F.lit(self.retry_failed) & F.coalesce(F.col("error").startswith("fetch:"), F.lit(False))
+        modified = F.unix_micros("modified_at").alias("modified_us")
+        return rows.select("path", modified, "length", again.alias("again"), F.lit(there).alias("there"), *shards)
+
+    def write(self, entries: list[Entry], number: int) -> None:
+        """Take one chunk in: read once, onto the executors' disks, then counted and committed from there.
+
+        Raises:
+            TableError: Another run has begun.
+        """
+        read = self.source.read(entries).withColumn("header", _header_udf()("image")).persist(StorageLevel.DISK_ONLY)
+        try:
+            rows = self._described(read)
+            unread = self.source.unread(entries, read)
+            if unread is not None:
+                rows = rows.unionByName(self._described(unread.withColumn("header", F.lit(None).cast(files.HEADER))))
+            counts = (
+                rows.groupBy("error").agg(F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes")).collect()
+            )
+            count, size = sum(row.rows for row in counts), sum(row.bytes or 0 for row in counts)
+            rows = rows.coalesce(max(1, -(-size // _FILE_BYTES)))
+            copies = self._commit(rows, count, number, changed=entries[0].changed)
+        finally:
+            read.unpersist()
+        self.failed.update({row.error: row.rows for row in counts if row.error is not None})
+        self.bytes_read += size
+        self.chunks += 1
+        self.duplicates += copies
+        if entries[0].changed:
+            self.replaced += count - copies
+        else:
+            self.added += count - copies
+
+    def _described(self, read: DataFrame) -> DataFrame:
+        """Rows as the table has them."""
+        header = F.col("header")
+        error = F.coalesce("error", header.getField("error"))
+        return read.select(
+            F.sha2(F.coalesce("image", F.col("path").cast("binary")), 256).alias("image_id"), "path", "image",
+            *[header.getField(name).alias(name) for name in ("width", "height", "format")],
+            error.alias("error"), "length", F.timestamp_micros("modified_us").alias("modified_at"),
+            F.lit(self.began).alias("ingested_at"), *[F.col(quoted(name)) for name in self.source.texts],
+        )  # fmt: skip
+
+    def _commit(self, rows: DataFrame, count: int, number: int, *, changed: bool) -> int:
+        """Write rows, and give how many were left out as copies."""
+        if not self.keep_once:
+            self._replace(rows.withColumn("_dropped", F.lit(False)), number) if changed else self._append(rows, number)
+            return 0
+        kept = self._kept(rows, changed=changed).persist(StorageLevel.DISK_ONLY)
+        try:
+            copies = count - kept.count()
+            marked = rows.join(F.broadcast(kept.withColumn("_kept", F.lit(True))), "path", "left")
+            marked = marked.withColumn("_dropped", F.col("_kept").isNull()).drop("_kept")
+            if changed:
+                self._replace(marked, number)
+            else:
+                self._append(marked.where("NOT _dropped").drop("_dropped"), number)
+            if copies:
+                # After the images, so that a kill in between has a file looked at again, and not lost.
+                self._list_copies(marked.where("_dropped").drop("_dropped", "image"))
+        finally:
+            kept.unpersist()
+        return copies
+
+    def _kept(self, rows: DataFrame, *, changed: bool) -> DataFrame:
+        """Paths of the first of each content, unless the table has it."""
+        # At a version: Spark computes again what it keeps of a table that is written to.
+        there = self._rows(self._version()).select("path", "image_id")
+        if changed:
+            # The older file of a path does not make the newer one a copy.
+            there = there.join(F.broadcast(rows.select("path")), "path", "left_anti")
+        first = rows.groupBy("image_id").agg(F.min("path").alias("path"))
+        return _without(first, there, F.broadcast(first)).select("path")
+
+    def _list_copies(self, copies: DataFrame) -> None:
+        writer = copies.coalesce(1).write.format("delta").mode("append").option("mergeSchema", "true")
+        writer.save(preflight.whole(self.left_out)) if "/" in self.table else writer.saveAsTable(self.left_out)
+
+    def _append(self, rows: DataFrame, number: int) -> None:
+        commit = self._said(number)
+        writer = rows.write.format("delta").mode("append").option("mergeSchema", "true").options(**commit.options())
+        place = preflight.whole(self.table) if "/" in self.table else self.table
+        committed(lambda: writer.save(place) if "/" in self.table else writer.saveAsTable(place))
+        self._check_alone(number)
+
+    def _replace(self, rows: DataFrame, number: int) -> None:
+        """Put rows in place of those of the same path."""
+        columns = list(map(quoted, self.columns))
+        clauses = (
+            "ON target.path = scored.path WHEN MATCHED AND scored._dropped THEN DELETE "
+            f"WHEN MATCHED THEN UPDATE SET {', '.join(f'{name} = scored.{name}' for name in columns)} "
+            f"WHEN NOT MATCHED AND NOT scored._dropped THEN INSERT ({', '.join(columns)}) "
+            f"VALUES ({', '.join(f'scored.{name}' for name in columns)})"
+        )
+        commit = self._said(number)
+        committed(lambda: merge_into(self.spark, identifier(self.table), rows, clauses, commit))
+        self._check_alone(number)
+
+    def _said(self, number: int) -> Commit:
+        told = {"spark_aesthetic": spark_aesthetic.__version__, "ingested": self.name, "run": self.id, "chunk": number}
+        # Milliseconds of the clock, then chunks: a run that begins later has higher numbers.
+        generation = int(1000 * self.began.timestamp())
+        return Commit(info=json.dumps(told), application=_APPLICATION, number=(generation << 20) + number)
+
+    def _check_alone(self, number: int) -> None:
+        """Whether a commit was made, which Delta does not say where it has dropped it."""
+        told = F.from_json("userMetadata", "run string, chunk bigint")
+        last = self.spark.sql(f"DESCRIBE HISTORY {identifier(self.table)} LIMIT {_LAST_COMMITS}")
+        mine = last.select(told.alias("told")).where((F.col("told.run") == self.id) & (F.col("told.chunk") == number))
+        if mine.isEmpty():
+            raise TableError(
+                f"--table {self.table!r}: expected this run alone to take images in, found that a later one has begun; "
+                "let that one finish, then run again"
+            )
+
+    def count_duplicates(self) -> int:
+        """Rows of this run whose bytes another row had before them; reads ids alone."""
+        mine = self._rows().where(F.col("ingested_at") == F.lit(self.began)).select("path", "image_id")
+        known = self._rows(self.began_at).select("path", "image_id")
+        if self.replaced:
+            known = known.join(mine.select("path"), "path", "left_anti")
+        ids = mine.select("image_id").distinct()
+        return mine.count() - _without(ids, known, ids).count()
+
+    def _version(self) -> int:
+        return preflight.current_version(self.spark, identifier(self.table))
+
+    def _rows(self, version: int | None = None) -> DataFrame:
+        """The table now, or at one of its versions."""
+        reader = self.spark.read if version is None else self.spark.read.option("versionAsOf", version)
+        return reader.table(identifier(self.table))
+
+
+def _header_udf() -> Any:
+    return pandas_udf(files.read_headers, returnType=files.HEADER)  # type: ignore[call-overload]  # PySpark's overloads
+
+
+def _without(rows: DataFrame, known: DataFrame, few: DataFrame) -> DataFrame:
+    """Rows whose image_id is not known; those that are known are looked up first, so that few of them are shuffled."""
+    met = known.join(few, "image_id", "left_semi").select("image_id").distinct()
+    return rows.join(met, "image_id", "left_anti")

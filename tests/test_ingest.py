@@ -1,0 +1,441 @@
+"""Files, shards and addresses into a table: nothing lost, nothing twice, bytes untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+import pytest
+from conftest import CONNECT, REPOSITORY, bytes_read, classic, last_query, plan_metrics
+from PIL import Image
+from pyspark.sql import Row, SparkSession
+
+import spark_aesthetic as sa
+from spark_aesthetic.curation.ingest import IngestSummary, _Run
+from spark_aesthetic.curation.sources import Addresses, open_source
+from spark_aesthetic.errors import AestheticError, OptionError, TableError
+from spark_aesthetic.testing import noise_image, photographs, small_predictor
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+
+
+def rows(spark: SparkSession, table: Path | str) -> dict[str, Row]:
+    """By the last part of the path, which is unique."""
+    found = spark.read.format("delta").load(str(table)).collect()
+    assert len({row.path for row in found}) == len(found)
+    return {row.path.rpartition("/")[2]: row for row in found}
+
+
+def version(spark: SparkSession, table: Path) -> int:
+    return int(spark.sql(f"DESCRIBE HISTORY delta.`{table}` LIMIT 1").collect()[0].version)
+
+
+def id_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# Letters that Spark takes for a pattern, that an address escapes, that are not ASCII.
+FILES = {
+    "chelsea.png": photographs()["chelsea.png"],
+    "china.jpg": photographs()["china.jpg"],
+    "ünï [1] {a,b}*?\\日本.webp": noise_image(1, file_format="WEBP"),
+    "50%20 of #1 & more.gif": noise_image(2, file_format="GIF"),
+    "sub folder/k=v/a copy.jpg": photographs()["china.jpg"],
+    "cut off.jpg": photographs()["china.jpg"][:60_000],
+    "wrong name.png": noise_image(3, file_format="TIFF"),
+    "header cut off.png": noise_image(4, file_format="PNG")[:20],
+    "notes.txt": b"no image",
+    "also no image.txt": b"no image",
+    "large.bmp": noise_image(5, width=600, height=400, file_format="BMP"),
+    # Which Hadoop lists on a local disk and cannot open.
+    "a:b.jpg": noise_image(8),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, data in FILES.items():
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "in"
+
+
+def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
+    spark: SparkSession, folder: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table"
+
+    def ingest() -> IngestSummary:
+        return sa.ingest_images(spark, str(folder), str(table), max_file_bytes="512k", max_files_per_chunk=5)
+
+    done = ingest()
+    reasons = {
+        "decode: truncated PNG": 1,
+        "decode: not an image": 2,
+        "fetch: more bytes than max_file_bytes": 1,
+        "fetch: unreadable": 1,
+    }
+    assert (done.listed, done.skipped, done.added, done.replaced, done.chunks) == (12, 0, 12, 0, 3)
+    assert (done.failed, done.failed_by_reason) == (5, reasons)
+    # A photograph, and a file of text.
+    assert (done.duplicates, done.left_out) == (2, 0)
+    found = rows(spark, table)
+    assert len(found) == len(FILES)
+    for place, data in FILES.items():
+        row = found[place.rpartition("/")[2]]
+        assert row.path == f"file:{folder}/{place}"
+        assert row.length == len(data)
+        if place in ("large.bmp", "a:b.jpg"):
+            assert (row.image, row.image_id) == (None, id_of(row.path.encode()))
+            continue
+        assert bytes(row.image) == data
+        assert row.image_id == id_of(data)
+        if row.error is None:
+            with Image.open(io.BytesIO(data)) as image:
+                assert (row.width, row.height, row.format) == (*image.size, image.format)
+        else:
+            assert (row.width, row.height, row.format) == (None, None, None)
+    # Its header is whole; scoring it tells the rest.
+    assert found["cut off.jpg"].error is None
+    assert found["wrong name.png"].format == "TIFF"
+
+    before, since = version(spark, table), -1 if CONNECT else last_query(spark)
+    again = ingest()
+    assert (again.listed, again.skipped, again.added, again.failed, again.chunks) == (12, 12, 0, 0, 0)
+    assert version(spark, table) == before
+    if not CONNECT:
+        assert not any("content:" in node.desc().partition("ReadSchema")[2] for node, *_ in plan_metrics(spark, since))
+
+    (folder / "new.jpg").write_bytes(noise_image(6))
+    # Spark passes over both.
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "_hidden.jpg").write_bytes(noise_image(6))
+    (folder / "notes.txt").write_bytes(noise_image(7))
+    # The time alone is another, so it is looked at again.
+    os.utime(folder / "china.jpg", (1_000_000_000, 1_000_000_000))
+    more = ingest()
+    assert (more.listed, more.skipped, more.added, more.replaced, more.failed) == (13, 10, 1, 2, 0)
+    # The one that was a copy already has a copy still.
+    assert more.duplicates == 1
+    found = rows(spark, table)
+    assert len(found) == 13
+    assert (bytes(found["notes.txt"].image), found["notes.txt"].error) == (noise_image(7), None)
+    assert found["china.jpg"].modified_at.timestamp() == 1_000_000_000
+
+    scored = sa.score_table(
+        spark, source=str(table), key=["path"], image_col="image", scores=str(tmp_path / "scores"),
+        predictor=small_predictor(),
+    )  # fmt: skip
+    assert (scored.rows_read, scored.scored) == (13, 8)
+    assert scored.failed_by_reason == {
+        "decode: truncated PNG": 1, "decode: not an image": 1, "decode: truncated JPEG": 1, "null": 2,
+    }  # fmt: skip
+
+
+def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) -> None:
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    for name, seed in {"b": 1, "c": 1, "d": 2, "e": 1, "f": 3}.items():
+        (folder / f"{name}.jpg").write_bytes(noise_image(seed))
+
+    def ingest() -> IngestSummary:
+        return sa.ingest_images(spark, str(folder), str(table), keep_once=True, max_files_per_chunk=2)
+
+    done = ingest()
+    # b and c in one chunk, e in a later one.
+    assert (done.added, done.duplicates, done.left_out, done.chunks) == (3, 2, 2, 3)
+    assert set(rows(spark, table)) == {"b.jpg", "d.jpg", "f.jpg"}
+    left = spark.read.format("delta").load(f"{table}_duplicates")
+    assert "image" not in left.columns
+    assert {row.path.rpartition("/")[2]: row.image_id for row in left.collect()} == {
+        "c.jpg": id_of(noise_image(1)), "e.jpg": id_of(noise_image(1)),
+    }  # fmt: skip
+    # What was left out is known too.
+    assert (ingest().skipped, version(spark, table)) == (5, 5 - 1)
+    # A lesser path that comes later, and rows that are replaced: by what is there, by what it was, by something new.
+    (folder / "a.jpg").write_bytes(noise_image(1))
+    (folder / "f.jpg").write_bytes(noise_image(2))
+    os.utime(folder / "d.jpg", (1_000_000_000, 1_000_000_000))
+    (folder / "c.jpg").write_bytes(noise_image(9))
+    done = ingest()
+    assert (done.skipped, done.added, done.replaced, done.left_out) == (2, 1, 1, 2)
+    assert set(rows(spark, table)) == {"b.jpg", "c.jpg", "d.jpg"}
+    scored = sa.score_table(
+        spark, source=str(table), key=["image_id"], image_col="image", scores=str(tmp_path / "scores"),
+        predictor=small_predictor(),
+    )  # fmt: skip
+    assert (scored.scored, scored.failed) == (3, 0)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def make_shard(path: Path, samples: dict[str, int]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for key, seed in samples.items():
+            add(
+                tar,
+                f"{key}.{'png' if seed % 2 else 'jpg'}",
+                noise_image(seed, file_format="PNG" if seed % 2 else "JPEG"),
+            )
+            add(tar, f"{key}.txt", f"caption of {seed} ü".encode())
+            add(tar, f"{key}.json", json.dumps({"seed": seed}).encode())
+
+
+def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    make_shard(tmp_path / "00000.tar", {"a": 0, "b": 1})
+    make_shard(tmp_path / "00001.tar", {"a": 2, "b": 0})
+    with tarfile.open(tmp_path / "00001.tar", "a") as tar:
+        add(tar, "c.txt", b"a caption without an image")
+    make_shard(tmp_path / "00002.tar", {"a": 3})
+    make_shard(tmp_path / "00003.tar", {"a": 4, "b": 5, "c": 6})
+    whole = (tmp_path / "00003.tar").read_bytes()
+    (tmp_path / "00003.tar").write_bytes(whole[:-12_000])
+    source = str(tmp_path / "*.tar")
+    done = sa.ingest_images(spark, source, str(table))
+    assert (done.listed, done.skipped, done.duplicates) == (4, 0, 1)
+    found = rows(spark, table)
+    assert {"00000.tar#a", "00000.tar#b", "00001.tar#a", "00001.tar#b", "00001.tar#c", "00003.tar"} <= set(found)
+    row = found["00000.tar#b"]
+    assert (bytes(row.image), row.format) == (noise_image(1, file_format="PNG"), "PNG")
+    assert (row["__key__"], row["__url__"], row.txt) == ("b", str(tmp_path / "00000.tar"), "caption of 1 ü")
+    assert json.loads(row.json) == {"seed": 1}
+    assert found["00001.tar#c"].error == "sample: no image"
+    assert "found damage at byte" in found["00003.tar"].error
+    assert done.failed == 2
+    make_shard(tmp_path / "00004.tar", {"a": 7})
+    more = sa.ingest_images(spark, source, str(table))
+    assert (more.listed, more.skipped, more.added) == (5, 4, 1)
+    assert sa.ingest_images(spark, source, str(table)).chunks == 0
+    # As the data source writes it.
+    columns = ["`__key__`", "image", "txt", "json"]
+    kept = spark.read.format("delta").load(str(table)).where("path LIKE '%00000.tar#%'").selectExpr(*columns)
+    kept.coalesce(1).write.format("webdataset").mode("append").save(str(tmp_path / "out"))
+    back = spark.read.format("webdataset").load(str(tmp_path / "out"))
+    assert {row["__key__"]: row.txt for row in back.collect()} == {"a": "caption of 0 ü", "b": "caption of 1 ü"}
+
+
+class Images(BaseHTTPRequestHandler):
+    """/N.jpg is the noise of seed N, in two pieces; other places are as their name says."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        name = self.path.strip("/")
+        if name == "gone":
+            self.send_error(404)
+        elif name == "forbidden":
+            self.send_error(403)
+        elif name == "breaks":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+        else:
+            data = b"x" * 600_000 if name == "large" else noise_image(int(name.removesuffix(".jpg")))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data[:100])
+            self.wfile.flush()
+            time.sleep(0.05)
+            self.wfile.write(data[100:])
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Images.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Images) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_address[1]}"
+        served.shutdown()
+
+
+def test_addresses_in_a_table_are_fetched_once(spark: SparkSession, tmp_path: Path, server: str) -> None:
+    source, table = str(tmp_path / "source"), tmp_path / "table"
+    (tmp_path / "ünï 1.jpg").write_bytes(noise_image(100))
+    places = [f"{server}/{seed}.jpg" for seed in range(20)]
+    odd = [f"{server}/{name}" for name in ("gone", "forbidden", "breaks", "large")]
+    listed = [*places, places[0], None, *odd, str(tmp_path / "ünï 1.jpg"), str(tmp_path / "not there.jpg")]
+    spark.createDataFrame([(place, 1) for place in listed], "url string, n int").coalesce(1).write.parquet(source)
+
+    def ingest(**options: bool) -> IngestSummary:
+        return sa.ingest_images(spark, source, str(table), uri_col="url", max_file_bytes="500k", **options)
+
+    done = ingest()
+    assert (done.listed, done.added, done.failed) == (26, 26, 5)
+    found = rows(spark, table)
+    # By which name aiohttp calls it is its own affair.
+    assert found["breaks"].error.startswith("fetch: C")
+    assert done.failed_by_reason == {
+        found["breaks"].error: 1, "fetch: FileNotFoundError": 2, "fetch: HTTP 403": 1,
+        "fetch: more bytes than max_file_bytes": 1,
+    }  # fmt: skip
+    assert all(bytes(found[f"{seed}.jpg"].image) == noise_image(seed) for seed in range(20))
+    assert bytes(found["ünï 1.jpg"].image) == noise_image(100)
+    assert found["gone"].image_id == id_of(f"{server}/gone".encode())
+    assert len(Images.asked) == len(set(Images.asked)) == 24
+    more = spark.createDataFrame([(f"{server}/30.jpg", 1)], "url string, n int")
+    more.write.mode("append").parquet(source)
+    again = ingest()
+    assert (again.listed, again.skipped, again.added) == (27, 26, 1)
+    assert len(Images.asked) == 25
+    (tmp_path / "not there.jpg").write_bytes(noise_image(101))
+    tried = ingest(retry_failed=True)
+    assert (tried.skipped, tried.added, tried.replaced, tried.failed) == (22, 0, 5, 4)
+    assert bytes(rows(spark, table)["not there.jpg"].image) == noise_image(101)
+
+
+def test_addresses_come_from_delta_tables_too(spark: SparkSession, tmp_path: Path) -> None:
+    path, name = str(tmp_path / "source"), "default.addresses"
+    addresses = spark.createDataFrame([("a",)], "url string").coalesce(1).write.format("delta")
+    addresses.save(path)
+    addresses.saveAsTable(name)
+    for source in (path, name):
+        opened = open_source(spark, source, format=None, uri_col="url", glob=None, max_file_bytes=1)
+        assert isinstance(opened, Addresses)
+        assert [row.url for row in opened.rows.collect()] == ["a"]
+
+
+def test_a_run_that_is_killed_goes_on_where_it_stopped(spark: SparkSession, tmp_path: Path) -> None:
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    for at in range(40):
+        (folder / f"{at:02d}.jpg").write_bytes(noise_image(at))
+    # Two files a chunk.
+    size = str(2 * max(path.stat().st_size for path in folder.iterdir()))
+    command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
+    settings = ["--master", "local[2]", "--conf", "spark.driver.memory=1g", "--conf", "spark.ui.enabled=false"]
+    arguments = ["--source", str(folder), "--table", str(table), "--max-bytes-per-chunk", size]
+    log = tmp_path / "log"
+    with log.open("w") as words:
+        process = subprocess.Popen(
+            [*command, *settings, "jobs/ingest_images.py", *arguments],
+            cwd=REPOSITORY, stdout=words, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
+        )  # fmt: skip
+    try:
+        # The table is made, older runs are ended, two chunks are there, and one is at work.
+        while len(list((table / "_delta_log").glob("*.json"))) < 4:
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.02)
+    finally:
+        parent = psutil.Process(process.pid)
+        for killed in [*parent.children(recursive=True), parent]:
+            killed.kill()
+        process.wait()
+    there = rows(spark, table)
+    assert 4 <= len(there) < 40
+    done = sa.ingest_images(spark, str(folder), str(table))
+    assert (done.listed, done.skipped, done.added, done.duplicates) == (40, len(there), 40 - len(there), 0)
+    found = rows(spark, table)
+    assert {name: row.image_id for name, row in found.items()} == {
+        f"{at:02d}.jpg": id_of(noise_image(at)) for at in range(40)
+    }
+    # Those that were there are the same rows still.
+    assert {name: found[name].ingested_at for name in there} == {name: row.ingested_at for name, row in there.items()}
+
+
+def test_of_two_runs_at_once_the_older_one_stops(spark: SparkSession, tmp_path: Path) -> None:
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(noise_image(0))
+    older = _run(spark, folder, table)
+    older.make_table()
+    _, new = older.list_new()
+    done = sa.ingest_images(spark, str(folder), str(table))
+    assert done.added == 1
+    with pytest.raises(TableError, match="found that a later one has begun"):
+        older.write(list(new), 1)
+    assert set(rows(spark, table)) == {"a.jpg"}
+
+
+def _run(spark: SparkSession, folder: Path, table: Path) -> _Run:
+    source = open_source(spark, str(folder), format=None, uri_col=None, glob=None, max_file_bytes=1 << 20)
+    return _Run(spark=spark, source=source, name=str(folder), table=str(table), keep_once=False, retry_failed=False)
+
+
+def test_a_table_by_name_and_a_pattern_of_names(spark: SparkSession, folder: Path) -> None:
+    done = sa.ingest_images(spark, str(folder), "default.ingested", glob="*.{jpg,gif}", keep_once=True)
+    assert (done.listed, done.added, done.left_out) == (5, 4, 1)
+    assert spark.table("default.ingested").count() == 4
+    assert spark.table("default.ingested_duplicates").count() == 1
+    comments = {row.col_name: row.comment for row in spark.sql("DESCRIBE default.ingested").collect()}
+    assert "sha256" in comments["image_id"]
+    spark.sql("DROP TABLE default.ingested")
+    spark.sql("DROP TABLE default.ingested_duplicates")
+
+
+@classic
+def test_metadata_is_written_without_reading_an_image(spark: SparkSession, tmp_path: Path) -> None:
+    table, out = str(tmp_path / "table"), str(tmp_path / "out")
+    images = [(at, bytearray(noise_image(at)), bytearray(b"mask"), (bytearray(b"x"), 1), [0.5]) for at in range(3)]
+    schema = "id int, image binary, `a.mask` binary, nested struct<data: binary, n: int>, embedding array<float>"
+    spark.createDataFrame(images, schema).coalesce(1).write.format("delta").save(table)
+    frame = spark.read.format("delta").load(table)
+    since = last_query(spark)
+    sa.save_metadata(frame, out)
+    assert spark.read.parquet(out).columns == ["id", "embedding"]
+    assert bytes_read(spark, since, "embedding") > 0
+    assert [bytes_read(spark, since, name) for name in ("image", "a.mask", "nested")] == [0, 0, 0]
+    sa.save_metadata(frame, out, image_cols=["image"], mode="overwrite")
+    assert spark.read.parquet(out).columns == ["id", "a.mask", "nested", "embedding"]
+    with pytest.raises(TableError, match="did you mean 'image'"):
+        sa.save_metadata(frame, out, image_cols=["imag"])
+    with pytest.raises(TableError, match="expected columns beside those of images"):
+        sa.save_metadata(frame.select("image"), out)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"format": "foldr"}, "did you mean 'folder'"),
+        ({"format": "uris"}, "expected --uri-col"),
+        ({"glob": "*.jpg", "uri_col": "url"}, "--glob: expected with --format folder"),
+        ({"max_file_bytes": "much"}, "expected a number of bytes"),
+        ({"max_files_per_chunk": 0}, "expected at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_errors(
+    spark: SparkSession, tmp_path: Path, options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(OptionError, match=match):
+        sa.ingest_images(spark, str(tmp_path), str(tmp_path / "table"), **options)
+
+
+def test_what_is_not_there_or_another_table_is_an_error(spark: SparkSession, tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    wrong = {
+        "found nothing there": {"source": str(tmp_path / "nowhere")},
+        "Parquet table of paths, found none": {"source": str(tmp_path / "nowhere"), "uri_col": "url"},
+        "expected the shard": {"source": str(tmp_path / "{0..1}.tar")},
+    }
+    for match, options in wrong.items():
+        with pytest.raises(AestheticError, match=match):
+            sa.ingest_images(spark, table=table, **options)
+    make_shard(tmp_path / "0.tar", {"a": 0})
+    with pytest.raises(TableError, match="take --format webdataset"):
+        sa.ingest_images(spark, str(tmp_path), table, glob="*.tar")
+    spark.range(1).write.format("delta").save(str(tmp_path / "other"))
+    with pytest.raises(TableError, match="was not made by ingest_images"):
+        sa.ingest_images(spark, str(tmp_path), str(tmp_path / "other"), glob="*.jpg")
