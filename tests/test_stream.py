@@ -571,7 +571,8 @@ def test_scores_from_embeddings_between_two_chunks_are_not_there_twice(
         f"MERGE INTO delta.`{scores}` t USING delta.`{path}` s ON t.id = s.id AND t.aesthetic_model LIKE '%v2@%' "
         "WHEN MATCHED THEN UPDATE SET clip_embedding = s.e"
     )
-    assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=head).scored == 10
+    # With those whose embedding is newer than their score.
+    assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=head).scored == 20
     assert score(spark, path, scores, predictor=head).scored == 0
     assert load(spark, scores).where(f"aesthetic_model = '{stopped.model}'").count() == 20
 
@@ -608,15 +609,20 @@ def test_a_new_head_scores_the_embeddings_that_were_kept(
     monkeypatch.setattr("sys.argv", ["score_table.py", *arguments, "--predictor", str(tmp_path / "other.json")])
     done = score_once()
     assert (done.rows_read, done.scored, done.failed) == (4, 4, 0)
-    found = load(spark, scores).where(f"aesthetic_model = '{done.model}'")
-    kept = load(spark, scores).where("clip_embedding IS NOT NULL")
-    expected = kept.select("id", sa.aesthetic_score_from_embedding("clip_embedding", predictor=other).alias("s"))
-    assert dict(found.select("id", "aesthetic_score").collect()) == pytest.approx(dict(expected.collect()), abs=1e-6)
+
+    def made_of_embeddings() -> bool:
+        found = load(spark, scores).where(f"aesthetic_model = '{done.model}'").select("id", "aesthetic_score")
+        kept = load(spark, scores).where("clip_embedding IS NOT NULL")
+        expected = kept.select("id", sa.aesthetic_score_from_embedding("clip_embedding", predictor=other))
+        return dict(found.collect()) == pytest.approx(dict(expected.collect()), abs=1e-6)
+
+    assert made_of_embeddings()
     assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other).scored == 0
     # An embedding that is newer than the score made of it.
     newer = "SET clip_embedding = transform(clip_embedding, x -> -x), aesthetic_scored_at = now() WHERE id = 2"
     spark.sql(f"UPDATE delta.`{scores}` {newer} AND clip_embedding IS NOT NULL")
+    assert not made_of_embeddings()
     assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other).scored == 1
-    assert dict(found.select("id", "aesthetic_score").collect()) == pytest.approx(dict(expected.collect()), abs=1e-6)
+    assert made_of_embeddings()
     with pytest.raises(TableError, match="other backbones"):
         sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor="laion-aesthetics-v2")
