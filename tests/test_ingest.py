@@ -135,15 +135,6 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
     assert (bytes(found["notes.txt"].image), found["notes.txt"].error) == (noise_image(7), None)
     assert found["china.jpg"].modified_at.timestamp() == 1_000_000_000
 
-    scored = sa.score_table(
-        spark, source=str(table), key=["path"], image_col="image", scores=str(tmp_path / "scores"),
-        predictor=small_predictor(),
-    )  # fmt: skip
-    assert (scored.rows_read, scored.scored) == (13, 8)
-    assert scored.failed_by_reason == {
-        "decode: truncated PNG": 1, "decode: not an image": 1, "decode: truncated JPEG": 1, "null": 2,
-    }  # fmt: skip
-
 
 def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) -> None:
     folder, table = tmp_path / "in", tmp_path / "table"
