@@ -51,7 +51,7 @@ def aesthetic_score(
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        float: about 1 (poor) to 10 (fine), never clamped. Null for a null, undecodable or over-limit image.
+        `float`, about 1 (poor) to 10 (fine), never clamped. Null for a null, undecodable or over-limit image.
 
     Raises:
         PredictorError: No such predictor.
@@ -78,7 +78,7 @@ def clip_embedding(
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        array<float>: the CLIP image embedding, of unit length (768 numbers for ViT-L/14). Null for a null,
+        `array<float>`, the CLIP image embedding, of unit length (768 numbers for ViT-L/14). Null for a null,
         undecodable or over-limit image.
 
     Raises:
@@ -117,8 +117,8 @@ def image_embedding(
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        array<float>. Null for a null, undecodable or over-limit image, or an embedding that is not finite; the reason
-        is not told, and `score_image` of this output calls it "null".
+        `array<float>`. Null for a null, undecodable or over-limit image, or an embedding that is not finite; the
+        reason is not told, and `score_image` of this output calls it "null".
 
     Raises:
         OptionError: No such model or weights, a misspelt option or a value outside its range. The first two where timm
@@ -146,14 +146,14 @@ def score_image(
 
     Args:
         image: Binary column of whole image files; with `input_kind="embedding"` what `image_embedding`,
-            `clip_embedding` or a table has: array<float> or array<double>.
+            `clip_embedding` or a table has: `array<float>` or `array<double>`.
         predictor: A predictor, its name, or the path of its JSON file.
         with_embedding: Also keep the embedding, so that another head can score it without the image.
         input_kind: "image" or "embedding".
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        struct<score: float, error: string[, embedding: array<float>], model: string>. Exactly one of score
+        `struct<score float, error string[, embedding array<float>], model string>`. Exactly one of score
         and error is null; `error` is a short reason such as "decode: truncated JPEG". `model` is the predictor's
         `model_id`, also where there is an error. The struct itself is never null.
 
@@ -195,7 +195,7 @@ def aesthetic_score_from_embedding(
     Otherwise it is a pandas UDF.
 
     Args:
-        embedding: array<float> or array<double> column, or an ml Vector column with `vector=True`.
+        embedding: `array<float>` or `array<double>` column, or an ml Vector column with `vector=True`.
         predictor: A predictor, its name, or the path of its JSON file; only its head is used.
         normalize: Divide by the L2 norm first, as the published heads expect. False saves a part of the time
             where embeddings are known to be of unit length.
@@ -204,7 +204,7 @@ def aesthetic_score_from_embedding(
         **options: See `spark_aesthetic.Options`; only `model_path` matters here, for a head that is not in the package.
 
     Returns:
-        float: the score. Null where the embedding is null, of the wrong length, has a null, a NaN or an
+        `float`, the score. Null where the embedding is null, of the wrong length, has a null, a NaN or an
         infinity in it, or is all zeros (without `normalize`, all zeros score as the head's bias).
 
     Raises:

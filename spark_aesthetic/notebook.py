@@ -71,7 +71,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     Args:
         df: Rows of images and scores. A column aesthetic_model, if there, says whether weights are untrained.
         image_col: Binary column of image files.
-        score_col: float column.
+        score_col: Column of numbers.
         n: How many images to show.
 
     Returns:

@@ -449,7 +449,7 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
         scores: The table by catalog name or by path.
 
     Returns:
-        A row a commit, the newest first: version (bigint), timestamp, operation, package_version, model,
+        A row a commit, the newest first, with version (bigint), timestamp, operation, package_version, model,
         predictor (JSON, with the sha256 of its weights), options (JSON), source, source_id (Delta's), source_version
         (bigint; of the newest row in the chunk), chunk (bigint; null where no stream wrote it), checkpoint (of that
         stream), scored_at (timestamp; that of a chunk's rows), rows_written (bigint), rows_deleted (bigint).

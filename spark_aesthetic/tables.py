@@ -130,12 +130,12 @@ def score_table(
         source: Delta table by catalog name, or by path (anything with a slash).
         key: Columns that together identify a row; no nulls, no duplicates.
         image_col: Binary column of image files. Either this or `embedding_col`.
-        embedding_col: array<float>, array<double> or ml Vector column of CLIP embeddings; normalised here.
+        embedding_col: `array<float>`, `array<double>` or ml Vector column of CLIP embeddings; normalised here.
         scores: Delta table for the scores, by name or by path.
         view: With `scores`, a view to make or replace that joins source and scores.
         view_model: The `aesthetic_model` that the view shows, or "all" for columns of each; by default this run's.
         predictor: A predictor, its name, or the path of its JSON file.
-        with_embedding: Also write `clip_embedding` (array<float>), so that other heads can score it later.
+        with_embedding: Also write `clip_embedding` (`array<float>`), so that other heads can score it later.
         checkpoint: Folder for the state of streams; by default `_spark_aesthetic` in the folder of the scores table.
         max_bytes_per_chunk: Of the source's files, about; a number, or text such as "8g".
         max_files_per_chunk: Of the source, if that limit is reached first.

@@ -66,12 +66,12 @@ class AestheticScorer(
     Each row is scored once, whatever is done with the columns.
 
     Args:
-        inputCol: Binary column of image files, or with `inputKind="embedding"` array<float>, array<double> or an ml
-            Vector.
+        inputCol: Binary column of image files, or with `inputKind="embedding"` `array<float>`, `array<double>` or an
+            ml Vector.
         inputKind: "image" or "embedding".
-        outputCol: float: the score; null where there is none.
-        errorCol: string: why there is none; left out unless named.
-        embeddingCol: array<float>: the image's embedding; left out unless named.
+        outputCol: `float`: the score; null where there is none.
+        errorCol: `string`: why there is none; left out unless named.
+        embeddingCol: `array<float>`: the image's embedding; left out unless named.
         predictor: A predictor, its name, or the path of its JSON file.
         normalize: Divide embeddings by their length first.
         batchSize: This and the others are those of `spark_aesthetic.Options`.

@@ -15,6 +15,7 @@ from conftest import REPOSITORY, SHARED
 from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 
+import spark_aesthetic as sa
 from spark_aesthetic.commands import score_table_arguments
 from spark_aesthetic.curation.commands import ingest_arguments, review_arguments, train_head_arguments
 from spark_aesthetic.testing import noise_image, published_embeddings
@@ -110,3 +111,12 @@ def test_committed_outputs_name_no_place_of_a_machine() -> None:
     for place in (str(REPOSITORY), str(SHARED.parent), str(Path.home()), sys.prefix, os.uname().nodename):
         assert place == "/" or f'"{place}' not in text
         assert len(place) < 5 or place not in text
+
+
+def test_the_reference_shows_the_types_that_docstrings_name() -> None:
+    public = [getattr(sa, name) for name in sa.__all__ if name != "DEFAULT"]
+    for thing in public:
+        # The docstrings become Markdown, where a bare <float> is a tag that shows nothing.
+        assert not re.search(r"<(float|double|string|binary)\b", re.sub(r"`[^`]*`|>>> .*", "", thing.__doc__)), thing
+        # "name: text" there is read as a type.
+        assert not re.search(r"Returns:\n\s*\S+: ", thing.__doc__), thing
