@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,8 @@ _SEED = 0
 # The longest projections are SigLIP's, of 1,152 numbers or some more; heads with more outputs are those of classes.
 _LONGEST_PROJECTION = 2048
 
+_ALL = "timm.list_models() and open_clip.list_models() list them all"
+
 
 def check(name: EncoderName) -> None:
     """Check that there is such a model, and such weights of it, without loading any.
@@ -41,6 +44,8 @@ def check(name: EncoderName) -> None:
     Raises:
         OptionError: There is none; the nearest is named.
     """
+    if not isinstance(name.model_name, str):
+        raise OptionError(f"model_name={name.model_name!r}: expected the name of a model of timm or open_clip; {_ALL}")
     if not isinstance(name.pretrained, bool | str):
         raise OptionError(f"pretrained={name.pretrained!r}: expected True, False or a tag of open_clip")
     if _is_of_timm(name):
@@ -82,7 +87,9 @@ def _check_timm(name: EncoderName) -> None:
 def _check_open_clip(name: EncoderName) -> None:
     known = open_clip.list_models()
     if name.model_name not in known:
-        raise OptionError(f"model_name={name.model_name!r}: {nearest(name.model_name, [*timm.list_models(), *known])}")
+        close = _close(name.model_name, [*timm.list_models(), *known])
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise OptionError(f"model_name={name.model_name!r}: no such model of timm or open_clip; {hint}{_ALL}")
     if name.pretrained is False:
         return
     tags = open_clip.list_pretrained_tags_by_model(name.model_name)
@@ -101,6 +108,13 @@ def _check_open_clip(name: EncoderName) -> None:
         raise OptionError(
             f"model_name={name.model_name!r}: weights {tag!r} were trained without QuickGELU, which it has"
         )
+
+
+def _close(wrong: str, known: list[str]) -> list[str]:
+    """The five nearest of a thousand names: by spelling, then those that hold it."""
+    by_spelling = get_close_matches(wrong, known, n=5, cutoff=0.6)
+    holding = [model for model in known if wrong and wrong.lower() in model.lower()]
+    return list(dict.fromkeys([*by_spelling, *holding]))[:5]
 
 
 def _tag(name: EncoderName, tags: list[str]) -> str | None:

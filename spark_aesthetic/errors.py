@@ -69,6 +69,6 @@ def nearest(wrong: str, valid: Iterable[str]) -> str:
         "did you mean 'exact'? Valid: exact, fast"
     """
     choices = list(valid)
-    close = get_close_matches(wrong, choices, n=1, cutoff=0.4)
+    close = get_close_matches(wrong, choices, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid: {', '.join(choices)}"

@@ -58,6 +58,11 @@ class Head:
         return np.asarray(self.layers[0].weight[0], dtype=np.float32)
 
     @property
+    def weight_text(self) -> str:
+        """Weights of an affine head as JSON, each the shortest text of its float32: what plans and messages show."""
+        return f"[{','.join(map(str, self.weight))}]"
+
+    @property
     def norm(self) -> float:
         """L2 norm of the weights of an affine head."""
         return float(np.linalg.norm(self.layers[0].weight[0].astype(np.float64)))

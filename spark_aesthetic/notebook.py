@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
+from pyspark.sql.types import NumericType
 
 from spark_aesthetic import preflight
+from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.options import is_whole
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.report import render, thumbnail
 from spark_aesthetic.scores import MODEL, SCORE
 
 _BAR_WIDTH = 0.25
+_MOST_BARS = 60
 
 
 @dataclass(frozen=True)
@@ -36,25 +40,27 @@ class Bar:
     share: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Display:
-    """What a notebook shows; `str` of it is a line.
+    """What a notebook shows; printed it is a line.
 
     Attributes:
         tiles: From the best to the poorest.
-        bars: From the lowest score to the highest, each a quarter of a point wide.
+        bars: From the lowest score to the highest, 60 at most.
+        bar_width: In points of the score: a quarter, or as often twice that as it takes.
         scored: Rows with a score.
-        unscored: Rows without one.
+        unscored: Rows without one, or with one that is not finite.
         models: Where the table names them, the models of the scores.
     """
 
     tiles: list[Tile]
     bars: list[Bar]
+    bar_width: float
     scored: int
     unscored: int
     models: list[str]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.scored} scored, {self.unscored} without a score, {len(self.tiles)} shown"
 
     def _repr_html_(self) -> str:
@@ -72,34 +78,44 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
         df: Rows of images and scores. A column aesthetic_model, if there, says whether weights are untrained.
         image_col: Binary column of image files.
         score_col: Column of numbers.
-        n: How many images to show.
+        n: How many images to show, 1 or more; 1 is the best.
 
     Returns:
         An object that a notebook shows as HTML, complete in itself.
 
     Raises:
         TableError: No such column, or not of that type.
+        OptionError: `n` is no whole number of at least 1.
     """
+    if not is_whole(n) or n < 1:
+        raise OptionError(f"n={n!r}: expected a whole number of at least 1")
     preflight.check_image_type(preflight.column_type(df, quoted(image_col), "image_col"), f"image_col {image_col}")
-    preflight.column_type(df, quoted(score_col), "score_col")
-    score = F.col(quoted(score_col))
+    found = preflight.column_type(df, quoted(score_col), "score_col")
+    if not isinstance(found, NumericType):
+        raise TableError(f"score_col {score_col}: expected a number, found {found.simpleString()}; name the scores")
+    given = F.col(quoted(score_col)).cast("double")
+    score = F.when(F.abs(given) < F.lit(float("inf")), given)
     models = F.collect_set(MODEL) if MODEL in df.columns else F.array().cast("array<string>")
-    ranks = [at / max(n - 1, 1) for at in range(n)]
+    ranks = [at / (n - 1) for at in range(n)] if n > 1 else [1.0]
     about = df.agg(
         F.percentile_approx(score, ranks).alias("chosen"), F.count(score).alias("scored"),
         F.count_if(score.isNull()).alias("unscored"), models.alias("models"),
+        F.min(score).alias("lowest"), F.max(score).alias("highest"),
     ).collect()[0]  # fmt: skip
+    width = _BAR_WIDTH
+    while about.scored and about.highest // width - about.lowest // width >= _MOST_BARS:
+        width *= 2
     return Display(
-        tiles=_tiles(df, image_col, score_col, about.chosen or []),
-        bars=_bars(df, score_col),
+        tiles=_tiles(df, F.col(quoted(image_col)), score, about.chosen or []),
+        bars=_bars(df, score, width),
+        bar_width=width,
         scored=about.scored,
         unscored=about.unscored,
         models=sorted(about.models),
     )
 
 
-def _tiles(df: DataFrame, image_col: str, score_col: str, chosen: list[float]) -> list[Tile]:
-    score, image = F.col(quoted(score_col)), F.col(quoted(image_col))
+def _tiles(df: DataFrame, image: Column, score: Column, chosen: list[float]) -> list[Tile]:
     # Of several images with one score any.
     one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image).alias("image"))
     # Made here: where this module is imported on a worker there is no session to make it with.
@@ -108,8 +124,8 @@ def _tiles(df: DataFrame, image_col: str, score_col: str, chosen: list[float]) -
     return [Tile(row.score, row.thumbnail) for row in sorted(shown.collect(), reverse=True, key=lambda row: row.score)]
 
 
-def _bars(df: DataFrame, score_col: str) -> list[Bar]:
-    bar = F.floor(F.col(quoted(score_col)) / _BAR_WIDTH).alias("bar")
+def _bars(df: DataFrame, score: Column, width: float) -> list[Bar]:
+    bar = F.floor(score / width).alias("bar")
     counted = {
         row.bar: row["count"] for row in df.select(bar).where("bar IS NOT NULL").groupBy("bar").count().collect()
     }
@@ -117,7 +133,7 @@ def _bars(df: DataFrame, score_col: str) -> list[Bar]:
         return []
     highest = max(counted.values())
     all_bars = range(min(counted), max(counted) + 1)
-    return [Bar(at * _BAR_WIDTH, counted.get(at, 0), counted.get(at, 0) / highest) for at in all_bars]
+    return [Bar(at * width, counted.get(at, 0), counted.get(at, 0) / highest) for at in all_bars]
 
 
 def _thumbnails(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:

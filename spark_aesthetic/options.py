@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from spark_aesthetic.errors import OptionError, nearest
@@ -81,16 +83,20 @@ class Options:
             )
         for name in ("batch_size", "num_threads"):
             value = getattr(self, name)
-            if not _is_whole(value) or (value < 1 and value != -1):
+            if not is_whole(value) or (value < 1 and value != -1):
                 raise OptionError(f"{name}={value!r}: expected a whole number of at least 1, or -1 to choose")
-        if not _is_whole(self.max_pixels) or not 1 <= self.max_pixels <= PILLOW_REFUSES_PIXELS:
+        if not is_whole(self.max_pixels) or not 1 <= self.max_pixels <= PILLOW_REFUSES_PIXELS:
             raise OptionError(
                 f"max_pixels={self.max_pixels!r}: expected 1 to {PILLOW_REFUSES_PIXELS}; Pillow decodes no larger image"
             )
 
     @classmethod
-    def of(cls, **given: Unpack[OptionArgs]) -> Options:
+    def of(cls, called: Callable[..., Any] | None = None, /, **given: Unpack[OptionArgs]) -> Options:
         """Make options of keyword arguments, naming the nearest valid one for a misspelt name.
+
+        Args:
+            called: The public function that got them, whose own keywords are valid names too.
+            **given: The arguments that are none of its own.
 
         Examples:
             >>> Options.of(bach_size=8)
@@ -99,7 +105,9 @@ class Options:
             spark_aesthetic.errors.OptionError: no option 'bach_size': did you mean 'batch_size'? Valid: batch_size, \
 device, dtype, decode, num_threads, max_pixels, model_path
         """
-        valid = [field.name for field in fields(cls)]
+        own = {} if called is None else signature(called).parameters
+        valid = [name for name, parameter in own.items() if parameter.kind is Parameter.KEYWORD_ONLY]
+        valid += [field.name for field in fields(cls)]
         for name in given:
             if name not in valid:
                 raise OptionError(f"no option {name!r}: {nearest(name, valid)}")
@@ -142,5 +150,6 @@ def in_bytes(name: str, size: str | int) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether it is an int, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)

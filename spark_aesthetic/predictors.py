@@ -163,7 +163,7 @@ def resolve(predictor: str | Predictor) -> Predictor:
     """Take a predictor, the name of one, or the path of a predictor's JSON file.
 
     Raises:
-        PredictorError: No such name and no such file.
+        PredictorError: No such name and no such file, or none of the three.
 
     Examples:
         >>> resolve("laion-aesthetics-v2").backbone
@@ -178,6 +178,11 @@ untrained-vit-b-32, untrained-vit-l-14
     """
     if isinstance(predictor, Predictor):
         return predictor
+    if not isinstance(predictor, str):
+        raise PredictorError(
+            f"predictor={predictor!r}: expected a Predictor, the name of one, or the path of its JSON file as text; "
+            f"the default is {DEFAULT!r}"
+        )
     known = BUILT_IN.get(predictor)
     if known is not None:
         return known

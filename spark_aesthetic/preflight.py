@@ -182,7 +182,8 @@ def column_type(rows: DataFrame, column: str, option: str) -> DataType:
     try:
         return rows.select(column).schema[0].dataType
     except AnalysisException as error:
-        raise TableError(f"{option}: no column {column!r} in the source: {nearest(column, rows.columns)}") from error
+        name = column.strip("`")
+        raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, rows.columns)}") from error
 
 
 def check_image_type(found: DataType, given: str) -> None:
@@ -234,13 +235,20 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     return vector
 
 
+def check_key_list(key: Sequence[str]) -> None:
+    """Raise TableError unless columns of a key are given as a list."""
+    if isinstance(key, str) or not key:
+        named = key.split(",") if isinstance(key, str) and key else ["id"]
+        raise TableError(f"key={key!r}: expected a list of columns, found {'text' if key else 'none'}; use key={named}")
+
+
 def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> None:
     """Raise TableError unless the key columns are there, each once, and none is one that the job writes."""
     if len({column.lower() for column in key}) < len(key):
         raise TableError(f"--key {', '.join(key)}: expected each column once; leave out the repeated one")
     for column in key:
         if column.lower() not in [name.lower() for name in rows.columns]:
-            raise TableError(f"--key: no column {column!r} in the source: {nearest(column, rows.columns)}")
+            raise TableError(f"--key: no column {column!r} in the table: {nearest(column, rows.columns)}")
         if column.lower() in reserved:
             raise TableError(f"--key: expected a column of your own, found {column!r}, which the job writes; rename it")
 

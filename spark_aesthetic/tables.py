@@ -159,7 +159,8 @@ def score_table(
             another run is at work on the same scores.
     """
     started = time.monotonic()
-    checked = Options.of(**options)
+    preflight.check_key_list(key)
+    checked = Options.of(score_table, **options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
     model = pinned.model_id
     preflight.check_gpu_scheduling(spark)
@@ -254,6 +255,7 @@ def rescore_from_embeddings(
         TableError: There is no such table, or it has no embedding of this backbone.
     """
     started = time.monotonic()
+    preflight.check_key_list(key)
     pinned = weights.pin(resolve(predictor), model_path)
     table = preflight.open_source(spark, scores, called="scores")
     fitting = [

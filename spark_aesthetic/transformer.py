@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyspark import keyword_only
 from pyspark.ml import Transformer
@@ -84,7 +84,7 @@ class AestheticScorer(
 
     Raises:
         PredictorError: No such predictor.
-        OptionError: A value outside its range.
+        OptionError: A misspelt param or a value outside its range.
         TableError: By `transform` and `transformSchema`: no such column, another type, or a column of the output's
             name is there already.
 
@@ -131,6 +131,8 @@ class AestheticScorer(
         numThreads: int = -1,
         maxPixels: int = PILLOW_WARNS_PIXELS,
         modelPath: str | None = None,
+        # Taken here, so that setParams can name the nearest.
+        **_: NoReturn,
     ) -> None:
         super().__init__()
         self._setDefault(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ import spark_aesthetic as sa
 from spark_aesthetic import functions, udfs, weights
 from spark_aesthetic.engine import ImageScorer
 from spark_aesthetic.errors import OptionError, PredictorError
+from spark_aesthetic.predictors import BUILT_IN, PACKAGED
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, photographs, published_embeddings, small_predictor
 
 SMALL = small_predictor()
@@ -149,6 +153,39 @@ def test_wrong_arguments_are_errors_at_the_call() -> None:
         functions.score_image("image", bach_size=3)  # type: ignore[call-arg]
     with pytest.raises(OptionError, match="max_pixels"):
         functions.clip_embedding("image", max_pixels=10**9)
+    with pytest.raises(OptionError, match="input_kind=None: Valid: image, embedding"):
+        functions.score_image("image", input_kind=None)  # type: ignore[arg-type]
+    for predictor in (None, 5):
+        with pytest.raises(PredictorError, match=f"predictor={predictor}: expected a Predictor, the name of one"):
+            functions.aesthetic_score("image", predictor=predictor)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "misspelt", "meant"),
+    [
+        (functions.aesthetic_score, "predicter", "predictor"),
+        (functions.clip_embedding, "predictr", "predictor"),
+        (functions.image_embedding, "normalise", "normalize"),
+        (functions.score_image, "inputkind", "input_kind"),
+        (functions.score_image, "with_embeding", "with_embedding"),
+        (functions.aesthetic_score_from_embedding, "vectr", "vector"),
+        (sa.register, "prefx", "prefix"),
+        (partial(sa.score_table, source="s", key=["id"]), "scoers", "scores"),
+    ],
+)
+def test_a_misspelt_keyword_is_told_by_the_nearest_of_the_function_itself(
+    function: Callable[..., object], misspelt: str, meant: str
+) -> None:
+    with pytest.raises(OptionError, match=f"no option '{misspelt}': did you mean '{meant}'"):
+        function("any", **{misspelt: "x"})
+
+
+@pytest.mark.parametrize("name", [name for name, known in BUILT_IN.items() if known.head_weights.startswith(PACKAGED)])
+def test_the_text_of_weights_is_short_and_is_them(name: str) -> None:
+    head = weights.load_head(weights.pin(sa.resolve(name)))
+    # As Spark reads it: double, then float.
+    assert np.array_equal(np.array(json.loads(head.weight_text)).astype(np.float32), head.weight)
+    assert len(head.weight_text) < 12 * head.dimension
 
 
 # Embeddings: the Spark expression and the pandas UDF must agree on every row.

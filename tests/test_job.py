@@ -59,7 +59,7 @@ def test_a_wrong_argument_is_exit_code_2_and_one_line(embeddings: str) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     said = [line for line in done.stderr.splitlines() if line.startswith("score_table: ")]
-    assert said == ["score_table: --embedding-col: no column 'embedding' in the source: Valid: id, e"]
+    assert said == ["score_table: --embedding-col: no column 'embedding' in the table: Valid: id, e"]
     for stack in ("Traceback", "Exception", "\tat org.apache"):
         assert stack not in done.stderr
 

@@ -8,7 +8,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
-from spark_aesthetic.errors import TableError
+from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.testing import noise_image
 
 ROWS = [(at, bytearray(noise_image(at)), at / 4, "mine@0") for at in range(20)]
@@ -20,13 +20,24 @@ def test_images_are_spread_over_the_ranking_and_all_scores_are_counted(spark: Sp
     shown = sa.display(spark.createDataFrame(ROWS, SCHEMA).repartition(3), n=5)
     assert [tile.score for tile in shown.tiles] == [9.5, 3.75, 2.5, 1.25, 0.0]
     assert [tile.thumbnail is None for tile in shown.tiles] == [True, False, False, False, False]
-    assert (shown.scored, shown.unscored, str(shown)) == (21, 1, "21 scored, 1 without a score, 5 shown")
+    assert (shown.scored, shown.unscored, repr(shown)) == (21, 1, "21 scored, 1 without a score, 5 shown")
     assert [bar.rows for bar in shown.bars] == [1] * 20 + [0] * 18 + [1]
     html = shown._repr_html_()
     assert html.count("data:image/jpeg;base64,") == 4
     assert html.count('class="bar"') == 39
     assert "untrained" not in html
     assert "http" not in html
+
+
+def test_one_image_is_the_best_and_bars_stay_few(spark: SparkSession) -> None:
+    scores = [float("nan"), float("-inf"), float("inf"), -1000.0, 4.0, 25.0]
+    rows = [(at, bytearray(noise_image(at)), score, "mine@0") for at, score in enumerate(scores)]
+    shown = sa.display(spark.createDataFrame(rows, SCHEMA), n=1)
+    assert [tile.score for tile in shown.tiles] == [25.0]
+    assert (shown.scored, shown.unscored, shown.bar_width) == (3, 3, 32.0)
+    assert len(shown.bars) == 33
+    assert sum(bar.rows for bar in shown.bars) == 3
+    assert "32.00</span>" in shown._repr_html_()
 
 
 def test_no_full_image_reaches_the_driver(spark: SparkSession) -> None:
@@ -48,5 +59,12 @@ def test_wrong_columns_are_told(spark: SparkSession) -> None:
     frame = spark.createDataFrame(ROWS, SCHEMA)
     with pytest.raises(TableError, match="did you mean 'image'"):
         sa.display(frame, "imge")
+    with pytest.raises(TableError, match=r"no column .aesthetic_scor. in the table: did you mean"):
+        sa.display(frame, score_col="aesthetic_scor")
+    with pytest.raises(TableError, match="score_col aesthetic_model: expected a number, found string"):
+        sa.display(frame, score_col="aesthetic_model")
+    for n in (0, -1, 2.5, True, "3"):
+        with pytest.raises(OptionError, match=r"n=.*expected a whole number of at least 1"):
+            sa.display(frame, n=n)  # type: ignore[arg-type]
     with pytest.raises(TableError, match="expected binary"):
         sa.display(frame, "id")

@@ -85,6 +85,8 @@ def test_a_wrong_argument_is_an_error_at_the_call() -> None:
         AestheticScorer(inputCol="x").setDecode("exat")
     with pytest.raises(OptionError, match="did you mean 'batchSize'"):
         AestheticScorer().setParams(batchsize=3)
+    with pytest.raises(OptionError, match="did you mean 'decode'"):
+        AestheticScorer(decod="fast")
     with pytest.raises(OptionError, match="expected inputKind='image'"):
         AestheticScorer(inputCol="e", inputKind="embedding", embeddingCol="e2")
 
