@@ -15,6 +15,7 @@ import yaml
 from conftest import REPOSITORY
 from databricks.bundles.jobs import Job
 
+from spark_aesthetic import DEFAULT
 from spark_aesthetic.commands import score_table_arguments
 
 CONF = REPOSITORY / "conf"
@@ -66,6 +67,7 @@ def test_the_task_is_a_command_that_the_job_takes(job: dict[str, Any], monkeypat
     args = score_table_arguments()
     assert (args.source, args.key, args.image_col) == ("main.default.photos", "id", "content")
     assert (args.scores, args.view) == ("main.default.photo_scores", "main.default.scored_photos")
+    assert (args.predictor, args.decode) == (DEFAULT, "exact")
     assert args.checkpoint == "/Volumes/main/default/spark_aesthetic/checkpoints"
 
 
