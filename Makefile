@@ -100,10 +100,12 @@ test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core
 .PHONY: docs
 docs: setup ## Build the documentation (build/site)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+	@echo "Open build/site/index.html in a browser; with its search: $(BIN)/python -m http.server --directory build/site"
 
 .PHONY: notebook
-notebook: setup ## Run notebooks/image_curation.ipynb from top to bottom, outputs included
-	cd notebooks && ../$(BIN)/jupyter execute --inplace image_curation.ipynb
+notebook: setup ## Run notebooks/image_curation.ipynb from top to bottom (build/image_curation.ipynb)
+	mkdir -p build
+	$(BIN)/jupyter execute --output=../build/image_curation notebooks/image_curation.ipynb
 
 # The peers in an environment of their own: their pins would meet Spark's.
 benchmarks/.venv/ready: benchmarks/requirements.lock $(VENV)/ready

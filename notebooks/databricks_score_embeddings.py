@@ -3,7 +3,15 @@
 # MAGIC # Score a table of CLIP embeddings
 # MAGIC
 # MAGIC Works everywhere, serverless included: the published heads come with the package: no download, no GPU
-# MAGIC and no torch.
+# MAGIC and no torch. The wheel (`python -m build --wheel`) lies in a volume.
+
+# COMMAND ----------
+
+# MAGIC %pip install /Volumes/main/default/spark_aesthetic/spark_aesthetic-0.1.0-py3-none-any.whl
+
+# COMMAND ----------
+
+# MAGIC %restart_python
 
 # COMMAND ----------
 

@@ -3,7 +3,16 @@
 # MAGIC # Score a table of images
 # MAGIC
 # MAGIC For a cluster in dedicated access mode with a GPU ML runtime; `conf/databricks-policy.json` is its policy. The
-# MAGIC wheel and `open_clip_torch` are installed on the cluster. Weights lie in a volume: nothing is downloaded.
+# MAGIC wheel (`python -m build --wheel`) and the weights lie in a volume, so no model is downloaded.
+
+# COMMAND ----------
+
+# MAGIC %pip install /Volumes/main/default/spark_aesthetic/spark_aesthetic-0.1.0-py3-none-any.whl
+# MAGIC %pip install "open_clip_torch>=3.0" "pillow>=11.3" jinja2
+
+# COMMAND ----------
+
+# MAGIC %restart_python
 
 # COMMAND ----------
 
