@@ -15,9 +15,6 @@ from spark_aesthetic.errors import WeightsError
 from spark_aesthetic.report import ScoredEmbedding, ScoredImage, gallery
 from spark_aesthetic.testing import photographs, published_embeddings
 
-logging.basicConfig(level=logging.INFO, format="demo: %(message)s")
-# py4j tells of every call at this level.
-logging.getLogger("py4j").setLevel(logging.WARNING)
 log = logging.getLogger("demo")
 
 
@@ -34,6 +31,7 @@ def choose_predictor() -> None:
 
 
 def write_tables(spark: SparkSession, out: Path) -> None:
+    """The photographs and the published embeddings; the examples of README and docs read them too."""
     files: dict[str, bytes | None] = dict(photographs())
     # Two rows such as every real table has.
     files |= {"china_cut_off.jpg": photographs()["china.jpg"][:60_000], "missing.jpg": None}
@@ -93,6 +91,9 @@ def main() -> int:
     parser.add_argument("step", choices=("predictor", "tables", "page"))
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="demo: %(message)s")
+    # py4j tells of every call at this level.
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     if args.step == "predictor":
         choose_predictor()
         return 0

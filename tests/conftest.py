@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import runpy
 import sys
 import warnings
 from collections.abc import Iterator
@@ -106,21 +108,18 @@ def interpreted(spark: "SparkSession") -> Iterator[None]:  # noqa: F821, UP037
         spark.conf.unset(name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def demo_output(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F821, UP037
     """What `make demo` leaves behind, as far as the examples of README and docs read it."""
-    from spark_aesthetic.testing import noise_image, published_embeddings
+    import spark_aesthetic as sa
 
-    out = str(tmp_path_factory.mktemp("demo-output"))
-    images = [("noise.jpg", bytearray(noise_image(0))), ("missing.jpg", None)]
-    photographs = spark.createDataFrame(images, "name string, image binary").coalesce(1)
-    photographs.write.format("delta").save(f"{out}/photographs")
-    scored = [("noise.jpg", 5.5, "untrained-vit-b-32@0")]
-    scores = spark.createDataFrame(scored, "name string, aesthetic_score float, aesthetic_model string")
-    scores.write.format("delta").save(f"{out}/photograph_scores")
-    rows = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
-    spark.createDataFrame(rows, "name string, embedding array<float>").write.format("delta").save(f"{out}/embeddings")
-    return out
+    out = tmp_path_factory.mktemp("demo-output")
+    runpy.run_path(str(REPOSITORY / "jobs" / "demo.py"))["write_tables"](spark, out)
+    sa.score_table(
+        spark, source=f"{out}/photographs", key=["name"], image_col="image", scores=f"{out}/photograph_scores",
+        predictor="untrained-vit-b-32", progress_file=io.StringIO(),
+    )  # fmt: skip
+    return str(out)
 
 
 @pytest.fixture(scope="session")

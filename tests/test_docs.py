@@ -63,6 +63,39 @@ def test_commands_are_what_the_job_takes(page: Path, monkeypatch: pytest.MonkeyP
             assert ingest_arguments().source.startswith("demo-output/")
 
 
+def test_the_page_of_the_job_has_its_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["score_table.py", "--help"])
+    with pytest.raises(SystemExit):
+        score_table_arguments()
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    (synopsis,) = re.findall(r"^score_table.py .*?```", (REPOSITORY / "docs" / "job.md").read_text(), re.DOTALL | re.M)
+    assert set(re.findall(r"--[a-z-]+", usage)) == set(re.findall(r"--[a-z-]+", synopsis))
+
+
+def test_embeddings_that_are_scored_again_have_been_kept_by_a_command_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = REPOSITORY / "docs" / "job.md"
+    kept: dict[str, sa.Predictor] = {}
+    again = 0
+    for command in blocks(page, "bash").replace("\\\n", " ").splitlines():
+        if "jobs/score_table.py" not in command:
+            continue
+        monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
+        args = score_table_arguments()
+        if args.with_embedding:
+            kept[args.scores] = sa.resolve(args.predictor)
+        if args.rescore_from_embeddings:
+            # The examples above it have saved the predictor.
+            (saved,) = re.findall(r"sa\.Predictor\(.*?\n\.\.\. \)", blocks(page, "pycon"), flags=re.DOTALL)
+            other = eval(re.sub(r"^\.\.\. ?", "", saved, flags=re.MULTILINE), {"sa": sa})
+            assert f'other.save("{args.predictor}")' in blocks(page, "pycon")
+            before = kept[args.scores]
+            assert (other.backbone, other.backbone_weights) == (before.backbone, before.backbone_weights)
+            again += 1
+    assert again == 1
+
+
 def run_cells(notebook: str, spark: SparkSession, given: dict[str, str]) -> None:
     """Run a notebook in Databricks' source format, with other values for the names that it sets first."""
     text = (NOTEBOOKS / notebook).read_text(encoding="utf-8")
@@ -111,6 +144,12 @@ def test_committed_outputs_name_no_place_of_a_machine() -> None:
     for place in (str(REPOSITORY), str(SHARED.parent), str(Path.home()), sys.prefix, os.uname().nodename):
         assert place == "/" or f'"{place}' not in text
         assert len(place) < 5 or place not in text
+
+
+def test_pages_name_the_wheel_that_is_built() -> None:
+    for page in [*PAGES, REPOSITORY / "README.md", *NOTEBOOKS.glob("*.py")]:
+        named = re.findall(r"spark_aesthetic-([\w.]+)-py3", page.read_text(encoding="utf-8"))
+        assert set(named) <= {sa.__version__}, page
 
 
 def test_the_reference_shows_the_types_that_docstrings_name() -> None:

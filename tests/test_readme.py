@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
+from spark_aesthetic.testing import photographs
 
 
 def examples(language: str) -> list[str]:
@@ -27,6 +28,7 @@ def test_python(spark: SparkSession, demo_output: str, capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert "untrained-vit-b-32@" in shown
     assert re.search(r"missing.jpg\s*\|NULL *\|null", shown)
+    assert re.search(r"china_cut_off.jpg\s*\|NULL *\|decode: truncated JPEG", shown)
     assert "5.74676" in shown
     exec(sql.replace("demo-output", demo_output), names)
     assert re.findall(r"rating\d", capsys.readouterr().out)[:2] == ["rating9", "rating8"]
@@ -34,7 +36,7 @@ def test_python(spark: SparkSession, demo_output: str, capsys: pytest.CaptureFix
     assert re.search(r"missing.jpg\s*\|NULL *\|null", capsys.readouterr().out)
     *lines, last = look.replace("demo-output", demo_output).strip().splitlines()
     exec("\n".join(lines), names)
-    assert len(eval(last, names).tiles) == 1
+    assert len(eval(last, names).tiles) == 9
     exec(own.replace("demo-output", demo_output), names)
     assert sa.resolve(f"{demo_output}/mine.json") == names["mine"]
 
@@ -57,4 +59,5 @@ def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     scores = spark.read.format("delta").load(str(Path(demo_output) / "my_scores"))
-    assert {row.name: row.aesthetic_error for row in scores.collect()} == {"noise.jpg": None, "missing.jpg": "null"}
+    bad = {"china_cut_off.jpg": "decode: truncated JPEG", "missing.jpg": "null"}
+    assert {row.name: row.aesthetic_error for row in scores.collect()} == dict.fromkeys(photographs()) | bad
