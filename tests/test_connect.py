@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,29 @@ def test_images_are_scored_by_a_udf_that_travels(spark: SparkSession, source: st
     )  # fmt: skip
     assert done.scored == 1
     assert done.failed_by_reason == {"null": 1, "decode: not an image": 1}
+
+
+def test_an_encoder_embeds_and_a_head_scores_what_a_table_has_kept(spark: SparkSession, source: str) -> None:
+    frame = spark.createDataFrame([(0, bytearray(noise_image(0))), (1, None)], "id int, image binary").coalesce(1)
+    frame.write.format("delta").save(source)
+    made = frame.select(sa.image_embedding("image", model_name="vit_tiny_patch16_224", pretrained=False).alias("e"))
+    assert [None if row.e is None else len(row.e) for row in made.collect()] == [192, None]
+    first, scores = small_predictor(), f"{source}-scores"
+    sa.score_table(
+        spark, source=source, key=["id"], image_col="image", scores=scores, predictor=first, with_embedding=True,
+        progress_file=io.StringIO(),
+    )  # fmt: skip
+    other = replace(first, name="untrained-other-head", head_weights="untrained:7:384")
+    done = sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other)
+    assert (done.rows_read, done.scored, done.failed) == (1, 1, 0)
+
+
+def test_shards_are_written_and_read(spark: SparkSession, tmp_path: Path) -> None:
+    sa.register(spark)
+    samples = spark.createDataFrame([("a", bytearray(noise_image(0))), ("b", None)], "__key__ string, image binary")
+    samples.coalesce(1).write.format("webdataset").mode("overwrite").save(str(tmp_path / "shards"))
+    back = spark.read.format("webdataset").load(str(tmp_path / "shards"))
+    assert {row["__key__"]: row.jpg and bytes(row.jpg) for row in back.collect()} == {"a": noise_image(0)}
 
 
 @in_full

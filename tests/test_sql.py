@@ -10,7 +10,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
-from spark_aesthetic.errors import PredictorError
+from spark_aesthetic.errors import OptionError, PredictorError
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings, small_predictor
 
 UNIT = published_embeddings()[9].astype(float).tolist()
@@ -98,8 +98,28 @@ def test_prefixes_keep_predictors_and_options_side_by_side(spark: SparkSession) 
     assert row.b.error == "decode: more pixels than max_pixels"
 
 
+@pytest.mark.parametrize("prefix", ["1_", "a b", "main.", "x`", "ü_"])
+def test_a_prefix_that_makes_no_name_is_told_before_anything_is_registered(spark: SparkSession, prefix: str) -> None:
+    with pytest.raises(OptionError, match=r"prefix=.*expected ASCII letters"):
+        sa.register(spark, prefix=prefix)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "main.images.scores.f", "f(x)", "a`b", "a-b", "`a"])
+def test_a_text_with_no_name_of_a_function_is_told(name: str) -> None:
+    with pytest.raises(OptionError, match=r"name=.*expected that of a function"):
+        sa.create_function_ddl(name)
+
+
+def test_the_text_takes_names_between_backquotes() -> None:
+    assert " `my-catalog`.images.f(embedding " in sa.create_function_ddl("`my-catalog`.images.f")
+
+
 @native
 def test_a_column_of_another_type_is_an_error_when_the_query_is_analysed(spark: SparkSession, vectors: None) -> None:
     sa.register(spark)
     with pytest.raises(AnalysisException, match=r"DATATYPE_MISMATCH|CAST_WITHOUT_SUGGESTION"):
         spark.sql("SELECT aesthetic_score_from_embedding(id) FROM vectors")
+    with pytest.raises(AnalysisException) as raised:
+        _ = spark.table("vectors").select(sa.aesthetic_score_from_embedding("id")).schema
+    # Below it stands the plan, with the weights in it.
+    assert "cannot cast" in str(raised.value).splitlines()[0]
