@@ -138,16 +138,26 @@ def in_bytes(name: str, size: str | int) -> int:
     """A size as Spark's settings have it, in bytes.
 
     Raises:
-        OptionError: It is none, or not above zero.
+        OptionError: It is none, not above zero, or beyond what Spark can count.
 
     Examples:
         >>> in_bytes("max_bytes_per_chunk", "8g"), in_bytes("max_bytes_per_chunk", 1024)
         (8589934592, 1024)
     """
     found = re.fullmatch(r"(\d+)([kmgt]?)b?", str(size).strip().lower())
-    if found is None or int(found[1]) == 0:
-        raise OptionError(f"{name}={size!r}: expected a number of bytes above zero, such as 8g, 512m or 1000000")
-    return int(found[1]) * _UNITS[found[2]]
+    total = 0 if found is None else int(found[1]) * _UNITS[found[2]]
+    # Spark's settings are 64-bit numbers.
+    if not 0 < total < 2**63:
+        raise OptionError(
+            f"{name}={size!r}: expected a number of bytes above zero and below 2^63, such as 8g, 512m or 1000000"
+        )
+    return total
+
+
+def check_files(name: str, files: int) -> None:
+    """Raise OptionError unless it is a number of files that Delta can count to."""
+    if not _is_whole(files) or not 1 <= files < 2**31:
+        raise OptionError(f"{name}={files!r}: expected a whole number of files from 1 to 2147483647")
 
 
 def is_whole(value: Any) -> bool:

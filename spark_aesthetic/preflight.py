@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType
 from pyspark.sql.utils import is_remote
 
-from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError, nearest
+from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError, nearest
 from spark_aesthetic.java import Py4JJavaError
 from spark_aesthetic.predictors import Predictor
 
@@ -126,7 +126,8 @@ def open_source(spark: SparkSession, table: str, called: str = "source") -> Sour
         size=found.sizeInBytes,
         partitions=tuple(found.partitionColumns),
         plain=found.properties.get("delta.columnMapping.mode", "none").lower() == "none"
-        and found.properties.get("delta.enableDeletionVectors", "false").lower() == "false",
+        # Not the property: vectors outlive its being switched off, and only DROP FEATURE tells that none are left.
+        and "deletionVectors" not in found.tableFeatures,
         feed=found.properties.get("delta.enableChangeDataFeed", "false").lower() == "true",
         version=version,
         rows=spark.read.option("versionAsOf", version).table(name),
@@ -137,6 +138,16 @@ def current_version(spark: SparkSession, name: str) -> int:
     """The number of a table's newest version."""
     version: int = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").select("version").collect()[0][0]
     return version
+
+
+def check_interval(spark: SparkSession, every: str) -> None:
+    """Raise OptionError unless Spark takes it for a time between two looks for new rows."""
+    start = "TIMESTAMP '2000-01-01'"
+    # Months have no length, so the triggers of Spark take none.
+    fits = f"{start} + at >= {start} AND extract(MONTH FROM at) = 0 AND extract(YEAR FROM at) = 0"
+    found = spark.sql(f"SELECT {fits} AS fits FROM (SELECT try_cast(:every AS INTERVAL) AS at)", args={"every": every})
+    if not found.collect()[0].fits:
+        raise OptionError(f"every={every!r}: expected an interval without months or years, such as '1 minute'")
 
 
 def is_delta(spark: SparkSession, table: str) -> bool:
@@ -171,6 +182,13 @@ def _delta_hint(spark: SparkSession) -> str:
     if "delta" in (spark.conf.get("spark.sql.extensions", "") or "").lower():
         return ""
     return ". This session has no Delta Lake: submit with --properties-file conf/local.conf"
+
+
+def spelled(rows: DataFrame, column: str) -> str:
+    """A top-level column as the schema spells it, by which alone a schema finds it; as it is given if there is none."""
+    return (
+        column if column in rows.columns else {name.lower(): name for name in rows.columns}.get(column.lower(), column)
+    )
 
 
 def column_type(rows: DataFrame, column: str, option: str) -> DataType:

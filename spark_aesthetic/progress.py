@@ -52,7 +52,7 @@ class ProgressListener(StreamingQueryListener):
         self._rows = self._chunks = 0
         self._started = time.monotonic()
         file = sys.stderr if file is None else file
-        live = file.isatty() or "ipykernel" in sys.modules
+        live = file.isatty() or _in_notebook()
         self._bar = tqdm(desc=name, unit=" rows", file=file, dynamic_ncols=True) if live else None
         self._ended, self._closed = threading.Event(), threading.Event()
         self._clock = threading.Thread(target=self._tick, name="spark-aesthetic progress", daemon=True)
@@ -117,3 +117,9 @@ class ProgressListener(StreamingQueryListener):
         bar.total = to_do if to_do is not None and to_do >= self._rows else None
         bar.n = self._rows
         bar.set_postfix_str(", ".join([self._sizes(to_do), *self._notes()]))
+
+
+def _in_notebook() -> bool:
+    """Whether this is a kernel; that its package has been imported does not tell, for PySpark does that anywhere."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -13,9 +13,9 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic
 from spark_aesthetic import preflight, udfs, weights
-from spark_aesthetic.errors import TableError, nearest
+from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import embedding_columns
-from spark_aesthetic.options import OptionArgs, Options, in_bytes
+from spark_aesthetic.options import OptionArgs, Options, check_files, in_bytes
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
 from spark_aesthetic.preflight import Source, identifier, quoted
 from spark_aesthetic.runs import FOLDER, Run
@@ -167,6 +167,11 @@ def score_table(
     _check_combination(
         source, image_col, embedding_col, scores, view, view_model, with_embedding, reconcile, version_col, every
     )
+    limit = in_bytes("max_bytes_per_chunk", max_bytes_per_chunk)
+    if max_files_per_chunk is not None:
+        check_files("max_files_per_chunk", max_files_per_chunk)
+    if every is not None:
+        preflight.check_interval(spark, every)
     table = preflight.open_source(spark, source)
     struct = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
     preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
@@ -177,9 +182,11 @@ def score_table(
         in_place = {name: TYPES[name] for name in written if name != SCORED_AT}
         preflight.check_columns(table.rows, in_place, source, required=())
 
+    key = [preflight.spelled(table.rows, name) for name in key]
+    version_col = None if version_col is None else preflight.spelled(table.rows, version_col)
     kept = [*key, *([] if version_col is None else [version_col])]
     # Of an embedding in a struct the whole of it.
-    column = image_col if image_col is not None else str(embedding_col).split(".")[0]
+    column = preflight.spelled(table.rows, image_col if image_col is not None else str(embedding_col).split(".")[0])
     chunks = Chunks(
         source=table,
         target=Target(
@@ -207,7 +214,7 @@ def score_table(
         spark=spark,
         chunks=chunks,
         folder=checkpoint,
-        max_bytes_per_chunk=in_bytes("max_bytes_per_chunk", max_bytes_per_chunk),
+        max_bytes_per_chunk=limit,
         max_files_per_chunk=max_files_per_chunk,
         rows_read=rows_read,
         every=every,
@@ -225,7 +232,9 @@ def score_table(
     if scores is None:
         rewritten = run.in_place()
     else:
-        run.beside(reconcile=reconcile, version_col=version_col, retry_failed=retry_failed)
+        run.beside(
+            reconcile=reconcile, version_col=None if version_col is None else kept[-1], retry_failed=retry_failed
+        )
         if view is not None:
             _make_view(spark, view, table, chunks.target, view_model)
     # Of a run that was to end, or never ends, nobody has counted.
@@ -267,6 +276,7 @@ def rescore_from_embeddings(
             f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
             "--with-embedding first"
         )
+    key = [preflight.spelled(table.rows, name) for name in key]
     written = (SCORE, ERROR, MODEL, SCORED_AT)
     kept = {name: preflight.column_type(table.rows, quoted(name), "--key") for name in key}
     target = Target(table=scores, key=tuple(key), model=pinned.model_id, kept=kept, written=written)
@@ -339,6 +349,13 @@ def _check_combination(
             if value is not None:
                 raise TableError(
                     f"{option}: expected --scores with it, found none; without it the source has the columns itself"
+                )
+    if every is not None:
+        for option, given in {"--view": view is not None, "--reconcile": reconcile}.items():
+            if given:
+                raise OptionError(
+                    f"{option}: expected no --every with it, which never comes to it; run once with {option}, then "
+                    "--every"
                 )
     if view_model is not None and view is None:
         raise TableError("--view-model: expected --view with it, found none; name the view")

@@ -396,6 +396,20 @@ def test_a_key_that_is_taken_is_never_scored_twice(
         score(spark, path, scores, max_files_per_chunk=100)
 
 
+def test_deletion_vectors_outlive_the_property_that_made_them(spark: SparkSession, tmp_path: Path, scores: str) -> None:
+    path, property_ = str(tmp_path / "source"), "delta.enableDeletionVectors"
+    rows(spark, range(10)).coalesce(1).write.format("delta").option(property_, "true").save(path)
+    another = rows(spark, range(3, 4), shift=1).selectExpr("id", "'another' AS title", "e")
+    another.write.format("delta").mode("append").save(path)
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id = 3 AND title != 'another'")
+    spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES ('{property_}' = 'false')")
+    assert score(spark, path, scores).scored == 10
+    # In the file of the deleted row, which is read for it; and that row's key.
+    spark.sql(f"DELETE FROM delta.`{scores}` WHERE id IN (2, 3)")
+    assert score(spark, path, scores, reconcile=True).scored == 2
+    assert_all_scored(spark, path, scores)
+
+
 @pytest.mark.parametrize("kind", ["partitioned", "clustered"])
 def test_tables_of_every_kind(spark: SparkSession, tmp_path: Path, scores: str, kind: str) -> None:
     path = str(tmp_path / "source")

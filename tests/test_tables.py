@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import spark_aesthetic as sa
 from spark_aesthetic import weights
-from spark_aesthetic.errors import AestheticError, PredictorError, TableError, WeightsNotFoundError
+from spark_aesthetic.errors import AestheticError, OptionError, PredictorError, TableError, WeightsNotFoundError
 from spark_aesthetic.preflight import identifier
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings, small_predictor
 
@@ -172,6 +172,24 @@ def test_a_key_may_have_several_columns_and_any_name(spark: SparkSession, tmp_pa
         )
 
 
+def test_columns_may_be_named_in_any_case(spark: SparkSession, path: Any) -> None:
+    odd = spark.createDataFrame([(10, "", [1.0])], embeddings(spark).schema)
+    source, scores = write(embeddings(spark).union(odd), path()), path()
+
+    def run(**options: Any) -> sa.Summary:
+        return sa.score_table(
+            spark, source=source, key=["ID"], embedding_col="E", version_col="TITLE", scores=scores, **options
+        )
+
+    assert (run().scored, run().scored) == (10, 0)
+    assert run(retry_failed=True).failed == 1
+    spark.sql(f"DELETE FROM {identifier(scores)} WHERE id IN (3, 4)")
+    spark.sql(f"DELETE FROM {identifier(source)} WHERE id = 5")
+    done = run(reconcile=True)
+    assert (done.scored, done.dropped) == (2, 1)
+    assert spark.table(identifier(scores)).columns[:2] == ["id", "title"]
+
+
 def image_table(spark: SparkSession, table: str, rows: dict[str, bytes | None]) -> str:
     listed = [(name, None if data is None else bytearray(data)) for name, data in rows.items()]
     # One file, so one task: a Python worker takes ten seconds to import open_clip, and two take each other's core.
@@ -277,6 +295,14 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
         ({"with_embedding": True}, TableError, "--with-embedding: expected --image-col"),
         ({"scores": "SOURCE"}, TableError, "expected another table than --source"),
         ({"scores": "OTHER"}, TableError, "column aesthetic_score: expected float, found none"),
+        ({"max_files_per_chunk": 0}, OptionError, "max_files_per_chunk=0: expected a whole number"),
+        ({"max_files_per_chunk": -1}, OptionError, "max_files_per_chunk=-1: expected a whole number"),
+        ({"max_bytes_per_chunk": "99999999t"}, OptionError, "max_bytes_per_chunk='99999999t': .* below 2.63"),
+        ({"every": "foo", "scores": "NEW"}, OptionError, "every='foo': expected an interval"),
+        ({"every": "1 month", "scores": "NEW"}, OptionError, "every='1 month': .* without months"),
+        ({"every": "-1 minute", "scores": "NEW"}, OptionError, "every='-1 minute': expected an interval"),
+        ({"every": "1 minute", "scores": "NEW", "view": "some_view"}, OptionError, "--view: expected no --every"),
+        ({"every": "1 minute", "scores": "NEW", "reconcile": True}, OptionError, "--reconcile: expected no --every"),
         ({"model_path": "/no/such", "embedding_col": None, "image_col": "image"}, WeightsNotFoundError, "model_path"),
     ],
 )  # fmt: skip
