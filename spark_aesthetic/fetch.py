@@ -8,7 +8,7 @@ then those are read as the Parquet files they are, at the version that the run h
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from urllib.parse import unquote
 
 from pyspark import StorageLevel
@@ -37,7 +37,7 @@ def rows_of_keys(
     kept: Sequence[str],
     column: str,
     max_bytes: int,
-) -> Iterator[DataFrame]:
+) -> Generator[DataFrame, None, None]:
     """The rows that have one of some keys, in parts of about `max_bytes` of files each.
 
     All in one part, with the bytes of every row read, where files cannot be read on their own: those of Unity

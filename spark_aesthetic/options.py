@@ -156,7 +156,7 @@ def in_bytes(name: str, size: str | int) -> int:
 
 def check_files(name: str, files: int) -> None:
     """Raise OptionError unless it is a number of files that Delta can count to."""
-    if not _is_whole(files) or not 1 <= files < 2**31:
+    if not is_whole(files) or not 1 <= files < 2**31:
         raise OptionError(f"{name}={files!r}: expected a whole number of files from 1 to 2147483647")
 
 

@@ -364,7 +364,7 @@ class _Labels:
 
     @property
     def enough(self) -> bool:
-        return min(self.keep.sum(), (~self.keep).sum()) > 1
+        return bool(min(self.keep.sum(), (~self.keep).sum()) > 1)
 
     def check(self, group: Group) -> None:
         """Raise TableError where an interval cannot be told."""

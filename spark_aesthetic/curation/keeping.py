@@ -141,9 +141,9 @@ def write_kept(
     if table is not None and not key:
         raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
     if calibration is not None:
-        for name, given, known in (("--model", model, calibration.model), ("--by", tuple(by) or None, calibration.by)):
-            if given is not None and given != known:
-                raise OptionError(f"{name}: expected that of the calibration, {known}, found {given}; leave it out")
+        for name, own, known in (("--model", model, calibration.model), ("--by", tuple(by) or None, calibration.by)):
+            if own is not None and own != known:
+                raise OptionError(f"{name}: expected that of the calibration, {known}, found {own}; leave it out")
         model, by = calibration.model, calibration.by
     rows = read_scores(spark, scores, model=model, by=by, table=table, key=key)
     given = {name: value for name, value in wanted.items() if value is not None}

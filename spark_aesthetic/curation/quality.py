@@ -174,5 +174,5 @@ def _kolmogorov(statistic: float) -> float:
     # There the series of 100 terms does not converge, and the probability is 1 to 12 digits.
     if statistic < 0.2:
         return 1.0
-    terms = ((-1) ** (at - 1) * math.exp(-2 * (at * statistic) ** 2) for at in range(1, 101))
+    terms = ((-1.0) ** (at - 1) * math.exp(-2 * (at * statistic) ** 2) for at in range(1, 101))
     return min(max(2 * sum(terms), 0.0), 1.0)

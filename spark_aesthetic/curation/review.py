@@ -38,7 +38,7 @@ _MAX_SHOWN = 10_000
 _MAX_BARS, _MAX_BANDS, _MAX_TICKS = 120, 24, 12
 
 # Widths of bars and bands, in bins, that read well.
-_WIDTHS = [step * 10**power for power in range(6) for step in (1, 2, 5)]
+_WIDTHS: list[int] = [step * 10**power for power in range(6) for step in (1, 2, 5)]
 
 # Files of images that are read in one Spark job.
 _MAX_BYTES_AT_ONCE = 64 << 30

@@ -130,8 +130,8 @@ def _best(
     for group, histogram in counted.items():
         if histogram.scored:
             rows = min(rows_of(target, wanted, histogram.scored), histogram.scored)
-            cut = histogram.cut(rows)
-            values[group] = (cut, rows - int(histogram.above(cut + BIN_WIDTH)))
+            least = histogram.cut(rows)
+            values[group] = (least, rows - int(histogram.above(least + BIN_WIDTH)))
     if not values:
         return df.limit(0)
     score = F.col(quoted(score_col))
