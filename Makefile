@@ -61,7 +61,7 @@ lint: setup
 	$(BIN)/mypy
 
 # What a session of Spark Connect must do as a classic one does it.
-ON_CONNECT := $(addprefix tests/test_,connect.py functions.py sql.py transformer.py notebook.py estimator.py)
+ON_CONNECT := $(addprefix tests/test_,connect.py functions.py sql.py transformer.py notebook.py)
 
 # For the test of the review page, which is skipped, with that reason, where this cannot install one.
 .PHONY: browser

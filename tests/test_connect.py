@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import CONNECT
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
+from spark_aesthetic import weights
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.testing import noise_image, published_embeddings, small_predictor
 
@@ -112,6 +114,24 @@ def test_shards_are_written_and_read(spark: SparkSession, tmp_path: Path) -> Non
     samples.coalesce(1).write.format("webdataset").mode("overwrite").save(str(tmp_path / "shards"))
     back = spark.read.format("webdataset").load(str(tmp_path / "shards"))
     assert {row["__key__"]: row.jpg and bytes(row.jpg) for row in back.collect()} == {"a": noise_image(0)}
+
+
+def test_a_head_is_fitted_to_ratings(spark: SparkSession, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    unit = draw.standard_normal((80, 6))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    weight = draw.standard_normal(6)
+    rows = list(zip(unit.tolist(), (unit @ weight + 5).tolist(), strict=True))
+    rated = spark.createDataFrame(rows, "clip_embedding array<double>, rating double").coalesce(1)
+    estimator = sa.AestheticEstimator(
+        path=str(tmp_path), backbone="ViT-B-32", backboneWeights="/none.safetensors", backboneSha256="0" * 64,
+        regParams=[1e-12],
+    )  # fmt: skip
+    scorer = estimator.fit(rated)
+    assert weights.load_head(scorer.getPredictor()).weight == pytest.approx(weight, abs=1e-5)
+    assert scorer.report is not None
+    assert scorer.report.own.spearman == pytest.approx(1, abs=1e-3)
+    assert all(row.aesthetic_score == pytest.approx(row.rating, abs=1e-4) for row in scorer.transform(rated).collect())
 
 
 @in_full
