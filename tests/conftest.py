@@ -17,6 +17,8 @@ from filelock import FileLock
 
 # Before anything of ours is imported: nothing in a test may come from a cache or a weights folder of the machine.
 os.environ.pop("SPARK_AESTHETIC_WEIGHTS", None)
+# Where Python workers find their daemon.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 # Of every JVM here. They live for seconds or minutes: without the second compiler and the parallel collector four
 # spark-submits take 107 s of CPU and not 185.
 os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
@@ -73,8 +75,9 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         # A handful of rows: the defaults of 200 and 50 tasks would be most of the suite's time.
         .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.databricks.delta.snapshotPartitions", "2")
-        # One partition unless a test asks for more: a Python worker takes ten seconds to import open_clip.
+        .config("spark.databricks.delta.snapshotPartitions", "1")
+        .config("spark.python.daemon.module", "preloading_daemon")
+        # One partition unless a test asks for more: a Python worker may take ten seconds to import open_clip.
         .config("spark.default.parallelism", "1")
         # Small, so that a few rows already cross a border between Arrow batches.
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "7")

@@ -25,7 +25,7 @@ from spark_aesthetic.testing import noise_image, published_embeddings, small_pre
 
 KILLS = int(os.environ.get("SPARK_AESTHETIC_KILLS", "1"))
 # As many chunks as those kills interrupt, and some more.
-FILES = 5 + 4 * KILLS
+FILES = 2 + 4 * KILLS
 ROWS = 10 * FILES
 # Each kill takes a spark-submit of its own.
 pytestmark = pytest.mark.timeout(300 + 60 * KILLS)
