@@ -30,6 +30,7 @@ __all__ = [
     "curate",
     "describe_scores",
     "score_drift",
+    "export_webdataset",
     "display",
     "review",
     "ingest_images",
@@ -45,6 +46,7 @@ __all__ = [
 if TYPE_CHECKING:
     from spark_aesthetic.curation.calibration import Calibration, calibrate
     from spark_aesthetic.curation.estimator import AestheticEstimator
+    from spark_aesthetic.curation.export import export_webdataset
     from spark_aesthetic.curation.ingest import ingest_images
     from spark_aesthetic.curation.metadata import save_metadata
     from spark_aesthetic.curation.quality import describe_scores, score_drift
@@ -83,6 +85,7 @@ _HOME = {
     "curate": "curation.selection",
     "describe_scores": "curation.quality",
     "score_drift": "curation.quality",
+    "export_webdataset": "curation.export",
     "display": "notebook",
     "review": "curation.review",
     "ingest_images": "curation.ingest",

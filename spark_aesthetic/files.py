@@ -9,6 +9,9 @@ import fsspec
 
 from spark_aesthetic.errors import OptionError
 
+# Of the file system of Databricks, on every node.
+_MOUNT = "/dbfs/"
+
 
 def mounted(path: str) -> str:
     """A path as Python opens it: dbfs:/ is where Databricks mounts it on every node, all else is as given.
@@ -17,7 +20,7 @@ def mounted(path: str) -> str:
         >>> mounted("dbfs:/heads/own.json"), mounted("/Volumes/main/heads"), mounted("s3://bucket/heads")
         ('/dbfs/heads/own.json', '/Volumes/main/heads', 's3://bucket/heads')
     """
-    return "/dbfs/" + path.removeprefix("dbfs:/").lstrip("/") if path.startswith("dbfs:/") else path
+    return _MOUNT + path.removeprefix("dbfs:/").lstrip("/") if path.startswith("dbfs:/") else path
 
 
 def beside(name: str, folder: str) -> str:

@@ -22,3 +22,14 @@ def sniff(data: bytes) -> str | None:
         ('GIF', None)
     """
     return next((name for at, magic, name in _MAGIC if data[at : at + len(magic)] == magic), None)
+
+
+def extension(data: bytes) -> str:
+    r"""How a file of these bytes is called; "bin" where nobody knows.
+
+    Examples:
+        >>> extension(b"\xff\xd8\xff\xe0"), extension(b"GIF89a"), extension(b"hello")
+        ('jpg', 'gif', 'bin')
+    """
+    found = sniff(data)
+    return "bin" if found is None else "jpg" if found == "JPEG" else found.lower()

@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
 from spark_aesthetic.commands import score_table_arguments
-from spark_aesthetic.curation.commands import ingest_arguments, review_arguments, train_head_arguments
+from spark_aesthetic.curation import commands
 from spark_aesthetic.testing import noise_image, published_embeddings
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -43,24 +43,33 @@ def test_examples_give_what_the_page_says(spark: SparkSession, demo_output: str,
         spark.sql(statement).collect()
 
 
+# Of each job: what takes its arguments, and which of them name a table.
+JOBS = {
+    "score_table.py": (score_table_arguments, ("source", "scores")),
+    "ingest_images.py": (commands.ingest_arguments, ("source",)),
+    "calibrate.py": (commands.calibrate_arguments, ("scores",)),
+    "curate.py": (commands.curate_arguments, ("scores",)),
+    "review.py": (commands.review_arguments, ("scores",)),
+    "train_head.py": (commands.train_head_arguments, ("table",)),
+    "export_webdataset.py": (commands.export_arguments, ("table",)),
+}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_are_what_the_job_takes(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in blocks(page, "bash").replace("\\\n", " ").splitlines():
-        if "jobs/score_table.py" in command:
-            monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
-            args = score_table_arguments()
-            # Every page's commands but those of a cluster run on what make demo leaves behind, without a download.
-            assert (args.source or args.scores).startswith("demo-output/")
+        _, _, called = command.partition("jobs/")
+        job = called.split(" ")[0]
+        if job not in JOBS:
+            continue
+        arguments, tables = JOBS[job]
+        monkeypatch.setattr("sys.argv", shlex.split(called))
+        args = arguments()
+        # Every page's commands but those of a cluster run on what make demo leaves behind, without a download.
+        named = [getattr(args, table) for table in tables if getattr(args, table) is not None]
+        assert named[0].startswith("demo-output/"), command
+        if job == "score_table.py":
             assert args.predictor.startswith(("untrained-", "demo-output/"))
-        if "jobs/train_head.py" in command:
-            monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
-            assert train_head_arguments().table.startswith("demo-output/")
-        if "jobs/review.py" in command:
-            monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
-            assert review_arguments().scores.startswith("demo-output/")
-        if "jobs/ingest_images.py" in command:
-            monkeypatch.setattr("sys.argv", shlex.split(command.partition("jobs/")[2]))
-            assert ingest_arguments().source.startswith("demo-output/")
 
 
 def test_the_page_of_the_job_has_its_options(

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import json
+import subprocess
+import sys
 import tarfile
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from test_shards import make_shard
 
 import spark_aesthetic as sa
 from spark_aesthetic.datasources import shards
-from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.errors import TableError
 from spark_aesthetic.testing import noise_image
 
 
 @pytest.fixture(autouse=True)
 def registered(spark: SparkSession) -> None:
     sa.register(spark)
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
-
-
-def make_shard(path: Path, samples: int, start: int = 0, mode: str = "w") -> None:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for at in range(start, start + samples):
-            add(tar, f"some/{at:05d}.jpg", bytes([at % 256]) * (700 + at))
-            add(tar, f"some/{at:05d}.txt", f"caption {at} ü".encode())
-            add(tar, f"some/{at:05d}.json", json.dumps({"number": at}).encode())
 
 
 def load(spark: SparkSession, path: object, **options: str) -> DataFrame:
@@ -120,6 +113,8 @@ def test_a_damaged_shard_fails_or_is_reported_with_the_place(
     (told,) = (row for row in rows if row["__error__"] is not None)
     assert told["__url__"] == str(tmp_path / "x.tar")
     assert told["__key__"] is None
+    # Its columns are those of the others.
+    assert load(spark, tmp_path / "*.tar", onDamage="report").columns[-1] == "__error__"
     whole = [row["__key__"] for row in rows if row["__error__"] is None and row["__url__"].endswith("x.tar")]
     assert whole == [f"some/{at:05d}" for at in range(kept)]
     assert sum("whole.tar" in row["__url__"] for row in rows) == 2
@@ -156,12 +151,14 @@ def test_the_webdataset_library_reads_ours_and_we_read_its(spark: SparkSession, 
     read = list(webdataset.WebDataset(str(tmp_path / "ours" / "00000.tar"), shardshuffle=False).decode())
     assert [sample["__key__"] for sample in read] == [key for key, _, _ in images]
     assert [sample["json"]["aesthetic_score"] for sample in read] == [score for _, _, score in images]
-    with webdataset.TarWriter(str(tmp_path / "theirs.tar")) as sink:
+    # Two samples a shard.
+    with webdataset.ShardWriter(str(tmp_path / "theirs-%03d.tar"), maxcount=2, verbose=0) as sink:
         for key, image, score in images:
             sink.write({"__key__": key, "jpg": bytes(image), "json": {"score": score}, "seg.png": b"mask"})
-    rows = load(spark, tmp_path / "theirs.tar").collect()
+    rows = load(spark, tmp_path / "theirs-{000..001}.tar").orderBy("__key__").collect()
     assert [(row["__key__"], bytearray(row.jpg)) for row in rows] == [(key, image) for key, image, _ in images]
     assert {bytes(row["seg.png"]) for row in rows} == {b"mask"}
+    assert [json.loads(row.json) for row in rows] == [{"score": score} for _, _, score in images]
 
 
 def test_a_failed_job_leaves_nothing_and_a_second_completes(spark: SparkSession, tmp_path: Path) -> None:
@@ -170,7 +167,7 @@ def test_a_failed_job_leaves_nothing_and_a_second_completes(spark: SparkSession,
     failing = rows.selectExpr("IF(__key__ = '39', raise_error('broken'), __key__) AS __key__", "jpg")
     with pytest.raises(Exception, match="broken"):
         failing.write.format("webdataset").mode("append").option("samplesPerShard", "5").save(str(out))
-    assert not list(out.glob("*.tar"))
+    assert list(out.iterdir()) == []
     rows.write.format("webdataset").mode("append").save(str(out))
     assert load(spark, out).count() == 40
     # Appending numbers on.
@@ -178,10 +175,96 @@ def test_a_failed_job_leaves_nothing_and_a_second_completes(spark: SparkSession,
     assert sorted(path.name for path in out.glob("*.tar")) == [f"{at:05d}.tar" for at in range(4)]
 
 
+# Commits shard after shard until it is killed.
+WRITER = """
+import sys
+from pyspark.sql import SparkSession
+from spark_aesthetic.datasources.webdataset import WebDataset
+spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+spark.dataSource.register(WebDataset)
+rows = spark.range(0, 4_000_000, numPartitions=2).selectExpr("CAST(id AS STRING) AS __key__", "X'00' AS jpg")
+rows.write.format("webdataset").mode("append").option("samplesPerShard", "100").save(sys.argv[1])
+"""
+
+
+def test_a_killed_job_leaves_whole_shards_alone_and_a_second_completes(spark: SparkSession, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = spark.range(0, 40, numPartitions=2).selectExpr("CAST(id AS STRING) AS __key__", "X'00' AS jpg")
+    rows.write.format("webdataset").mode("append").save(str(out))
+    there = {path.name: path.read_bytes() for path in out.iterdir()}
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(out)], stderr=subprocess.DEVNULL) as job:
+        while len(list(out.rglob("*.tar"))) < 6:
+            assert job.poll() is None
+            time.sleep(0.05)
+        driver = psutil.Process(job.pid)
+        for process in [*driver.children(recursive=True), driver]:
+            process.kill()
+    # What it had staged is still there, but no pattern for shards finds it.
+    assert len(list(out.rglob("*.tar"))) > 2
+    assert shards.find(str(out)) == [str(out / name) for name in sorted(there)]
+    assert load(spark, out).count() == 40
+    rows.write.format("webdataset").mode("append").save(str(out))
+    assert {path.name for path in out.iterdir()} == {f"{at:05d}.tar" for at in range(4)}
+    assert {name: (out / name).read_bytes() for name in there} == there
+    assert (out / "00002.tar").read_bytes() == there["00000.tar"]
+    # Numbers go on from the greatest, and overwriting leaves nothing of what was there.
+    (out / "00001.tar").unlink()
+    rows.write.format("webdataset").mode("append").save(str(out))
+    assert {path.name for path in out.iterdir()} == {f"{at:05d}.tar" for at in (0, 2, 3, 4, 5)}
+    (out / "00005.parquet").touch()
+    (out / "of_another.parquet").touch()
+    load(spark, out / "0000{2,3}.tar").write.format("webdataset").mode("overwrite").save(str(out))
+    assert {path.name for path in out.iterdir()} == {"00000.tar", "00001.tar", "of_another.parquet"}
+    assert (out / "00001.tar").read_bytes() == there["00001.tar"]
+
+
+def test_shards_are_read_through_fsspec(spark: SparkSession, tmp_path: Path) -> None:
+    make_shard(tmp_path / "00000.tar", 2)
+    make_shard(tmp_path / "00001.tar", 2, start=2)
+    assert load(spark, f"file://{tmp_path}/0000?.tar").count() == 4
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        rows = load(spark, f"{url}/{{00000..00001}}.tar").collect()
+        with pytest.raises(TableError, match=r"expected the shard .*/00002.tar"):
+            shards.find(f"{url}/{{00000..00002}}.tar")
+        server.shutdown()
+    assert {row["__url__"] for row in rows} == {f"{url}/0000{at}.tar" for at in range(2)}
+    assert sorted(row.txt for row in rows) == [f"caption {at} ü" for at in range(4)]
+
+
+def test_what_a_sample_cannot_say_is_refused_with_the_remedy(spark: SparkSession, tmp_path: Path) -> None:
+    def write(columns: str) -> None:
+        frame = spark.range(0, 2, numPartitions=1).selectExpr(columns.split("; "))
+        frame.write.format("webdataset").mode("append").save(str(tmp_path / "out"))
+
+    with pytest.raises(Exception, match="expected each key once, found it twice in a shard"):
+        write("'a' AS __key__; X'00' AS jpg")
+    with pytest.raises(Exception, match="expected one column of each extension, found two of 'jpg'"):
+        write("X'FFD8FF' AS image; X'00' AS jpg")
+
+
+def test_values_that_json_has_not_are_left_out_and_json_stays_as_it_is(spark: SparkSession, tmp_path: Path) -> None:
+    row = "'a' AS __key__, double('NaN') AS x, 1.5D AS y, named_struct('b', X'FF') AS s, date'2024-01-02' AS d"
+    spark.sql(f"SELECT {row}").write.format("webdataset").mode("append").save(str(tmp_path / "a"))
+    (sample,) = shards.read(str(tmp_path / "a" / "00000.tar"), lambda _: True)
+    assert json.loads(sample.files["json"]) == {"y": 1.5, "s": {"b": "/w=="}, "d": "2024-01-02"}
+    text = '{ "z":1 }'
+    spark.sql(f"SELECT 'a' AS __key__, '{text}' AS json").write.format("webdataset").mode("append").save(
+        str(tmp_path / "b")
+    )
+    (sample,) = shards.read(str(tmp_path / "b" / "00000.tar"), lambda _: True)
+    assert sample.files == {"json": text.encode()}
+
+
 def test_a_sidecar_is_written_beside_each_shard(spark: SparkSession, tmp_path: Path) -> None:
-    frame = spark.createDataFrame([("a", bytearray(b"\x89PNG"), 5.5)], "__key__ string, image binary, score double")
+    frame = spark.createDataFrame([("f/a", bytearray(b"\x89PNG"), 5.5)], "__key__ string, image binary, score double")
     frame.write.format("webdataset").mode("append").option("sidecar", "true").save(str(tmp_path / "out"))
-    assert pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist() == [{"key": "a", "score": 5.5}]
+    assert pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist() == [{"key": "f/a", "score": 5.5}]
+    make_shard(tmp_path / "x.tar", 1)
+    with pytest.raises(Exception, match=r"expected .*x.parquet beside the shard, found nothing there"):
+        load(spark, tmp_path / "x.tar", sidecar="true")
     row = load(spark, tmp_path / "out", sidecar="true").first()
     assert row is not None
     assert (bytes(row.png), row.score) == (b"\x89PNG", 5.5)
@@ -202,22 +285,7 @@ def test_wrong_options_are_errors(spark: SparkSession, tmp_path: Path, options: 
         load(spark, tmp_path / "a.tar", **options).collect()
 
 
-def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
-    make_shard(tmp_path / "00000.tar", 1)
-    with pytest.raises(TableError, match=r"expected the shard .*00001.tar, found nothing"):
-        shards.find(str(tmp_path / "{00000..00001}.tar"))
-    with pytest.raises(TableError, match="found none"):
-        shards.find(str(tmp_path / "*.tgz"))
-
-
 def test_a_key_with_a_dot_is_refused_with_the_remedy(spark: SparkSession, tmp_path: Path) -> None:
     frame = spark.createDataFrame([("a.jpg", bytearray(b"x"))], "__key__ string, jpg binary")
     with pytest.raises(Exception, match="expected one without a dot"):
         frame.write.format("webdataset").mode("append").save(str(tmp_path / "out"))
-
-
-def test_option_errors_are_of_the_package() -> None:
-    from spark_aesthetic.datasources.webdataset import WebDataset
-
-    with pytest.raises(OptionError, match="expected a path"):
-        WebDataset({}).schema()

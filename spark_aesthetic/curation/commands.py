@@ -7,6 +7,8 @@ import argparse
 from spark_aesthetic.curation.calibration import Calibration
 from spark_aesthetic.curation.calibration import calibrate as _calibrate
 from spark_aesthetic.curation.estimator import AestheticEstimator
+from spark_aesthetic.curation.export import ExportSummary
+from spark_aesthetic.curation.export import export_webdataset as _export_webdataset
 from spark_aesthetic.curation.ingest import MAX_BYTES_PER_CHUNK, MAX_FILE_BYTES, IngestSummary
 from spark_aesthetic.curation.ingest import ingest_images as _ingest_images
 from spark_aesthetic.curation.keeping import Kept, read_scores, write_kept
@@ -239,3 +241,45 @@ def ingest_once() -> IngestSummary:
     """Do what the command line of ingest_images says."""
     args = ingest_arguments()
     return _ingest_images(session("ingest_images"), **vars(args))
+
+
+def export_webdataset() -> None:
+    """Write chosen rows of a table as WebDataset shards; see its --help."""
+    exit_with("export_webdataset", export_once)
+
+
+def export_arguments() -> argparse.Namespace:
+    """Those of the command line.
+
+    Raises:
+        OptionError: They are not what the job takes.
+    """
+    arguments = Parser(prog="export_webdataset", description="Write chosen rows of a table as WebDataset shards.")
+    arguments.add_argument("--table", required=True, metavar="TABLE_OR_PATH", help="table, view or Delta path")
+    arguments.add_argument("--out", required=True, metavar="PATH", help="folder of the shards")
+    arguments.add_argument("--where", metavar="CONDITION", help='such as "aesthetic_score >= 5.5" (default: all rows)')
+    arguments.add_argument("--scores", metavar="TABLE_OR_PATH", help="scores table to join by --key")
+    arguments.add_argument("--key", default="", metavar="COL[,COL]", help="columns that identify a row in both")
+    arguments.add_argument("--model", metavar="MODEL", help="whose scores to take, where there are several")
+    arguments.add_argument("--key-col", metavar="COL", help="column of the samples' keys (default: they are counted)")
+    arguments.add_argument(
+        "--image-col", default="image", metavar="COL", help="column of image bytes (default: %(default)s)"
+    )
+    arguments.add_argument("--columns", metavar="COL[,COL]", help="other columns to write (default: all)")
+    arguments.add_argument(
+        "--samples-per-shard", type=int, default=10_000, metavar="N", help="at most (default: %(default)s)"
+    )
+    arguments.add_argument("--sidecar", action="store_true", help="also all but images as Parquet beside each shard")
+    arguments.add_argument(
+        "--mode", choices=("append", "overwrite"), default="append",
+        help="number on from the shards that are there, or replace them (default: %(default)s)",
+    )  # fmt: skip
+    return arguments.parse_args()
+
+
+def export_once() -> ExportSummary:
+    """Do what the command line of export_webdataset says."""
+    args = vars(export_arguments())
+    args["key"] = key_columns(args["key"]) if args["key"] else []
+    args["columns"] = None if args["columns"] is None else key_columns(args["columns"])
+    return _export_webdataset(session("export_webdataset"), **args)

@@ -7,28 +7,42 @@ Files that come after one another with one key are a sample.
 from __future__ import annotations
 
 import io
-import tarfile
+import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from gzip import BadGzipFile
 from typing import IO, Any
 
 import fsspec
 from braceexpand import braceexpand
+from fsspec.compression import compr
 
-from spark_aesthetic.errors import TableError
+from spark_aesthetic.datasources import tar
+from spark_aesthetic.errors import MissingDependencyError, TableError
 from spark_aesthetic.files import mounted
 
 # Of what is text, so a column of strings; all else is bytes.
 TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
 
-# What a tar file is that was cut off, overwritten or never one, as the libraries below say it.
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, OSError, ValueError)
+# What a shard gives that was cut off, overwritten or never one. An error of the file system is none of these: Spark
+# runs the task again for it, and it must not be reported as the shard's.
+_DAMAGE = (tar.DamageError, EOFError, zlib.error, BadGzipFile, lzma.LZMAError)
+
+# How compressed files begin, in fsspec's names.
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+
+# Requests to a store at one time, each of which waits some tens of milliseconds.
+PARALLEL = 32
+
+# The webdataset library takes these for notes about the shard.
+_META = re.compile(r"__[^/]*__($|/)")
 
 
 class ShardError(TableError):
-    """A shard that is damaged or cannot be read, with the place."""
+    """A shard that is damaged, with the place."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,29 @@ class Sample:
     extensions: tuple[str, ...]
 
 
+def locate(url: str) -> tuple[Any, str]:
+    """The fsspec file system of an address and its path there; dbfs:/ is a folder of each machine.
+
+    Raises:
+        MissingDependencyError: fsspec needs another package for it.
+    """
+    try:
+        system, place = fsspec.core.url_to_fs(mounted(url))
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{url}: expected the package of that file system, found none on this machine: {error}"
+        ) from error
+    # The instance is one for the whole process, which may have listed the folder before another one wrote there.
+    system.invalidate_cache()
+    return system, place
+
+
+def absolute(url: str) -> str:
+    """The same place for every process of a cluster, whatever its working folder is."""
+    system, place = locate(url)
+    return str(system.unstrip_protocol(place) if "://" in url else place).rstrip("/")
+
+
 def find(path: str) -> list[str]:
     """The shards that a path names: with ranges as {00000..00099}, alternatives as {a,b}, or a pattern with * and ?.
 
@@ -54,18 +91,21 @@ def find(path: str) -> list[str]:
     Raises:
         TableError: There are none, or one that is named is not there.
     """
-    found: list[str] = []
-    for url in braceexpand(path):
-        system, place = fsspec.core.url_to_fs(mounted(url))
+
+    def expand(url: str) -> list[str]:
+        system, place = locate(url)
         if any(letter in place for letter in "*?["):
             places = sorted(system.glob(place))
         elif system.isdir(place):
             places = sorted(system.glob(f"{place.rstrip('/')}/*.tar"))
-        else:
-            if not system.exists(place):
-                raise TableError(f"webdataset: expected the shard {url}, found nothing there; correct the range")
+        elif system.exists(place):
             places = [place]
-        found += [system.unstrip_protocol(at) if "://" in url else at for at in places]
+        else:
+            raise TableError(f"webdataset: expected the shard {url}, found nothing there; correct the range")
+        return [system.unstrip_protocol(at) if "://" in url else at for at in places]
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        found = [url for urls in pool.map(expand, braceexpand(path)) for url in urls]
     if not found:
         raise TableError(f"webdataset: expected shards (.tar) at {path!r}, found none; check the path or the pattern")
     return found
@@ -87,49 +127,47 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
     """The samples of a shard, one at a time; bytes of files that are not wanted are passed over.
 
     Args:
-        url: A path, or an address that fsspec knows.
+        url: A path, or an address that fsspec knows; it may be compressed.
         wanted: Told an extension, whether its files are asked for.
 
     Raises:
         ShardError: The shard is damaged; samples that came before the damage have been given by then.
+        OSError: It cannot be read.
     """
-    key, files, extensions, place = "", dict[str, bytes](), list[str](), 0
-    try:
-        with fsspec.open(mounted(url), "rb").open() as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            for member in tar:
-                place = member.offset
-                if not member.isfile():
+    key, files, extensions = "", dict[str, bytes](), list[str]()
+    system, place = locate(url)
+    with system.open(place, "rb") as raw:
+        reader = tar.TarReader(_plain(raw))
+        try:
+            for name, _ in reader:
+                of, extension = split(name)
+                if not extension or of.endswith("/") or not of or _META.match(name):
                     continue
-                of, extension = split(member.name)
-                if not extension or Path(member.name).name.startswith("."):
-                    continue
-                if of != key and extensions:
+                # Two of one extension are two samples, so that neither is lost.
+                if extensions and (of != key or extension in extensions):
                     yield Sample(key, files, tuple(extensions))
                     files, extensions = {}, []
                 key = of
                 extensions.append(extension)
                 if wanted(extension):
-                    content = tar.extractfile(member)
-                    assert content is not None, "a regular file has content"
-                    files[extension] = content.read()
-                # tarfile keeps a record of each member, a gigabyte of them in a shard of millions.
-                tar.members = []  # type: ignore[attr-defined]  # an attribute that its documentation has
-            place = tar.offset
-            _check_end(tar.fileobj, tar.offset)
-    except _DAMAGE as error:
-        raise ShardError(
-            f"shard {url}: expected a whole tar file, found damage at byte {place}, after the sample "
-            f"{key!r}: {error or type(error).__name__}; fetch it again, or read with option onDamage=report"
-        ) from error
+                    files[extension] = reader.content()
+        except _DAMAGE as error:
+            raise ShardError(
+                f"shard {url}: expected a whole tar file, found damage at byte {reader.place}, after the sample "
+                f"{key!r}: {error or type(error).__name__}; fetch it again, or read with option onDamage=report"
+            ) from error
     if extensions:
         yield Sample(key, files, tuple(extensions))
 
 
-def _check_end(file: Any, offset: int) -> None:
-    # tarfile takes a header that is cut off, or is none, for the end.
-    file.seek(offset)
-    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("the end of a tar file is missing")
+def _plain(raw: Any) -> IO[bytes]:
+    # Headers are small, and each read of fsspec's own files costs as much as one.
+    file = io.BufferedReader(raw, 1 << 20)
+    begin = file.peek(8)
+    for magic, name in _COMPRESSIONS.items():
+        if begin.startswith(magic):
+            return io.BufferedReader(compr[name](file, mode="rb"), 1 << 20)
+    return file
 
 
 class ShardWriter:
@@ -141,21 +179,37 @@ class ShardWriter:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._tar = tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (see close)
-        self.samples = 0
+        self._size = 0
+        self._keys: set[str] = set()
 
-    def write(self, key: str, files: Mapping[str, bytes]) -> None:
-        """Append a sample, its bytes as they are; the same input gives the same shard to the byte."""
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self._keys)
+
+    def write(self, key: str, files: Mapping[str, tar.Buffer]) -> None:
+        """Append a sample, its bytes as they are; the same input gives the same shard to the byte.
+
+        Raises:
+            TableError: Readers would not find the key again.
+        """
+        if not key.rpartition("/")[2] or "." in key.rpartition("/")[2]:
+            raise TableError(
+                f"webdataset: key {key!r}: expected one without a dot, at which readers cut it; take another column, "
+                "replace(key, '.', '_'), or none, so that keys are counted"
+            )
+        if key in self._keys:
+            raise TableError(
+                f"webdataset: key {key!r}: expected each key once, found it twice in a shard, where readers take both "
+                "for one sample; take another column, or none, so that keys are counted"
+            )
+        self._keys.add(key)
         for extension, content in files.items():
-            # Neither time nor owner, which would differ between two writes.
-            entry = tarfile.TarInfo(f"{key}.{extension}")
-            entry.size, entry.mode = len(content), 0o644
-            self._tar.addfile(entry, io.BytesIO(content))
-        # As in reading.
-        self._tar.members = []  # type: ignore[attr-defined]
-        self.samples += 1
+            for part in tar.entry(f"{key}.{extension}", content):
+                self._file.write(part)
+                self._size += len(part)
 
     def close(self) -> None:
         """Write the end of the tar file, and close it."""
-        self._tar.close()
+        self._file.write(tar.end(self._size))
         self._file.close()

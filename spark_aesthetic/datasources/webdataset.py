@@ -7,13 +7,14 @@ df.write.format("webdataset").mode("append").option("samplesPerShard", 10000).sa
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
-from uuid import uuid4
+from itertools import chain, count, islice
+from math import isfinite
+from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark import TaskContext
@@ -27,41 +28,50 @@ from pyspark.sql.datasource import (
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-from spark_aesthetic.datasources import shards
+from spark_aesthetic import formats
+from spark_aesthetic.datasources import shards, staging, tar
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.formats import sniff
 
 KEY, URL, ERROR = "__key__", "__url__", "__error__"
 
 # Of one Arrow batch, so that a task needs the same memory for a shard of any size.
-_BATCH_BYTES, _BATCH_ROWS = 16 << 20, 1000
+_BATCH_BYTES, _BATCH_ROWS = 4 << 20, 1000
 
-# Looked at for the columns of a table whose schema is not given.
-_SAMPLE_SHARDS, _SAMPLE_ROWS = 3, 100
+# Of each shard that is looked at for the columns of a table whose schema is not given.
+_SAMPLE_ROWS = 100
 
 _READ = ("path", "columns", "metadataOnly", "onDamage", "sidecar", "sidecarKey")
 _WRITTEN = ("path", "samplesPerShard", "keyCol", "sidecar")
 
-# How a file of these bytes is called in a shard.
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
+# The column of keys in a sidecar.
+SIDECAR_KEY = "key"
+
+# Columns that are called by what they hold; their files are called by what the bytes are.
+_BY_CONTENT = ("image", "content")
 
 
 class WebDataset(DataSource):
     """Shards of samples, one row a sample.
 
-    Reading: columns are `__key__`, `__url__` (string) and one for each extension that the first samples of the first
-    shards have: string for text and JSON, binary for the rest; a schema of one's own names others. One partition a
-    shard, read from its beginning to its end in constant memory. Options: `columns` (extensions, separated by commas),
-    `metadataOnly` (text alone; other bytes are passed over), `onDamage` ("fail", or "report": a damaged shard gives
-    the samples before the damage and a last row with `__error__`), `sidecar` ("true": the columns of a Parquet file
-    with the shard's stem are joined on its column `sidecarKey`, "key" by default).
+    Reading: columns are `__key__`, `__url__` (string) and one for each extension that the first samples of the first,
+    the middle and the last shard have: string for text and JSON, binary for the rest; a schema of one's own names
+    others. One partition a shard, read from its beginning to its end in constant memory. Options: `columns`
+    (extensions, separated by commas), `metadataOnly` (text alone; other bytes are passed over), `onDamage` ("fail", or
+    "report": a damaged shard gives the samples before the damage and a last row with `__error__`), `sidecar` ("true":
+    the columns of a Parquet file with the shard's stem are joined by its column `sidecarKey`, "key" by default, on the
+    sample's key or the last part of that).
 
     Writing, with mode append or overwrite: a binary column becomes files of that extension, or of that of its bytes if
     it is called image or content; columns txt, caption, cls and the like text files; `json` and all others one JSON
-    file. Null values have no file. Images keep their bytes. Options: `samplesPerShard` (10,000), `keyCol` (`__key__`;
-    without that column keys are counted), `sidecar` ("true": all but bytes also as Parquet beside each shard). Shards
-    are named 00000.tar and on, the same for the same partitions. They are put in place when all tasks are done; what a
-    failed job wrote is not visible, though a task that was still at work may leave its folder `_staged-…`.
+    file. Null values have no file, and numbers that are not finite no place in the JSON. Bytes stay as they are.
+    Options: `samplesPerShard` (10,000), `keyCol` (`__key__`; without that column, and where it is null, keys are
+    counted), `sidecar` ("true": all but bytes also as Parquet beside each shard). Shards are named 00000.tar and on,
+    in the order of the partitions.
+
+    Shards are put in place, each at once, when all tasks are done. Append numbers on from the greatest number there.
+    Overwrite replaces the shards of the same number and then removes the other .tar files and their sidecars. A write
+    that was killed is undone by the next one, or, if it was replacing shards already, brought to its end first; until
+    then its hidden folder `_staged-…` stays. So one write at a time.
 
     Paths and addresses are those of fsspec; dbfs:/ is read where Databricks mounts it.
     """
@@ -76,9 +86,12 @@ class WebDataset(DataSource):
         options = _Options.of(self.options, _READ)
         urls = shards.find(options.path)
         extensions: dict[str, None] = {}
-        for url in urls[:_SAMPLE_SHARDS]:
-            for sample in islice(shards.read(url, lambda _: False), _SAMPLE_ROWS):
-                extensions |= dict.fromkeys(sample.extensions)
+        # Shards of one folder may come from several sources, in their order.
+        for url in dict.fromkeys((urls[0], urls[len(urls) // 2], urls[-1])):
+            # One that is to be reported is reported by its task.
+            with suppress(*([shards.ShardError] if options.reports else [])):
+                for sample in islice(shards.read(url, lambda _: False), _SAMPLE_ROWS):
+                    extensions |= dict.fromkeys(sample.extensions)
         if options.columns is not None:
             for name in options.columns:
                 if name not in extensions:
@@ -90,7 +103,7 @@ class WebDataset(DataSource):
             if text or not options.metadata_only:
                 fields.append(StructField(extension, StringType() if text else BinaryType()))
         if options.sidecar:
-            with fsspec.open(_sidecar(urls[0]), "rb") as file:
+            with _open_sidecar(urls[0]) as file:
                 beside = from_arrow_schema(pq.read_schema(file))
             known = {field.name for field in fields}
             fields += [field for field in beside if field.name not in known and field.name != options.sidecar_key]
@@ -146,7 +159,7 @@ class _Options:
             metadata_only=flag("metadataOnly"),
             reports=damage == "report",
             sidecar=flag("sidecar"),
-            sidecar_key=given.get("sidecarKey", "key"),
+            sidecar_key=given.get("sidecarKey", SIDECAR_KEY),
             samples_per_shard=int(samples),
             key_col=given.get("keyCol", KEY),
         )
@@ -173,47 +186,62 @@ class Reader(DataSourceReader):
         """On a worker: the samples of a shard, in batches bounded in bytes."""
         assert isinstance(partition, Shard)
         schema = to_arrow_schema(self._schema)
-        names, text = schema.names, {name for name in schema.names if pa.types.is_string(schema.field(name).type)}
-        beside = self._beside(partition.url)
-        rows: list[dict[str, Any]] = []
-        size = 0
+        text = {field.name for field in schema if pa.types.is_string(field.type)}
+        wanted = text if self._options.metadata_only else set(schema.names)
+        columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+        size, beside = 0, self._beside(partition.url)
+
+        def add(row: dict[str, Any]) -> None:
+            for name, values in columns.items():
+                values.append(row.get(name))
 
         def batch() -> pa.RecordBatch:
-            return pa.RecordBatch.from_pylist(rows, schema=schema)
+            arrays = [pa.array(columns[field.name], field.type) for field in schema]
+            for values in columns.values():
+                values.clear()
+            return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
         try:
-            for sample in shards.read(partition.url, lambda extension: extension in names):
-                row: dict[str, Any] = {
-                    **beside.get(sample.key.rpartition("/")[2], {}),
-                    KEY: sample.key,
-                    URL: partition.url,
-                }
+            for sample in shards.read(partition.url, wanted.__contains__):
+                told = beside.get(sample.key) or beside.get(sample.key.rpartition("/")[2], {})
+                row: dict[str, Any] = {**told, KEY: sample.key, URL: partition.url}
                 for extension, content in sample.files.items():
                     row[extension] = content.decode("utf-8", "replace") if extension in text else content
                     size += len(content)
-                rows.append(row)
-                if size >= _BATCH_BYTES or len(rows) == _BATCH_ROWS:
+                add(row)
+                if size >= _BATCH_BYTES or len(columns[schema.names[0]]) == _BATCH_ROWS:
                     yield batch()
-                    rows, size = [], 0
+                    size = 0
         except shards.ShardError as error:
-            if not self._options.reports or ERROR not in names:
+            if not self._options.reports or ERROR not in columns:
                 raise
-            rows.append({URL: partition.url, ERROR: str(error)})
-        if rows:
+            add({URL: partition.url, ERROR: str(error)})
+        if columns[schema.names[0]]:
             yield batch()
 
     def _beside(self, url: str) -> dict[str, dict[str, Any]]:
         if not self._options.sidecar:
             return {}
         key = self._options.sidecar_key
-        with fsspec.open(_sidecar(url), "rb") as file:
+        with _open_sidecar(url) as file:
             table = pq.read_table(file)
         if key not in table.column_names:
-            raise TableError(
+            raise OptionError(
                 f"webdataset: sidecarKey: no column {key!r} in {_sidecar(url)}: {nearest(key, table.column_names)}"
             )
         kept = [name for name in table.column_names if name in self._schema.names or name == key]
-        return {str(row.pop(key)): row for row in table.select(kept).to_pylist()}
+        return {str(row[key]): row for row in table.select(kept).to_pylist()}
+
+
+def _open_sidecar(url: str) -> IO[bytes]:
+    system, place = shards.locate(_sidecar(url))
+    try:
+        file: IO[bytes] = system.open(place, "rb")
+    except FileNotFoundError as error:
+        raise TableError(
+            f"webdataset: expected {_sidecar(url)} beside the shard, found nothing there; read without option sidecar"
+        ) from error
+    return file
 
 
 def _sidecar(url: str) -> str:
@@ -222,117 +250,133 @@ def _sidecar(url: str) -> str:
 
 @dataclass
 class Written(WriterCommitMessage):
-    """What a task has written, in the order of its shards."""
+    """What a task has staged: the stems of its shards, in their order, in the hidden folder."""
 
     partition: int
-    shards: list[str]
-    rows: list[int]
+    stems: list[str]
 
 
 class Writer(DataSourceArrowWriter):
     """Writes Arrow batches to shards beside their place, and puts them there when all tasks are done."""
 
     def __init__(self, schema: StructType, options: _Options, overwrite: bool) -> None:
-        self._schema, self._options, self._overwrite = schema, options, overwrite
-        self._staged = f"{options.path.rstrip('/')}/_staged-{uuid4().hex}"
         if options.key_col not in schema.names and options.key_col != KEY:
             raise OptionError(
                 f"webdataset: keyCol: no column {options.key_col!r}: {nearest(options.key_col, schema.names)}"
             )
+        self._schema, self._options, self._overwrite = to_arrow_schema(schema), options, overwrite
+        self._out = shards.absolute(options.path)
+        staging.settle(self._out)
+        self._staged = staging.new(self._out)
+        # Part of the keys that are counted, so that those of another write differ.
+        self._first = 0 if overwrite else _next_number(self._out)
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> Written:
         """On a worker: the rows of one partition."""
         context = TaskContext.get()
         assert context is not None, "a task writes"
+        done = Written(context.partitionId(), [])
         # An attempt of its own, so that one which was killed or runs twice is in nobody's way.
-        folder = f"{self._staged}/{context.partitionId():06d}-{context.taskAttemptId()}"
-        system, _ = fsspec.core.url_to_fs(folder)
-        system.makedirs(folder, exist_ok=True)
-        done = Written(context.partitionId(), [], [])
-        shard: shards.ShardWriter | None = None
-        beside: list[dict[str, Any]] = []
+        attempt = f"{done.partition:06d}-{context.taskAttemptId()}"
+        system, hidden = shards.locate(self._staged)
+        system.makedirs(f"{hidden}/{attempt}", exist_ok=True)
+        numbers, rows = count(), self._rows(iterator)
         try:
-            for batch in iterator:
-                for row in batch.to_pylist():
-                    if shard is None:
-                        done.shards.append(f"{folder}/{len(done.shards):06d}")
-                        shard = shards.ShardWriter(fsspec.open(f"{done.shards[-1]}.tar", "wb").open())
-                    key, files, told = self._sample(row, context.partitionId(), sum(done.rows) + shard.samples)
-                    shard.write(key, files)
-                    if self._options.sidecar:
-                        beside.append({"key": key, **told})
-                    if shard.samples == self._options.samples_per_shard:
-                        self._close(shard, beside, done)
-                        shard, beside = None, []
-            if shard is not None:
-                self._close(shard, beside, done)
+            # The first row of each shard tells that there is one.
+            for first in rows:
+                done.stems.append(f"{attempt}/{len(done.stems):06d}")
+                with closing(shards.ShardWriter(system.open(f"{hidden}/{done.stems[-1]}.tar", "wb"))) as shard:
+                    beside = []
+                    for row in islice(chain([first], rows), self._options.samples_per_shard):
+                        given = row.pop(self._options.key_col, None)
+                        key = f"{self._first:05d}-{done.partition:05d}-{next(numbers):08d}" if given is None else given
+                        shard.write(str(key), _files(row))
+                        if self._options.sidecar:
+                            beside.append({**row, SIDECAR_KEY: str(key)})
+                if self._options.sidecar:
+                    with system.open(f"{hidden}/{done.stems[-1]}.parquet", "wb") as file:
+                        pq.write_table(pa.Table.from_pylist(beside, self._sidecar_schema()), file)
         except BaseException:
-            system.rm(folder, recursive=True)
+            system.rm(f"{hidden}/{attempt}", recursive=True)
             raise
         return done
 
-    def _close(self, shard: shards.ShardWriter, beside: list[dict[str, Any]], done: Written) -> None:
-        shard.close()
-        done.rows.append(shard.samples)
-        if self._options.sidecar:
-            with fsspec.open(f"{done.shards[-1]}.parquet", "wb") as file:
-                pq.write_table(pa.Table.from_pylist(beside), file)
+    @staticmethod
+    def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+        """Row by row; bytes stay where they lie in the batch."""
+        for batch in batches:
+            columns = {
+                name: column if pa.types.is_binary(column.type) else column.to_pylist()
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                if name != URL
+            }
+            for at in range(batch.num_rows):
+                yield {name: _bytes_at(column, at) for name, column in columns.items()}
 
-    def _sample(self, row: dict[str, Any], partition: int, number: int) -> tuple[str, dict[str, bytes], dict[str, Any]]:
-        """Key, files and, of what is no bytes, the fields."""
-        given = row.pop(self._options.key_col, None)
-        key = f"{partition:06d}{number:08d}" if given is None else str(given)
-        if "." in key.rpartition("/")[2] or not key:
-            raise TableError(
-                f"webdataset: key {key!r}: expected one without a dot, at which readers cut it; take another column, "
-                "or replace(key, '.', '_')"
-            )
-        row.pop(URL, None)
-        files, told = dict[str, bytes](), dict[str, Any]()
-        for name, value in row.items():
-            if value is None:
-                continue
-            if isinstance(value, bytes):
-                files[_extension(name, value)] = value
-            elif name == "json":
-                told |= json.loads(value)
-            elif name in shards.TEXT:
-                files[name] = str(value).encode()
-            else:
-                told[name] = value
-        if told:
-            files["json"] = json.dumps(told, default=str, ensure_ascii=False).encode()
-        return key, files, told
+    def _sidecar_schema(self) -> pa.Schema:
+        left_out = {self._options.key_col, URL, SIDECAR_KEY}
+        kept = [field for field in self._schema if field.name not in left_out and not pa.types.is_binary(field.type)]
+        return pa.schema([pa.field(SIDECAR_KEY, pa.string()), *kept])
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
         """On the driver, once all tasks are done: put shards in place, numbered on from those that are there."""
-        path = self._options.path.rstrip("/")
-        system, place = fsspec.core.url_to_fs(path)
-        there = system.glob(f"{place}/*.tar")
-        number = 0 if self._overwrite else len(there)
-        if self._overwrite:
-            for old in [*there, *system.glob(f"{place}/*.parquet")]:
-                system.rm(old)
         tasks = sorted((task for task in messages if isinstance(task, Written)), key=lambda task: task.partition)
-        for task in tasks:
-            for staged in task.shards:
-                for kind in ("parquet", "tar") if self._options.sidecar else ("tar",):
-                    system.mv(f"{staged}.{kind}", f"{place}/{number:05d}.{kind}")
-                number += 1
-        self._clear()
+        numbers = count(0 if self._overwrite else _next_number(self._out))
+        kinds = ("tar", "parquet") if self._options.sidecar else ("tar",)
+        moves: dict[str, str] = {}
+        for stem in (stem for task in tasks for stem in task.stems):
+            number = next(numbers)
+            moves |= {f"{stem}.{kind}": f"{number:05d}.{kind}" for kind in kinds}
+        gone = []
+        if self._overwrite:
+            system, place = shards.locate(self._out)
+            old = [name.rpartition("/")[2].removesuffix(".tar") for name in system.glob(f"{place}/*.tar")]
+            gone = [name for stem in old for name in (f"{stem}.tar", f"{stem}.parquet") if name not in moves.values()]
+        staging.commit(self._staged, moves, gone=gone, replaces=self._overwrite)
 
     def abort(self, messages: list[WriterCommitMessage | None]) -> None:
-        """On the driver, when a task has failed: nothing is left."""
-        self._clear()
-
-    def _clear(self) -> None:
-        system, place = fsspec.core.url_to_fs(self._staged)
-        if system.exists(place):
-            system.rm(place, recursive=True)
+        """On the driver, when a task or the commit has failed: nothing is left."""
+        staging.settle(self._out)
 
 
-def _extension(name: str, content: bytes) -> str:
-    """Of a column that is called by what it holds; else the column's name is the extension."""
-    if name not in ("image", "content"):
-        return name
-    return _EXTENSIONS.get(sniff(content) or "", "bin")
+def _next_number(out: str) -> int:
+    system, place = shards.locate(out)
+    stems = (name.rpartition("/")[2].removesuffix(".tar") for name in system.glob(f"{place}/*.tar"))
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=-1) + 1
+
+
+def _bytes_at(column: Any, at: int) -> Any:
+    value = column[at]
+    if not isinstance(value, pa.BinaryScalar):
+        return value
+    return memoryview(value.as_buffer()) if value.is_valid else None
+
+
+def _files(row: dict[str, Any]) -> dict[str, tar.Buffer]:
+    """What a sample consists of, by extension."""
+    files, told = dict[str, tar.Buffer](), dict[str, Any]()
+    text = row.get("json")
+    for name, value in row.items():
+        if isinstance(value, memoryview):
+            called = formats.extension(bytes(value[:16])) if name in _BY_CONTENT else name
+            if called in files:
+                raise TableError(
+                    f"webdataset: column {name!r}: expected one column of each extension, found two of {called!r}; "
+                    "rename one"
+                )
+            files[called] = value
+        elif name in shards.TEXT - {"json"} and value is not None:
+            files[name] = str(value).encode()
+        # JSON has no number for the rest.
+        elif name != "json" and value is not None and not (isinstance(value, float) and not isfinite(value)):
+            told[name] = value
+    if isinstance(text, str):
+        # As it is where nothing is added to it.
+        files["json"] = (json.dumps(json.loads(text) | told, default=_plain) if told else text).encode()
+    elif told:
+        files["json"] = json.dumps(told, default=_plain, ensure_ascii=False).encode()
+    return files
+
+
+def _plain(value: Any) -> str:
+    return b64encode(value).decode() if isinstance(value, bytes) else str(value)

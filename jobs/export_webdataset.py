@@ -1,0 +1,10 @@
+"""Write chosen rows as shards: spark-submit --properties-file conf/local.conf jobs/export_webdataset.py --help.
+
+The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 something must be put right first,
+said in one line on stderr.
+"""
+
+from spark_aesthetic.curation.commands import export_webdataset
+
+if __name__ == "__main__":
+    export_webdataset()

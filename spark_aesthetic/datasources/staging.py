@@ -1,0 +1,102 @@
+"""Files that many tasks write and that come into place together; Spark's driver alone calls `commit` and `settle`.
+
+Tasks write into a hidden folder of the place. What goes where is noted there before anything moves, and the note goes
+once all has moved. So whatever a killed driver leaves is known for what it is: without a note nothing is in place yet;
+with one, files that were added are taken out again, and files that replace others are put in place to the last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from spark_aesthetic.datasources.shards import PARALLEL, locate
+
+# Names that begin so are hidden from patterns such as *.tar, and from Spark.
+_STAGED, _NOTE = "_staged-", "commit.json"
+
+Item = TypeVar("Item")
+
+
+def new(folder: str) -> str:
+    """The address of a folder, not made yet, for what a write stages in another one."""
+    return f"{folder}/{_STAGED}{uuid4().hex}"
+
+
+@dataclass(frozen=True)
+class _Note:
+    moves: dict[str, str]
+    gone: list[str]
+    replaces: bool
+
+
+def commit(staged: str, moves: dict[str, str], *, gone: Iterable[str] = (), replaces: bool) -> None:
+    """Put staged files in place, whole ones, each at once.
+
+    Args:
+        staged: What `new` gave.
+        moves: Where each staged file goes, both by their names in their folders.
+        gone: Files of the place to remove, once all others are there.
+        replaces: Whether a commit that is interrupted goes on later, because older files are lost already; else it is
+            undone.
+    """
+    system, hidden = locate(staged)
+    note = _Note(moves, list(gone), replaces)
+    system.makedirs(hidden, exist_ok=True)
+    # A note is there whole or not at all.
+    system.pipe_file(f"{hidden}/{_NOTE}.new", json.dumps(asdict(note)).encode())
+    system.mv(f"{hidden}/{_NOTE}.new", f"{hidden}/{_NOTE}")
+    _carry_out(system, hidden, note)
+    _drop(system, hidden)
+
+
+def settle(folder: str) -> None:
+    """Undo or go on with what writes have left in a folder that were killed, so that it is as if they had not been.
+
+    One that is at work loses its files by it, and fails: a folder takes one write at a time.
+    """
+    system, place = locate(folder)
+    for hidden in system.glob(f"{place.rstrip('/')}/{_STAGED}*"):
+        if system.exists(f"{hidden}/{_NOTE}"):
+            note = _Note(**json.loads(system.cat_file(f"{hidden}/{_NOTE}")))
+            if note.replaces:
+                _carry_out(system, hidden, note)
+            else:
+                _all(lambda name: _remove(system, f"{place}/{name}"), note.moves.values())
+        _drop(system, hidden)
+
+
+def _carry_out(system: Any, hidden: str, note: _Note) -> None:
+    place = hidden.rpartition("/")[0]
+
+    def move(pair: tuple[str, str]) -> None:
+        source, target = f"{hidden}/{pair[0]}", f"{place}/{pair[1]}"
+        # A commit that goes on finds some of them moved.
+        if system.exists(source) or not system.exists(target):
+            system.mv(source, target)
+
+    _all(move, note.moves.items())
+    _all(lambda name: _remove(system, f"{place}/{name}"), note.gone)
+
+
+def _drop(system: Any, hidden: str) -> None:
+    # The note first: from here on the write is done, or undone.
+    _remove(system, f"{hidden}/{_NOTE}")
+    if system.exists(hidden):
+        system.rm(hidden, recursive=True)
+
+
+def _remove(system: Any, path: str) -> None:
+    if system.exists(path):
+        system.rm(path)
+
+
+def _all(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """At once: a store copies where a disk renames."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for _ in pool.map(work, items):
+            pass

@@ -1,0 +1,130 @@
+"""Tables to shards: the function and its job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import classic
+from pyspark.sql import SparkSession
+from test_job import submit
+
+import spark_aesthetic as sa
+from spark_aesthetic.curation.export import ExportSummary
+from spark_aesthetic.errors import AestheticError
+from spark_aesthetic.testing import noise_image
+
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "avif": "AVIF"}
+IMAGES = {f"i{at}": noise_image(at, file_format=kind) for at, kind in enumerate(FORMATS.values())}
+
+
+@pytest.fixture(scope="module")
+def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tables")
+    rows = [(key, f"{key}.x", bytearray(image), "a cat") for key, image in IMAGES.items()] + [("none", "n", None, None)]
+    images = spark.createDataFrame(rows, "image_id string, path string, photo binary, txt string").coalesce(1)
+    images.write.format("delta").save(f"{folder}/images")
+    scored = [(key, 4.0 + at, model) for at, key in enumerate([*IMAGES, "none"]) for model in ("a@1", "b@2")]
+    scores = spark.createDataFrame(scored, "image_id string, aesthetic_score float, aesthetic_model string").coalesce(1)
+    scores.write.format("delta").save(f"{folder}/scores")
+    return f"{folder}/images", f"{folder}/scores"
+
+
+def read(spark: SparkSession, out: object) -> dict[str, dict[str, object]]:
+    sa.register(spark)
+    rows = spark.read.format("webdataset").load(str(out)).collect()
+    return {row["__key__"]: {k: v for k, v in row.asDict().items() if v is not None} for row in rows}
+
+
+def test_the_chosen_rows_go_out_with_their_scores_and_their_bytes(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path
+) -> None:
+    images, scores = tables
+    done = sa.export_webdataset(
+        spark, table=images, scores=scores, key=["image_id"], model="a@1", where="aesthetic_score >= 5 AND path < 'z'",
+        image_col="photo", key_col="image_id", columns=["txt", "aesthetic_score"], samples_per_shard=2, sidecar=True,
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    chosen = list(IMAGES.items())[1:]
+    assert (done.rows, done.without_image, done.shards) == (3, 1, 2)
+    assert done.image_bytes == sum(len(image) for _, image in chosen)
+    found = read(spark, tmp_path / "out")
+    assert list(found) == [key for key, _ in chosen]
+    for score, (sample, (_, image), extension) in enumerate(
+        zip(found.values(), chosen, list(FORMATS)[1:], strict=True), start=5
+    ):
+        assert sample[extension] == image
+        assert json.loads(str(sample["json"])) == {"aesthetic_score": score}
+    assert {sample["txt"] for sample in found.values()} == {"a cat"}
+    beside = pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist()
+    assert beside[0] == {"key": "i1", "txt": "a cat", "aesthetic_score": 5.0}
+
+
+def test_keys_are_counted_on_from_one_export_to_the_next(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path
+) -> None:
+    def export(mode: str) -> ExportSummary:
+        return sa.export_webdataset(spark, table=tables[0], image_col="photo", out=str(tmp_path / "out"), mode=mode)
+
+    assert (export("append").shards, export("append").shards) == (1, 1)
+    assert len(read(spark, tmp_path / "out")) == 8
+    assert (export("overwrite").shards, len(read(spark, tmp_path / "out"))) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"table": "/nowhere"}, "--table /nowhere: expected a table, found none"),
+        ({"image_col": "foto"}, "no column 'foto'"),
+        ({"image_col": "txt"}, "expected binary"),
+        ({"where": "aestetic_score > 5"}, "--where 'aestetic_score > 5': "),
+        ({"where": "path >"}, "--where 'path >': "),
+        ({"columns": ["pat"]}, "did you mean 'path'"),
+        ({"key_col": "path"}, "expected keys without a dot, at which readers cut them, found 'i0.x'"),
+        ({"key": []}, "expected --key with it"),
+        ({"key": ["id"]}, "--key: no column 'id' in --table"),
+        ({"model": None}, "has several; choose from a@1, b@2"),
+        ({"model": "c"}, "no model 'c'"),
+        ({"mode": "error"}, "Valid: append, overwrite"),
+        ({"samples_per_shard": 0}, "expected at least 1"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path, wrong: dict[str, object], said: str
+) -> None:
+    given = {"table": tables[0], "scores": tables[1], "key": ["image_id"], "model": "a@1", "image_col": "photo"}
+    with pytest.raises(AestheticError, match=said.replace("?", r"\?")):
+        sa.export_webdataset(spark, out=str(tmp_path / "out"), **given | wrong)
+    assert not (tmp_path / "out").exists()
+
+
+@classic
+def test_images_are_not_shuffled_to_meet_their_scores(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path
+) -> None:
+    from conftest import last_query, plan_metrics
+
+    before = last_query(spark)
+    sa.export_webdataset(
+        spark, table=tables[0], scores=tables[1], key=["image_id"], model="a@1", where="aesthetic_score > 5",
+        image_col="photo", out=str(tmp_path / "out"),
+    )  # fmt: skip
+    nodes = {(node.name(), "photo" in node.desc()) for node, *_ in plan_metrics(spark, before)}
+    assert ("BroadcastHashJoin", False) in nodes or ("BroadcastHashJoin", True) in nodes
+    assert not any(name in ("SortMergeJoin",) or (name == "Exchange" and photo) for name, photo in nodes)
+
+
+def test_spark_submit_exports_and_prints_one_json_line(tables: tuple[str, str], tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    done = submit(
+        "--table", tables[0], "--where", "path < 'i2'", "--image-col", "photo", "--out", out,
+        job="jobs/export_webdataset.py",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads(done.stdout)
+    del summary["seconds"]
+    size = sum(map(len, list(IMAGES.values())[:2]))
+    assert summary == {"rows": 2, "without_image": 0, "image_bytes": size, "shards": 1, "out": out}
+    assert (tmp_path / "out" / "00000.tar").stat().st_size > size

@@ -1,0 +1,116 @@
+"""Shards without Spark: which there are, what is in them, what is wrong with them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from spark_aesthetic.datasources import shards
+from spark_aesthetic.datasources.shards import ShardError
+from spark_aesthetic.datasources.webdataset import WebDataset
+from spark_aesthetic.errors import MissingDependencyError, OptionError, TableError
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def make_shard(path: Path, samples: int, start: int = 0, mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for at in range(start, start + samples):
+            add(tar, f"some/{at:05d}.jpg", bytes([at % 256]) * (700 + at))
+            add(tar, f"some/{at:05d}.txt", f"caption {at} ü".encode())
+            add(tar, f"some/{at:05d}.json", json.dumps({"number": at}).encode())
+
+
+def test_dbfs_is_where_databricks_mounts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spark_aesthetic.files._MOUNT", f"{tmp_path}/")
+    make_shard(tmp_path / "a.tar", 2)
+    (found,) = shards.find("dbfs:/a.tar")
+    assert [sample.key for sample in shards.read(found, lambda _: True)] == ["some/00000", "some/00001"]
+    assert shards.absolute("dbfs:/out/") == str(tmp_path / "out")
+
+
+def test_a_store_whose_package_is_missing_is_named() -> None:
+    with pytest.raises(MissingDependencyError, match=r"smb://.*expected the package of that file system"):
+        shards.find("smb://server/a.tar")
+
+
+def test_a_file_system_that_fails_is_no_damage(tmp_path: Path) -> None:
+    # So Spark runs the task again, and onDamage=report does not pass over samples that are there.
+    with pytest.raises(IsADirectoryError):
+        list(shards.read(str(tmp_path), lambda _: True))
+
+
+@pytest.mark.parametrize("kind", ["w:gz", "w:xz", "w:bz2"])
+def test_compressed_shards_are_read_and_their_damage_told(tmp_path: Path, kind: str) -> None:
+    make_shard(tmp_path / "x.tar", 300, mode=kind)
+    samples = list(shards.read(str(tmp_path / "x.tar"), lambda _: True))
+    assert [len(sample.files["jpg"]) for sample in samples] == [700 + at for at in range(300)]
+    whole = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ShardError, match=r"damage at byte \d+"):
+        list(shards.read(str(tmp_path / "x.tar"), lambda _: True))
+
+
+def test_no_sample_is_lost_among_names_that_are_odd(tmp_path: Path) -> None:
+    names = [
+        "a.jpg",
+        "a.txt",
+        "a.jpg",
+        "b.JPG",
+        ".hidden.jpg",
+        "__notes__/a.json",
+        "noextension",
+        "c/.x.jpg",
+        "c.d/e.f.jpg",
+    ]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in names:
+            add(tar, name, name.encode())
+    found = [(sample.key, sample.extensions) for sample in shards.read(str(tmp_path / "x.tar"), lambda _: True)]
+    assert found == [("a", ("jpg", "txt")), ("a", ("jpg",)), ("b", ("jpg",)), ("c.d/e", ("f.jpg",))]
+
+
+def test_files_of_megabytes_are_read_one_at_a_time(tmp_path: Path) -> None:
+    # Of zeros that take no place on the disk.
+    with (tmp_path / "x.tar").open("wb") as file:
+        for at in range(32):
+            header = tarfile.TarInfo(f"{at:03d}.jpg")
+            header.size = 8 << 20
+            file.write(header.tobuf())
+            file.seek(header.size, 1)
+        file.write(bytes(10240))
+    source = WebDataset({"path": str(tmp_path / "x.tar")})
+    reader = source.reader(source.schema())
+    (partition,) = reader.partitions()
+    # PySpark imports pandas with the first batch.
+    next(iter(reader.read(partition)))
+    tracemalloc.start()
+    rows = sum(batch.num_rows for batch in reader.read(partition))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == 32
+    assert peak < 24 << 20
+    assert pa.default_memory_pool().max_memory() < 80 << 20
+
+
+def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    make_shard(tmp_path / "00000.tar", 1)
+    with pytest.raises(TableError, match=r"expected the shard .*00001.tar, found nothing"):
+        shards.find(str(tmp_path / "{00000..00001}.tar"))
+    with pytest.raises(TableError, match="found none"):
+        shards.find(str(tmp_path / "*.tgz"))
+
+
+def test_option_errors_are_of_the_package() -> None:
+    with pytest.raises(OptionError, match="expected a path"):
+        WebDataset({}).schema()

@@ -1,0 +1,67 @@
+"""Commits that are killed half way, by SIGKILL of the process that makes them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spark_aesthetic.datasources import staging
+
+# Dies when the last but one file has moved, or, with 0, before the note is there.
+KILLED = """
+import os, signal, sys
+from fsspec.implementations.local import LocalFileSystem
+from spark_aesthetic.datasources import staging
+staging.PARALLEL = 1
+folder, replaces, left = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
+move = LocalFileSystem.mv
+def mv(self, source, target, **options):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    move(self, source, target, **options)
+LocalFileSystem.mv = mv
+staged = staging.new(folder)
+os.makedirs(staged)
+for name in "abc":
+    open(f"{staged}/{name}", "w").write(f"new {name}")
+gone = ["00003.tar"] if replaces else []
+first = 0 if replaces else 4
+moves = {name: f"{first + at:05d}.tar" for at, name in enumerate("abc")}
+staging.commit(staged, moves, gone=gone, replaces=replaces)
+"""
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.glob("*.tar"))}
+
+
+OLD = {f"{at:05d}.tar": f"old {at}" for at in range(4)}
+NEW = {f"{at:05d}.tar": f"new {name}" for at, name in enumerate("abc")}
+
+
+@pytest.mark.parametrize(
+    ("replaces", "left", "seen", "settled"),
+    [
+        (False, 0, OLD, OLD),
+        (False, 3, OLD | {"00004.tar": "new a", "00005.tar": "new b"}, OLD),
+        (True, 0, OLD, OLD),
+        (True, 3, OLD | {"00000.tar": "new a", "00001.tar": "new b"}, NEW),
+    ],
+)
+def test_a_killed_commit_is_undone_or_brought_to_its_end(
+    tmp_path: Path, replaces: bool, left: int, seen: dict[str, str], settled: dict[str, str]
+) -> None:
+    for name, text in OLD.items():
+        (tmp_path / name).write_text(text)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(replaces), str(left)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert texts(tmp_path) == seen
+    staging.settle(str(tmp_path))
+    assert texts(tmp_path) == settled
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(settled)
