@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from importlib.util import find_spec
@@ -39,6 +40,7 @@ class Source:
         id: Delta's own, which no other table ever has.
         location: Its folder.
         size: Bytes of its files.
+        files: How many those are.
         feed: Whether it has a change data feed.
         partitions: Columns that are not in its files.
         plain: Whether each file's rows are the table's: no deletion vectors, and no other names for columns.
@@ -50,6 +52,7 @@ class Source:
     id: str
     location: str
     size: int
+    files: int
     feed: bool
     partitions: tuple[str, ...]
     plain: bool
@@ -124,6 +127,7 @@ def open_source(spark: SparkSession, table: str, called: str = "source") -> Sour
         id=found.id,
         location=found.location,
         size=found.sizeInBytes,
+        files=found.numFiles,
         partitions=tuple(found.partitionColumns),
         plain=found.properties.get("delta.columnMapping.mode", "none").lower() == "none"
         # Not the property: vectors outlive its being switched off, and only DROP FEATURE tells that none are left.
@@ -145,7 +149,7 @@ def check_interval(spark: SparkSession, every: str) -> None:
     start = "TIMESTAMP '2000-01-01'"
     # Months have no length, so the triggers of Spark take none.
     fits = f"{start} + at >= {start} AND extract(MONTH FROM at) = 0 AND extract(YEAR FROM at) = 0"
-    found = spark.sql(f"SELECT {fits} AS fits FROM (SELECT try_cast(:every AS INTERVAL) AS at)", args={"every": every})
+    found = spark.range(1).select(F.lit(every).try_cast("interval").alias("at")).select(F.expr(fits).alias("fits"))
     if not found.collect()[0].fits:
         raise OptionError(f"every={every!r}: expected an interval without months or years, such as '1 minute'")
 
@@ -363,6 +367,19 @@ def describe(spark: SparkSession, text: str) -> None:
     """Say in the Spark UI what the jobs of this thread are for; Connect has no such words."""
     if not is_remote():
         spark.sparkContext.setJobDescription(text)
+
+
+@contextmanager
+def described(spark: SparkSession, text: str) -> Iterator[None]:
+    """The same for a while."""
+    name = "spark.job.description"
+    before = None if is_remote() else spark.sparkContext.getLocalProperty(name)
+    describe(spark, text)
+    try:
+        yield
+    finally:
+        if not is_remote():
+            spark.sparkContext.setLocalProperty(name, before)  # type: ignore[arg-type]  # None removes it
 
 
 def quoted(column: str) -> str:

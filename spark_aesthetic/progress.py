@@ -7,30 +7,120 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import NoReturn, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, TextIO
+from uuid import uuid4
 
+from pyspark.sql import SparkSession
 from pyspark.sql.streaming.listener import (
     QueryProgressEvent,
     QueryStartedEvent,
     QueryTerminatedEvent,
     StreamingQueryListener,
 )
+from pyspark.sql.utils import is_remote
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from pyspark.sql.connect.shell.progress import StageInfo
 
 _log = logging.getLogger("spark_aesthetic")
 _LIVE_EVERY_SECONDS, _LOG_EVERY_SECONDS, _TOLD_WITHIN_SECONDS = 1.0, 60.0, 5.0
 
 
-class ProgressListener(StreamingQueryListener):
-    """Follows one query by Spark's own reports, of which each chunk makes one.
+class Tasks:
+    """How far one pass over rows is: by its finished tasks, for Spark counts rows only when a whole pass has ended.
 
-    Delta's source does not say how many bytes are left, so bytes are rows of the table's mean size.
+    Of a pass in another process, as Spark Connect's chunks are, nothing is known.
+    """
+
+    def __init__(self) -> None:
+        self._count: Callable[[], tuple[int, int]] | None = None
+        self._ended, self._largest = False, (0, 0)
+
+    @contextmanager
+    def counted(self, spark: SparkSession) -> Iterator[None]:
+        """Count the tasks of this thread's jobs for as long as this lasts."""
+        self._ended, self._largest = False, (0, 0)
+        with (_connects_count if is_remote() else _own_count)(spark) as self._count:
+            try:
+                yield
+                self._ended = True
+            finally:
+                self._count = None
+
+    def forget(self) -> None:
+        """The rows of the last pass are known by now."""
+        self._ended = False
+
+    def count(self) -> tuple[int, int] | None:
+        """Finished tasks and all tasks of the pass at work; None where none is or nothing is known."""
+        counted = self._count
+        if counted is None:
+            return None
+        # The stage of most tasks is the one that reads rows; others come before it and after.
+        self._largest = max(counted(), self._largest, key=_tasks)
+        return self._largest if self._largest[1] else None
+
+    def share(self) -> float:
+        """From 0 to 1, which it stays at until the rows of the pass are known."""
+        found = self.count()
+        return float(self._ended) if found is None else found[0] / found[1]
+
+
+@contextmanager
+def _own_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int]]]:
+    context, name = spark.sparkContext, "spark.jobGroup.id"
+    # The group of a stream's jobs is its run, that of a notebook's its cell: both are what cancels them.
+    before = context.getLocalProperty(name)
+    group = before or uuid4().hex
+    context.setLocalProperty(name, group)
+    tracker = context.statusTracker()
+
+    def count() -> tuple[int, int]:
+        jobs = map(tracker.getJobInfo, tracker.getJobIdsForGroup(group))
+        own = {stage for job in jobs if job is not None and job.status == "RUNNING" for stage in job.stageIds}
+        stages = map(tracker.getStageInfo, own.intersection(tracker.getActiveStageIds()))
+        return max(((at.numCompletedTasks, at.numTasks) for at in stages if at is not None), key=_tasks, default=(0, 0))
+
+    try:
+        yield count
+    finally:
+        context.setLocalProperty(name, before)  # type: ignore[arg-type]  # None removes it
+
+
+@contextmanager
+def _connects_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int]]]:
+    latest = (0, 0)
+
+    def note(stages: Iterable[StageInfo] | None, **_: object) -> None:
+        nonlocal latest
+        latest = max(((at.num_completed_tasks, at.num_tasks) for at in stages or ()), key=_tasks, default=(0, 0))
+
+    spark.registerProgressHandler(note)  # type: ignore[arg-type]  # any callable is one
+    try:
+        yield lambda: latest
+    finally:
+        spark.removeProgressHandler(note)  # type: ignore[arg-type]
+
+
+def _tasks(stage: tuple[int, int]) -> int:
+    return stage[1]
+
+
+class ProgressListener(StreamingQueryListener):
+    """Follows one query by Spark's own reports, of which each chunk makes one, or passes that tell of themselves.
+
+    Delta's source does not say how many bytes are left, so bytes are rows of the table's mean size. Within a chunk rows
+    are the share of its tasks that have ended, of as many rows as a chunk is expected to have.
 
     Args:
         name: Shown in front of each line.
         rows_to_do: Gives the rows of the run, known from its first chunk on; None before.
         bytes_a_row: Of the source's files.
+        rows_a_chunk: As many are expected, if so many are left.
+        tasks: Those of the chunk at work.
         failed: Rows that have failed so far, by reason.
         file: Where the live line goes; None is stderr.
     """
@@ -41,12 +131,16 @@ class ProgressListener(StreamingQueryListener):
         *,
         rows_to_do: Callable[[], int | None],
         bytes_a_row: float,
+        rows_a_chunk: float,
+        tasks: Tasks,
         failed: Counter[str],
         file: TextIO | None,
     ) -> None:
         self._name = name
         self._rows_to_do = rows_to_do
         self._bytes_a_row = bytes_a_row
+        self._rows_a_chunk = rows_a_chunk
+        self._tasks = tasks
         self._failed = failed
         self._run_id: str | None = None
         self._rows = self._chunks = 0
@@ -62,13 +156,18 @@ class ProgressListener(StreamingQueryListener):
         """Which run of which query; others in the session are not this one's."""
         self._run_id = run_id
 
+    def add(self, rows: int) -> None:
+        """Note that a chunk of so many rows has ended."""
+        self._rows += rows
+        self._chunks += 1
+        self._tasks.forget()
+
     def onQueryStarted(self, event: QueryStartedEvent) -> None:  # noqa: D102, N802
         pass
 
     def onQueryProgress(self, event: QueryProgressEvent) -> None:  # noqa: D102, N802
         if str(event.progress.runId) == self._run_id and event.progress.numInputRows > 0:
-            self._rows += event.progress.numInputRows
-            self._chunks += 1
+            self.add(event.progress.numInputRows)
 
     def onQueryIdle(self, event: object) -> None:  # noqa: D102, N802
         pass
@@ -79,7 +178,9 @@ class ProgressListener(StreamingQueryListener):
 
     def close(self) -> None:
         """End the line, once the last chunk is told of: Spark tells some time later."""
-        self._ended.wait(_TOLD_WITHIN_SECONDS if self._run_id is not None else 0)
+        if self._run_id is None:
+            self._ended.set()
+        self._ended.wait(_TOLD_WITHIN_SECONDS)
         self._closed.set()
         self._clock.join()
         if self._bar is not None:
@@ -87,22 +188,33 @@ class ProgressListener(StreamingQueryListener):
             self._bar.close()
 
     def line(self) -> str:
-        """Rows and bytes done and to do, rate, time to go, failures by reason, as they stand after the last chunk."""
-        seconds, to_do = time.monotonic() - self._started, self._rows_to_do()
-        total = "" if to_do is None or to_do < self._rows else f" of {to_do}"
-        parts = [f"{self._rows}{total} rows", self._sizes(to_do), f"{self._rows / seconds:.1f} rows/s"]
-        if total and self._rows:
-            parts.append(f"{tqdm.format_interval((to_do - self._rows) * seconds / self._rows)} to go")  # type: ignore[operator]
+        """Rows and bytes done and to do, rate, time to go, failures by reason."""
+        seconds, to_do, rows = time.monotonic() - self._started, self._rows_to_do(), self._done()
+        total = "" if to_do is None or to_do < rows else f" of {to_do}"
+        parts = [
+            f"{'' if rows == self._rows else 'about '}{rows}{total} rows", self._sizes(rows, to_do),
+            f"{rows / seconds:.1f} rows/s",
+        ]  # fmt: skip
+        if total and rows:
+            parts.append(f"{tqdm.format_interval((to_do - rows) * seconds / rows)} to go")  # type: ignore[operator]
         return ", ".join([*parts, *self._notes()])
 
-    def _sizes(self, to_do: int | None) -> str:
+    def _done(self) -> int:
+        """Rows of the chunks that have ended, and about as many as have of the one at work."""
+        to_do = self._rows_to_do()
+        left = self._rows_a_chunk if to_do is None else min(self._rows_a_chunk, to_do - self._rows)
+        return self._rows + int(max(left, 0) * self._tasks.share())
+
+    def _sizes(self, rows: int, to_do: int | None) -> str:
         def size(rows: int) -> str:
             return str(tqdm.format_sizeof(rows * self._bytes_a_row, "B", 1024))
 
-        return f"about {size(self._rows)}" + ("" if to_do is None else f" of {size(max(to_do, self._rows))}")
+        return f"about {size(rows)}" + ("" if to_do is None else f" of {size(max(to_do, rows))}")
 
     def _notes(self) -> list[str]:
-        work = [] if self._ended.is_set() else [f"chunk {self._chunks + 1} at work"]
+        tasks = self._tasks.count()
+        done = "" if tasks is None else f", {tasks[0]} of {tasks[1]} tasks"
+        work = [] if self._ended.is_set() else [f"chunk {self._chunks + 1} at work{done}"]
         return work + [f"{count} {reason}" for reason, count in self._failed.most_common()]
 
     def _tick(self) -> None:
@@ -113,10 +225,10 @@ class ProgressListener(StreamingQueryListener):
                 self._show(self._bar)
 
     def _show(self, bar: tqdm[NoReturn]) -> None:
-        to_do = self._rows_to_do()
-        bar.total = to_do if to_do is not None and to_do >= self._rows else None
-        bar.n = self._rows
-        bar.set_postfix_str(", ".join([self._sizes(to_do), *self._notes()]))
+        to_do, rows = self._rows_to_do(), self._done()
+        bar.total = to_do if to_do is not None and to_do >= rows else None
+        bar.n = rows
+        bar.set_postfix_str(", ".join([self._sizes(rows, to_do), *self._notes()]))
 
 
 def _in_notebook() -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TextIO
@@ -152,7 +154,11 @@ class Run:
         """Score and commit at once; whether the source allowed it."""
         source = self.chunks.source
         preflight.check_key_values(source.rows, self.chunks.target.key)
-        return self.chunks.merge_into_source(self.spark, self._todo(), partial(self._only_grown_since, source.version))
+        todo = self._todo()
+        with self._shown("scoring in place", todo.count(), in_one=True) as listener:
+            done = self.chunks.merge_into_source(self.spark, todo, partial(self._only_grown_since, source.version))
+            listener.add(self.chunks.rows)
+            return done
 
     def _score_staged(self) -> bool:
         """Score chunk by chunk beside the source, then commit; whether the source allowed it."""
@@ -198,12 +204,8 @@ class Run:
         limits = {"maxBytesPerTrigger": str(self.max_bytes_per_chunk)}
         if self.max_files_per_chunk is not None:
             limits["maxFilesPerTrigger"] = str(self.max_files_per_chunk)
-        listener = ProgressListener(
-            f"scoring {source.identifier}",
-            rows_to_do=lambda: None if self.chunks.known is None else self.rows_read - self.chunks.known,
-            bytes_a_row=source.size / max(self.rows_read, 1),
-            failed=self.chunks.failed,
-            file=self.progress_file,
+        listener = self._listener(
+            "scoring", lambda: None if self.chunks.known is None else self.rows_read - self.chunks.known
         )
         spark.streams.addListener(listener)
         before = preflight.current_version(spark, target.identifier) if is_remote() else 0
@@ -221,6 +223,31 @@ class Run:
             self.chunks.progress = None
             listener.close()
             spark.streams.removeListener(listener)
+
+    def _listener(self, doing: str, rows_to_do: Callable[[], int | None], *, in_one: bool = False) -> ProgressListener:
+        source, rows = self.chunks.source, self.rows_read
+        share = self.max_bytes_per_chunk / max(source.size, 1)
+        if self.max_files_per_chunk is not None:
+            share = min(share, self.max_files_per_chunk / max(source.files, 1))
+        return ProgressListener(
+            f"{doing} {source.identifier}",
+            rows_to_do=rows_to_do,
+            bytes_a_row=source.size / max(rows, 1),
+            rows_a_chunk=rows * (1.0 if in_one else min(share, 1.0)),
+            tasks=self.chunks.tasks,
+            failed=self.chunks.failed,
+            file=self.progress_file,
+        )
+
+    @contextmanager
+    def _shown(self, doing: str, rows_to_do: int, *, in_one: bool = False) -> Iterator[ProgressListener]:
+        """Progress of what no stream does, and its name in the Spark UI."""
+        listener = self._listener(doing, lambda: rows_to_do, in_one=in_one)
+        try:
+            with preflight.described(self.spark, f"spark-aesthetic: {doing} {self.chunks.source.identifier}"):
+                yield listener
+        finally:
+            listener.close()
 
     def _waits_for(self, version: int) -> bool:
         """Whether a version is still to come, which Delta's source refuses to begin at."""
@@ -448,8 +475,11 @@ class Run:
                 self.spark, chunks.source, wanted, count, key=chunks.target.key, kept=tuple(chunks.target.kept),
                 column=chunks.column, max_bytes=self.max_bytes_per_chunk,
             )  # fmt: skip
-            for rows in parts:
-                chunks.replace_rows(self.spark, rows, commit)
+            with self._shown("scoring keys of", count) as listener:
+                for rows in parts:
+                    before = chunks.rows
+                    chunks.replace_rows(self.spark, rows, commit)
+                    listener.add(chunks.rows - before)
         finally:
             wanted.unpersist()
 

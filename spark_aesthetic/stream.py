@@ -27,6 +27,7 @@ from pyspark.sql.utils import is_remote
 from spark_aesthetic import errors, preflight
 from spark_aesthetic.errors import AestheticError, SourceChangedError, TableError
 from spark_aesthetic.preflight import Source, quoted
+from spark_aesthetic.progress import Tasks
 from spark_aesthetic.scores import (
     ATTEMPTS,
     EMBEDDING,
@@ -85,6 +86,7 @@ class Chunks:
         dropped: Scores that this run has dropped.
         written: Commits of this run.
         costs: What the images of this run have cost, by `worker.STAGES`.
+        tasks: Those of the rows that are being scored.
         failure: The error that ended the run, as it was raised.
     """
 
@@ -102,6 +104,7 @@ class Chunks:
     dropped: int = 0
     written: int = 0
     costs: dict[str, float] = field(default_factory=dict)
+    tasks: Tasks = field(default_factory=Tasks)
     failure: Exception | None = None
 
     @property
@@ -241,7 +244,8 @@ class Chunks:
         """What comes of rows, scored once, and how many there are and have failed."""
         kept = self._scored(rows, *also).persist(StorageLevel.DISK_ONLY)
         try:
-            counts = kept.agg(*_counts(kept)).collect()[0]
+            with self.tasks.counted(rows.sparkSession):
+                counts = kept.agg(*_counts(kept)).collect()[0]
             self._add_costs(counts)
             yield kept, counts
         finally:

@@ -247,3 +247,70 @@ def test_a_stream_ends_after_its_chunk_on_sigterm_and_goes_on_later(
         assert job.wait() == 0, job.log.read_text()[-3000:]
         assert f'"scored": {ROWS if number == 0 else 10},' in job.log.read_text()
     assert_undisturbed(spark, source, scores)
+
+
+def kill_after_a_commit(job: Job, table: str, chance: random.Random) -> None:
+    """While the next commit of a table is read, scored, made or noted."""
+    begun = commits(table)
+    until(lambda: commits(table) > begun, job)
+    time.sleep(chance.uniform(0.0, 1.0))
+    assert job.process.poll() is None, "it ended before it could be killed"
+    job.kill()
+
+
+def change(spark: SparkSession, source: str, scores: str, way: str) -> tuple[str, ...]:
+    """Give a run of one way, after the first one, work for many commits; the options that it takes for it."""
+    if way == "feed":
+        for number in range(8):
+            spark.sql(f"UPDATE delta.`{source}` SET e = array_repeat({number + 1}F, 768) WHERE id % 8 = {number}")
+        spark.sql(f"DELETE FROM delta.`{source}` WHERE id % 8 = 3")
+        return ()
+    if way == "reconcile":
+        spark.sql(f"DELETE FROM delta.`{scores}` WHERE id % 2 = 0")
+        spark.sql(f"DELETE FROM delta.`{source}` WHERE id % 10 = 7")
+    else:
+        failed = "aesthetic_score = NULL, aesthetic_error = 'decode: out of memory'"
+        spark.sql(f"UPDATE delta.`{scores}` SET {failed} WHERE id % 2 = 0")
+    # A part of the keys is then the rows of one file.
+    return (f"--{way}", "--max-bytes-per-chunk", "1000")
+
+
+@in_full
+@pytest.mark.parametrize("way", ["feed", "reconcile", "retry-failed"])
+def test_a_later_run_that_is_killed_ends_as_if_nothing_had_been(
+    spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job], way: str
+) -> None:
+    scores, chance = str(tmp_path / "scores"), random.Random(20261125)
+    if way == "feed":
+        spark.sql(f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
+    sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores)
+    options = change(spark, source, scores, way)
+    for number in range(2):
+        kill_after_a_commit(start(f"{number}", *arguments(source, scores), *options), scores, chance)
+        found = spark.read.format("delta").load(scores)
+        assert found.count() == found.select("id").distinct().count()
+    job = start("last", *arguments(source, scores), *options)
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    assert_undisturbed(spark, source, scores)
+    assert spark.read.format("delta").load(scores).where("aesthetic_error IS NOT NULL").isEmpty()
+
+
+@in_full
+@pytest.mark.parametrize("way", ["staged", "at once"])
+def test_in_place_a_run_that_is_killed_ends_as_if_nothing_had_been(
+    spark: SparkSession, source: str, start: Callable[..., Job], way: str
+) -> None:
+    chance, staged = random.Random(20261126), f"{source}_spark_aesthetic/staged"
+    before = spark.read.format("delta").load(source).collect()
+    given = ("--source", source, "--key", "id", "--embedding-col", "e")
+    if way == "staged":
+        given = (*given, "--max-files-per-chunk", "1")
+        kill_after_a_commit(start("a chunk", *given), staged, chance)
+    # The columns are added right before the MERGE.
+    job, begun = start("the MERGE", *given), commits(source)
+    until(lambda: commits(source) > begun, job)
+    job.kill()
+    job = start("last", *given)
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    assert_undisturbed(spark, source, source)
+    assert sorted(spark.read.format("delta").load(source).select("id", "e").collect()) == sorted(before)

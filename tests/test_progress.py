@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections import Counter
+from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 
+import pandas as pd
 import pytest
+from conftest import classic, last_query
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
-from spark_aesthetic import progress
-from spark_aesthetic.progress import ProgressListener
+import spark_aesthetic as sa
+from spark_aesthetic import progress, tables
+from spark_aesthetic.progress import ProgressListener, Tasks
+from spark_aesthetic.scores import settings
+from spark_aesthetic.testing import published_embeddings
 
 
 class Terminal(StringIO):
@@ -17,7 +28,9 @@ class Terminal(StringIO):
 
 
 def listener(file: StringIO) -> ProgressListener:
-    return ProgressListener("scoring", rows_to_do=lambda: 10, bytes_a_row=1.0, failed=Counter(), file=file)
+    return ProgressListener(
+        "scoring", rows_to_do=lambda: 10, bytes_a_row=1.0, rows_a_chunk=10, tasks=Tasks(), failed=Counter(), file=file
+    )
 
 
 def test_without_a_terminal_there_is_a_log_line_and_no_live_one(
@@ -35,3 +48,59 @@ def test_without_a_terminal_there_is_a_log_line_and_no_live_one(
     assert file.getvalue() == ""
     assert "scoring: 0 of 10 rows" in caplog.text
     assert "scoring: " in terminal.getvalue()
+
+
+@pytest.fixture
+def slow(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A table of 20 rows in 8 files, each of which takes some time."""
+
+    @F.pandas_udf("boolean")
+    def wait(ids: pd.Series) -> pd.Series:
+        time.sleep(0.4)
+        return ids.notna()
+
+    plan = tables._check_and_plan
+    monkeypatch.setattr(
+        tables, "_check_and_plan", lambda *given: F.when(wait.asNondeterministic()(F.col("id")), plan(*given))
+    )
+    monkeypatch.setattr(progress, "_LIVE_EVERY_SECONDS", 0.1)
+    path = str(tmp_path / "source")
+    embeddings = published_embeddings().astype(float).tolist()
+    rows = spark.createDataFrame([(at, embeddings[at % 10]) for at in range(20)], "id bigint, e array<float>")
+    rows.repartition(8).write.format("delta").save(path)
+    with settings(spark, {"spark.sql.files.minPartitionNum": "8"}):
+        yield path
+
+
+@classic
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("way", ["chunk", "in place", "keys"])
+def test_within_a_chunk_rows_go_with_its_tasks(spark: SparkSession, slow: str, tmp_path: Path, way: str) -> None:
+    scores = None if way == "in place" else str(tmp_path / "scores")
+    if way == "keys":
+        # Nothing of it is new to the stream then, so all of it is scored by its keys.
+        sa.score_table(spark, source=slow, key=["id"], embedding_col="e", scores=scores)
+        spark.sql(f"DELETE FROM delta.`{scores}`")
+    before, file = last_query(spark), Terminal()
+    done = sa.score_table(
+        spark, source=slow, key=["id"], embedding_col="e", scores=scores, reconcile=way == "keys", progress_file=file
+    )
+    assert done.scored == 20
+    lines = file.getvalue().split("\r")
+    counted = [re.search(r" (\d+)/20 .*chunk 1 at work, (\d) of 8 tasks", line) for line in lines]
+    seen = [(int(found[1]), int(found[2])) for found in counted if found is not None]
+    assert len({rows for rows, _ in seen if 0 < rows < 20}) > 1, seen
+    assert all(rows == 20 * tasks // 8 for rows, tasks in seen)
+    assert any(re.search(r" 20/20 .*about", line) and "at work" not in line for line in lines[-2:]), lines[-2:]
+    said = {"in place": f"scoring in place delta.`{slow}`", "keys": f"scoring keys of delta.`{slow}`"}
+    if way in said:
+        assert f"spark-aesthetic: {said[way]}" in descriptions(spark, before)
+    # As it was for whatever the session does next.
+    for name in ("spark.jobGroup.id", "spark.job.description"):
+        assert spark.sparkContext.getLocalProperty(name) is None
+
+
+def descriptions(spark: SparkSession, since: int) -> set[str]:
+    executions = spark._jsparkSession.sharedState().statusStore().executionsList()
+    found = (executions.apply(at) for at in range(executions.size()))
+    return {execution.description() for execution in found if execution.executionId() > since}
