@@ -197,7 +197,7 @@ class Run:
 
     def _stream(self, folder: str) -> None:
         """Score chunk after chunk until nothing is left, or for ever."""
-        spark, source, target = self.spark, self.chunks.source, self.chunks.target
+        spark, target = self.spark, self.chunks.target
         progress = self._go_on(folder)
         if progress is None:
             return
