@@ -179,8 +179,8 @@ _RGB_BYTES = 4
 
 
 def _coefficient_bytes(image: Image.Image) -> int:
-    """What libjpeg holds of a progressive JPEG however small it is decoded: 16 bits of three channels at most."""
-    return image.width * image.height * 6 if "progressive" in image.info else 0
+    """What libjpeg holds of a progressive JPEG however small it is decoded: 16 bits of each channel at most."""
+    return image.width * image.height * 2 * len(image.getbands()) if "progressive" in image.info else 0
 
 
 def _pixel_bytes(image: Image.Image, name: str | None) -> int:

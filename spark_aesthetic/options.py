@@ -46,6 +46,8 @@ class Options:
             such as "cpu" or "cuda:1", used as it is by every task.
         dtype: "auto" is float16 on a GPU, as in the reference, and float32 on a CPU. "bfloat16" only pays on a CPU
             that has instructions for it: on one without (AVX2 alone) it took ten times as long as float32.
+            On nine photographs its scores were 0.0070 from those of float32 in the mean, 0.019 at most, where "fast"
+            moved them by 0.00026 and 0.0023 (untrained ViT-B/32, standard deviation 0.54).
         decode: "exact" gives the pixels of the reference preprocessing, bit for bit. "fast" lets
             libjpeg shrink a JPEG while decoding it, never below twice the target side.
         num_threads: Threads for decoding and for inference on a CPU, in each Python worker;
