@@ -63,10 +63,9 @@ class Tasks:
         self._largest = max(counted(), self._largest, key=_tasks)
         return self._largest if self._largest[1] else None
 
-    def share(self) -> float:
-        """From 0 to 1, which it stays at until the rows of the pass are known."""
-        found = self.count()
-        return float(self._ended) if found is None else found[0] / found[1]
+    def share(self, count: tuple[int, int] | None) -> float:
+        """What a count means, from 0 to 1; at 1 it stays until the rows of the pass are known."""
+        return float(self._ended) if count is None else count[0] / count[1]
 
 
 @contextmanager
@@ -189,7 +188,8 @@ class ProgressListener(StreamingQueryListener):
 
     def line(self) -> str:
         """Rows and bytes done and to do, rate, time to go, failures by reason."""
-        seconds, to_do, rows = time.monotonic() - self._started, self._rows_to_do(), self._done()
+        seconds, to_do, tasks = time.monotonic() - self._started, self._rows_to_do(), self._tasks.count()
+        rows = self._done(tasks)
         total = "" if to_do is None or to_do < rows else f" of {to_do}"
         parts = [
             f"{'' if rows == self._rows else 'about '}{rows}{total} rows", self._sizes(rows, to_do),
@@ -197,13 +197,13 @@ class ProgressListener(StreamingQueryListener):
         ]  # fmt: skip
         if total and rows:
             parts.append(f"{tqdm.format_interval((to_do - rows) * seconds / rows)} to go")  # type: ignore[operator]
-        return ", ".join([*parts, *self._notes()])
+        return ", ".join([*parts, *self._notes(tasks)])
 
-    def _done(self) -> int:
+    def _done(self, tasks: tuple[int, int] | None) -> int:
         """Rows of the chunks that have ended, and about as many as have of the one at work."""
         to_do = self._rows_to_do()
         left = self._rows_a_chunk if to_do is None else min(self._rows_a_chunk, to_do - self._rows)
-        return self._rows + int(max(left, 0) * self._tasks.share())
+        return self._rows + int(max(left, 0) * self._tasks.share(tasks))
 
     def _sizes(self, rows: int, to_do: int | None) -> str:
         def size(rows: int) -> str:
@@ -211,8 +211,7 @@ class ProgressListener(StreamingQueryListener):
 
         return f"about {size(rows)}" + ("" if to_do is None else f" of {size(max(to_do, rows))}")
 
-    def _notes(self) -> list[str]:
-        tasks = self._tasks.count()
+    def _notes(self, tasks: tuple[int, int] | None) -> list[str]:
         done = "" if tasks is None else f", {tasks[0]} of {tasks[1]} tasks"
         work = [] if self._ended.is_set() else [f"chunk {self._chunks + 1} at work{done}"]
         return work + [f"{count} {reason}" for reason, count in self._failed.most_common()]
@@ -225,10 +224,11 @@ class ProgressListener(StreamingQueryListener):
                 self._show(self._bar)
 
     def _show(self, bar: tqdm[NoReturn]) -> None:
-        to_do, rows = self._rows_to_do(), self._done()
+        to_do, tasks = self._rows_to_do(), self._tasks.count()
+        rows = self._done(tasks)
         bar.total = to_do if to_do is not None and to_do >= rows else None
         bar.n = rows
-        bar.set_postfix_str(", ".join([self._sizes(rows, to_do), *self._notes()]))
+        bar.set_postfix_str(", ".join([self._sizes(rows, to_do), *self._notes(tasks)]))
 
 
 def _in_notebook() -> bool:

@@ -276,6 +276,8 @@ def change(spark: SparkSession, source: str, scores: str, way: str) -> tuple[str
 
 
 @in_full
+# Three runs, and the work that the source is given before them.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["feed", "reconcile", "retry-failed"])
 def test_a_later_run_that_is_killed_ends_as_if_nothing_had_been(
     spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job], way: str
@@ -296,6 +298,8 @@ def test_a_later_run_that_is_killed_ends_as_if_nothing_had_been(
 
 
 @in_full
+# Three runs, and the work that the source is given before them.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["staged", "at once"])
 def test_in_place_a_run_that_is_killed_ends_as_if_nothing_had_been(
     spark: SparkSession, source: str, start: Callable[..., Job], way: str
