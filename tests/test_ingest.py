@@ -169,6 +169,13 @@ def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) ->
         predictor=small_predictor(),
     )  # fmt: skip
     assert (scored.scored, scored.failed) == (3, 0)
+    # The one that was kept is another file now: its copies are new again.
+    (folder / "b.jpg").write_bytes(noise_image(10))
+    done = ingest()
+    assert (done.replaced, done.left_out) == (1, 0)
+    done = ingest()
+    assert (done.skipped, done.added, done.left_out) == (4, 1, 1)
+    assert set(rows(spark, table)) == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -211,9 +218,14 @@ def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path
     assert found["00001.tar#c"].error == "sample: no image"
     assert "found damage at byte" in found["00003.tar"].error
     assert done.failed == 2
-    make_shard(tmp_path / "00004.tar", {"a": 7})
+    # Another image than the first samples have, and no sample at all.
+    with tarfile.open(tmp_path / "00004.tar", "w") as tar:
+        add(tar, "a.bmp", noise_image(7))
+    with tarfile.open(tmp_path / "00005.tar", "w"):
+        pass
     more = sa.ingest_images(spark, source, str(table))
-    assert (more.listed, more.skipped, more.added) == (5, 4, 1)
+    assert (more.listed, more.skipped, more.added, more.failed) == (6, 4, 2, 1)
+    assert rows(spark, table)["00005.tar"].error == "shard: no sample"
     assert sa.ingest_images(spark, source, str(table)).chunks == 0
     # As the data source writes it.
     columns = ["`__key__`", "image", "txt", "json"]
@@ -425,8 +437,9 @@ def test_what_is_not_there_or_another_table_is_an_error(spark: SparkSession, tmp
         with pytest.raises(AestheticError, match=match):
             sa.ingest_images(spark, table=table, **options)
     make_shard(tmp_path / "0.tar", {"a": 0})
-    with pytest.raises(TableError, match="take --format webdataset"):
-        sa.ingest_images(spark, str(tmp_path), table, glob="*.tar")
+    (tmp_path / "0.parquet").touch()
+    with pytest.raises(TableError, match="found 1 shards; take --format webdataset"):
+        sa.ingest_images(spark, str(tmp_path), table)
     spark.range(1).write.format("delta").save(str(tmp_path / "other"))
     with pytest.raises(TableError, match="was not made by ingest_images"):
         sa.ingest_images(spark, str(tmp_path), str(tmp_path / "other"), glob="*.jpg")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
 from spark_aesthetic.datasources import shards
 from spark_aesthetic.datasources.shards import ShardError
-from spark_aesthetic.datasources.webdataset import WebDataset
+from spark_aesthetic.datasources.webdataset import WebDataset, _files, _sidecar, _views
 from spark_aesthetic.errors import MissingDependencyError, OptionError, TableError
 
 
@@ -48,6 +49,63 @@ def test_a_file_system_that_fails_is_no_damage(tmp_path: Path) -> None:
     # So Spark runs the task again, and onDamage=report does not pass over samples that are there.
     with pytest.raises(IsADirectoryError):
         list(shards.read(str(tmp_path), lambda _: True))
+
+
+def test_a_package_that_a_compression_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(shards.compr, "zstd", raising=False)
+    (tmp_path / "x.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    with pytest.raises(MissingDependencyError, match=r"x.tar.zst: .* compressed by zstd"):
+        list(shards.read(str(tmp_path / "x.tar.zst"), lambda _: True))
+
+
+def test_damage_within_bz2_is_told(tmp_path: Path) -> None:
+    make_shard(tmp_path / "x.tar", 300, mode="w:bz2")
+    whole = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole[:60] + bytes(200) + whole[260:])
+    with pytest.raises(ShardError, match="Invalid data stream"):
+        list(shards.read(str(tmp_path / "x.tar"), lambda _: True))
+
+
+def test_names_of_files_and_folders_may_look_like_patterns(tmp_path: Path) -> None:
+    folder = tmp_path / "a [1]*?"
+    folder.mkdir()
+    make_shard(folder / "x[0].tar", 1)
+    assert shards.find(str(folder)) == shards.find(str(folder / "x[0].tar")) == [str(folder / "x[0].tar")]
+
+
+def test_names_of_sidecars() -> None:
+    kinds = ("tar", "tgz", "tar.gz", "tar.xz", "tar.bz2", "tar.zst")
+    assert {_sidecar(f"s3://b/a.tar/x.{kind}") for kind in kinds} == {"s3://b/a.tar/x.parquet"}
+
+
+def test_a_second_sample_of_a_key_has_a_path_of_its_own(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a.jpg", "a#2.jpg", "a.jpg", "a.jpg"):
+            add(tar, name, b"x")
+    reader = WebDataset({"path": str(tmp_path / "x.tar")}).reader(
+        StructType([StructField("__path__", StringType()), StructField("jpg", BinaryType())])
+    )
+    (partition,) = reader.partitions()
+    (batch,) = reader.read(partition)
+    paths = [path.rpartition("x.tar#")[2] for path in batch.column(0).to_pylist()]
+    assert paths == ["a", "a#2", "a#3", "a#4"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_bytes_are_taken_where_they_lie(kind: pa.DataType) -> None:
+    values = [b"skipped", b"ab", None, b"", b"cde"]
+    assert _views(pa.array(values, kind)[1:]) == values[1:]
+    assert _views(pa.array([None, b""], kind)) == [None, b""]
+    assert _views(pa.array([], kind)) == []
+
+
+def test_text_that_is_no_object_has_the_other_columns_beside_it() -> None:
+    for text in ('["a"]', "{cut off", "NaN"):
+        files = _files({"json": text, "score": 1.5, "at": {"x": [1.0, float("nan")]}})
+        assert files["json"] == text.encode()
+        assert json.loads(bytes(files["columns.json"])) == {"score": 1.5, "at": {"x": [1.0, None]}}
+    files = _files({"json": '{"a": "ü", "b": 1}', "b": 2, "en.txt": "x", "cls": 3})
+    assert files == {"json": '{"a": "ü", "b": 2}'.encode(), "en.txt": b"x", "cls": b"3"}
 
 
 @pytest.mark.parametrize("kind", ["w:gz", "w:xz", "w:bz2"])

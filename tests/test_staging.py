@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spark_aesthetic.datasources import staging
+from spark_aesthetic.errors import TableError
 
 # Dies when the last but one file has moved, or, with 0, before the note is there.
 KILLED = """
@@ -35,6 +36,18 @@ first = 0 if replaces else 4
 moves = {name: f"{first + at:05d}.tar" for at, name in enumerate("abc")}
 staging.commit(staged, moves, gone=gone, replaces=replaces)
 """
+
+
+def test_a_file_that_is_there_is_not_replaced_by_an_append(tmp_path: Path) -> None:
+    folder = tmp_path / "a [1]"
+    staged = Path(staging.new(str(folder)))
+    staged.mkdir(parents=True)
+    (staged / "a").write_text("new")
+    (folder / "00000.tar").write_text("old")
+    with pytest.raises(TableError, match="another write has put there"):
+        staging.commit(str(staged), {"a": "00000.tar"}, replaces=False)
+    staging.settle(str(folder))
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"00000.tar": "old"}
 
 
 def texts(folder: Path) -> dict[str, str]:

@@ -337,6 +337,8 @@ class _Run:
             marked = rows.join(F.broadcast(kept.withColumn("_kept", F.lit(True))), "path", "left")
             marked = marked.withColumn("_dropped", F.col("_kept").isNull()).drop("_kept")
             if changed:
+                # Before the images, so that a kill in between has copies looked at again, and not lost.
+                self._forget_copies(rows, kept)
                 self._replace(marked, number)
             else:
                 self._append(marked.where("NOT _dropped").drop("_dropped"), number)
@@ -356,6 +358,16 @@ class _Run:
             there = there.join(F.broadcast(rows.select("path")), "path", "left_anti")
         first = rows.groupBy("image_id").agg(F.min("path").alias("path"))
         return _without(first, there, F.broadcast(first)).select("path")
+
+    def _forget_copies(self, rows: DataFrame, kept: DataFrame) -> None:
+        """Take from the list the copies of what rows replace: they are new to the next run, which keeps one of them."""
+        if not preflight.is_delta(self.spark, self.left_out):
+            return
+        there = self._rows(self._version()).select("path", "image_id")
+        old = there.join(F.broadcast(rows.select("path")), "path", "left_semi").select("image_id").distinct()
+        gone = old.join(rows.join(kept, "path").select("image_id"), "image_id", "left_anti")
+        clauses = "ON target.image_id = scored.image_id WHEN MATCHED THEN DELETE"
+        committed(lambda: merge_into(self.spark, identifier(self.left_out), gone, clauses, Commit(info="{}")))
 
     def _list_copies(self, copies: DataFrame) -> None:
         writer = copies.coalesce(1).write.format("delta").mode("append").option("mergeSchema", "true")

@@ -17,7 +17,7 @@ from pyspark.sql.types import StringType, StructType
 from spark_aesthetic import preflight
 from spark_aesthetic.curation import files
 from spark_aesthetic.datasources import shards
-from spark_aesthetic.datasources.webdataset import ERROR, KEY, URL, WebDataset
+from spark_aesthetic.datasources.webdataset import ERROR, PATH, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.preflight import quoted
 
@@ -27,6 +27,7 @@ FORMATS = ("folder", "webdataset", "uris")
 READ = "path string, modified_us bigint, length bigint, image binary, error string"
 
 NO_IMAGE = "sample: no image"
+NO_SAMPLE = "shard: no sample"
 UNREADABLE = "fetch: unreadable"
 
 # Extensions of images in shards; of a sample the first that it has.
@@ -130,8 +131,12 @@ class Folder:
         listed = found.select("path", F.unix_micros("modificationTime").alias("modified_us"), "length").persist()
         shard_files = F.count_if(F.col("path").rlike(_TAR.pattern))
         count, tars = listed.agg(F.count(F.lit(1)), shard_files).collect()[0]
-        if count > 0 and tars == count:
-            raise TableError(f"--source {self.path!r}: expected images, found shards; take --format webdataset")
+        # Beside shards there are their lists, as of img2dataset.
+        if tars > 0 and (self.glob is None or tars == count):
+            raise TableError(
+                f"--source {self.path!r}: expected images, found {tars} shards; take --format webdataset, or --glob "
+                "for the images beside them"
+            )
         fresh = listed.join(known.where("NOT again"), ["path", "modified_us", "length"], "left_anti")
         return count, _entries(fresh, known, listed)
 
@@ -213,13 +218,19 @@ class Shards:
         shards.find(path)
         spark.dataSource.register(WebDataset)
         schema = spark.read.format("webdataset").option("onDamage", "report").load(path).schema
-        return cls(spark, path, schema)
+        # What the first samples lack others may have.
+        for name in _IMAGES:
+            if name not in schema.names:
+                schema = schema.add(name, "binary")
+        return cls(spark, path, schema.add(PATH, "string"))
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Key and shard of a sample, and its files of text."""
         return tuple(
-            field.name for field in self.schema if isinstance(field.dataType, StringType) and field.name != ERROR
+            field.name
+            for field in self.schema
+            if isinstance(field.dataType, StringType) and field.name not in (ERROR, PATH)
         )
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
@@ -234,18 +245,23 @@ class Shards:
         urls = [re.sub(r"([\\{},])", r"\\\1", entry.path) for entry in entries]
         path = urls[0] if len(urls) == 1 else f"{{{','.join(urls)}}}"
         samples = self.spark.read.format("webdataset").schema(self.schema).option("onDamage", "report").load(path)
-        images = [F.col(name) for name in _IMAGES if name in samples.columns]
-        image = F.coalesce(*images) if images else F.lit(None).cast("binary")
+        image = F.coalesce(*_IMAGES)
+        length = F.length(image).cast("bigint").alias("length")
         error = F.coalesce(F.col(ERROR), F.when(image.isNull(), NO_IMAGE))
-        place = F.concat_ws("#", URL, KEY).alias("path")
         return samples.select(
-            place, _no("bigint", "modified_us"), F.length(image).cast("bigint").alias("length"), image.alias("image"),
+            F.col(PATH).alias("path"), _no("bigint", "modified_us"), length, image.alias("image"),
             error.alias("error"), *[F.col(quoted(name)) for name in self.texts],
         )  # fmt: skip
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
-        """None."""
-        return None
+        """A row for each shard without samples, by which it is known."""
+        listed = self.spark.createDataFrame([(entry.path,) for entry in entries], "path string")
+        empty = listed.join(read.select(F.col(URL).alias("path")), "path", "left_anti")
+        texts = [F.col("path").alias(URL) if name == URL else _no("string", name) for name in self.texts]
+        return empty.select(
+            "path", _no("bigint", "modified_us"), _no("bigint", "length"), _no("binary", "image"),
+            F.lit(NO_SAMPLE).alias("error"), *texts,
+        )  # fmt: skip
 
 
 def _entries(fresh: DataFrame, known: DataFrame, listed: DataFrame) -> Iterator[Entry]:

@@ -25,11 +25,14 @@ from spark_aesthetic.errors import MissingDependencyError, TableError
 from spark_aesthetic.files import mounted
 
 # Of what is text, so a column of strings; all else is bytes.
-TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
+_TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
 
 # What a shard gives that was cut off, overwritten or never one. An error of the file system is none of these: Spark
 # runs the task again for it, and it must not be reported as the shard's.
 _DAMAGE = (tar.DamageError, EOFError, zlib.error, BadGzipFile, lzma.LZMAError)
+
+# Of bz2 an OSError without a number, of zstd one of a package that may not be there.
+_BZ2_DAMAGE, _ZSTD_DAMAGE = "Invalid data stream", "ZstdError"
 
 # How compressed files begin, in fsspec's names.
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
@@ -94,12 +97,13 @@ def find(path: str) -> list[str]:
 
     def expand(url: str) -> list[str]:
         system, place = locate(url)
-        if any(letter in place for letter in "*?["):
-            places = sorted(system.glob(place))
-        elif system.isdir(place):
-            places = sorted(system.glob(f"{place.rstrip('/')}/*.tar"))
+        # First what is called so: names may look like patterns.
+        if system.isdir(place):
+            places = tars(system, place)
         elif system.exists(place):
             places = [place]
+        elif any(letter in place for letter in "*?["):
+            places = sorted(system.glob(place))
         else:
             raise TableError(f"webdataset: expected the shard {url}, found nothing there; correct the range")
         return [system.unstrip_protocol(at) if "://" in url else at for at in places]
@@ -109,6 +113,24 @@ def find(path: str) -> list[str]:
     if not found:
         raise TableError(f"webdataset: expected shards (.tar) at {path!r}, found none; check the path or the pattern")
     return found
+
+
+def tars(system: Any, folder: str) -> list[str]:
+    """The .tar files of a folder, sorted; none where there is no folder."""
+    try:
+        return sorted(name for name in system.ls(folder, detail=False) if name.endswith(".tar"))
+    except FileNotFoundError:
+        return []
+
+
+def is_text(extension: str) -> bool:
+    """Whether files of an extension hold text, which its last part says.
+
+    Examples:
+        >>> is_text("json"), is_text("en.txt"), is_text("seg.png")
+        (True, True, False)
+    """
+    return extension.lower().rpartition(".")[2] in _TEXT
 
 
 def split(name: str) -> tuple[str, str]:
@@ -132,12 +154,13 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
 
     Raises:
         ShardError: The shard is damaged; samples that came before the damage have been given by then.
+        MissingDependencyError: It is compressed in a way that needs another package.
         OSError: It cannot be read.
     """
     key, files, extensions = "", dict[str, bytes](), list[str]()
     system, place = locate(url)
     with system.open(place, "rb") as raw:
-        reader = tar.TarReader(_plain(raw))
+        reader = tar.TarReader(_plain(raw, url))
         try:
             for name, _ in reader:
                 of, extension = split(name)
@@ -151,7 +174,9 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
                 extensions.append(extension)
                 if wanted(extension):
                     files[extension] = reader.content()
-        except _DAMAGE as error:
+        except Exception as error:
+            if not _is_damage(error):
+                raise
             raise ShardError(
                 f"shard {url}: expected a whole tar file, found damage at byte {reader.place}, after the sample "
                 f"{key!r}: {error or type(error).__name__}; fetch it again, or read with option onDamage=report"
@@ -160,12 +185,21 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
         yield Sample(key, files, tuple(extensions))
 
 
-def _plain(raw: Any) -> IO[bytes]:
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, _DAMAGE) or str(error) == _BZ2_DAMAGE or type(error).__name__ == _ZSTD_DAMAGE
+
+
+def _plain(raw: Any, url: str) -> IO[bytes]:
     # Headers are small, and each read of fsspec's own files costs as much as one.
     file = io.BufferedReader(raw, 1 << 20)
     begin = file.peek(8)
     for magic, name in _COMPRESSIONS.items():
         if begin.startswith(magic):
+            if name not in compr:
+                raise MissingDependencyError(
+                    f"shard {url}: expected the package for files compressed by {name}, found none on this machine; "
+                    "pip install zstandard"
+                )
             return io.BufferedReader(compr[name](file, mode="rb"), 1 << 20)
     return file
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from spark_aesthetic.datasources.shards import PARALLEL, locate
+from spark_aesthetic.errors import TableError
 
 # Names that begin so are hidden from patterns such as *.tar, and from Spark.
 _STAGED, _NOTE = "_staged-", "commit.json"
@@ -43,8 +45,13 @@ def commit(staged: str, moves: dict[str, str], *, gone: Iterable[str] = (), repl
         gone: Files of the place to remove, once all others are there.
         replaces: Whether a commit that is interrupted goes on later, because older files are lost already; else it is
             undone.
+
+    Raises:
+        TableError: Without `replaces`, a file of that name is there already; nothing has moved.
     """
     system, hidden = locate(staged)
+    if not replaces:
+        _all(lambda name: _check_free(system, f"{hidden.rpartition('/')[0]}/{name}"), moves.values())
     note = _Note(moves, list(gone), replaces)
     system.makedirs(hidden, exist_ok=True)
     # A note is there whole or not at all.
@@ -60,7 +67,12 @@ def settle(folder: str) -> None:
     One that is at work loses its files by it, and fails: a folder takes one write at a time.
     """
     system, place = locate(folder)
-    for hidden in system.glob(f"{place.rstrip('/')}/{_STAGED}*"):
+    place = place.rstrip("/")
+    if not system.exists(place):
+        return
+    # No pattern, which the folder's own name may look like.
+    names = [name.rstrip("/").rpartition("/")[2] for name in system.ls(place, detail=False)]
+    for hidden in [f"{place}/{name}" for name in names if name.startswith(_STAGED)]:
         if system.exists(f"{hidden}/{_NOTE}"):
             note = _Note(**json.loads(system.cat_file(f"{hidden}/{_NOTE}")))
             if note.replaces:
@@ -86,13 +98,23 @@ def _carry_out(system: Any, hidden: str, note: _Note) -> None:
 def _drop(system: Any, hidden: str) -> None:
     # The note first: from here on the write is done, or undone.
     _remove(system, f"{hidden}/{_NOTE}")
-    if system.exists(hidden):
+    # Else a write that is done would fail; the next one removes what is left.
+    with suppress(OSError):
         system.rm(hidden, recursive=True)
 
 
 def _remove(system: Any, path: str) -> None:
-    if system.exists(path):
+    # Not asked before whether it is there: tasks and the driver clear up at the same time.
+    with suppress(FileNotFoundError):
         system.rm(path)
+
+
+def _check_free(system: Any, path: str) -> None:
+    if system.exists(path):
+        raise TableError(
+            f"{path}: expected no file of that name, found one that another write has put there since this one began; "
+            "run one write at a time to a folder"
+        )
 
 
 def _all(work: Callable[[Item], None], items: Iterable[Item]) -> None:

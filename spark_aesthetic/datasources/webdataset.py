@@ -7,7 +7,9 @@ df.write.format("webdataset").mode("append").option("samplesPerShard", 10000).sa
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from itertools import chain, count, islice
 from math import isfinite
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark import TaskContext
@@ -34,6 +37,10 @@ from spark_aesthetic.errors import OptionError, TableError, nearest
 
 KEY, URL, ERROR = "__key__", "__url__", "__error__"
 
+# Given where a schema names it: shard and key of a sample, and of a further one of that key its number, so that no two
+# rows of a shard have the same.
+PATH = "__path__"
+
 # Of one Arrow batch, so that a task needs the same memory for a shard of any size.
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 1000
 
@@ -42,6 +49,12 @@ _SAMPLE_ROWS = 100
 
 _READ = ("path", "columns", "metadataOnly", "onDamage", "sidecar", "sidecarKey")
 _WRITTEN = ("path", "samplesPerShard", "keyCol", "sidecar")
+
+# What a sidecar's name does not have of its shard's.
+_TAR = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz)$")
+
+# The file of other columns where the sample's JSON is no object.
+_COLUMNS = "columns.json"
 
 # The column of keys in a sidecar.
 SIDECAR_KEY = "key"
@@ -63,7 +76,9 @@ class WebDataset(DataSource):
 
     Writing, with mode append or overwrite: a binary column becomes files of that extension, or of that of its bytes if
     it is called image or content; columns txt, caption, cls and the like text files; `json` and all others one JSON
-    file. Null values have no file, and numbers that are not finite no place in the JSON. Bytes stay as they are.
+    file, where of the same name the column counts. Text in `json` that is no JSON object stays as it is, and the other
+    columns go to a file columns.json beside it. Null values have no file, and numbers that are not finite no place in
+    the JSON; within arrays and structs they are null. Bytes stay as they are.
     Options: `samplesPerShard` (10,000), `keyCol` (`__key__`; without that column, and where it is null, keys are
     counted), `sidecar` ("true": all but bytes also as Parquet beside each shard). Shards are named 00000.tar and on,
     in the order of the partitions.
@@ -99,7 +114,7 @@ class WebDataset(DataSource):
             extensions = dict.fromkeys(options.columns)
         fields = [StructField(KEY, StringType()), StructField(URL, StringType())]
         for extension in extensions:
-            text = extension in shards.TEXT
+            text = shards.is_text(extension)
             if text or not options.metadata_only:
                 fields.append(StructField(extension, StringType() if text else BinaryType()))
         if options.sidecar:
@@ -189,7 +204,7 @@ class Reader(DataSourceReader):
         text = {field.name for field in schema if pa.types.is_string(field.type)}
         wanted = text if self._options.metadata_only else set(schema.names)
         columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-        size, beside = 0, self._beside(partition.url)
+        size, beside, paths = 0, self._beside(partition.url), Counter[str]()
 
         def add(row: dict[str, Any]) -> None:
             for name, values in columns.items():
@@ -208,6 +223,8 @@ class Reader(DataSourceReader):
                 for extension, content in sample.files.items():
                     row[extension] = content.decode("utf-8", "replace") if extension in text else content
                     size += len(content)
+                if PATH in columns:
+                    row[PATH] = _path(partition.url, sample.key, paths)
                 add(row)
                 if size >= _BATCH_BYTES or len(columns[schema.names[0]]) == _BATCH_ROWS:
                     yield batch()
@@ -215,7 +232,7 @@ class Reader(DataSourceReader):
         except shards.ShardError as error:
             if not self._options.reports or ERROR not in columns:
                 raise
-            add({URL: partition.url, ERROR: str(error)})
+            add({URL: partition.url, PATH: partition.url, ERROR: str(error)})
         if columns[schema.names[0]]:
             yield batch()
 
@@ -233,6 +250,16 @@ class Reader(DataSourceReader):
         return {str(row[key]): row for row in table.select(kept).to_pylist()}
 
 
+def _path(url: str, key: str, seen: Counter[str]) -> str:
+    path = first = f"{url}#{key}"
+    # Another key may be called as the second of this one would be.
+    while path in seen:
+        seen[first] += 1
+        path = f"{first}#{seen[first]}"
+    seen[path] = 1
+    return path
+
+
 def _open_sidecar(url: str) -> IO[bytes]:
     system, place = shards.locate(_sidecar(url))
     try:
@@ -245,7 +272,7 @@ def _open_sidecar(url: str) -> IO[bytes]:
 
 
 def _sidecar(url: str) -> str:
-    return url.removesuffix(".gz").removesuffix(".tar") + ".parquet"
+    return _TAR.sub("", url) + ".parquet"
 
 
 @dataclass
@@ -292,12 +319,16 @@ class Writer(DataSourceArrowWriter):
                         key = f"{self._first:05d}-{done.partition:05d}-{next(numbers):08d}" if given is None else given
                         shard.write(str(key), _files(row))
                         if self._options.sidecar:
-                            beside.append({**row, SIDECAR_KEY: str(key)})
+                            # No view of bytes, which would hold its whole batch.
+                            told = {name: value for name, value in row.items() if not isinstance(value, memoryview)}
+                            beside.append({**told, SIDECAR_KEY: str(key)})
                 if self._options.sidecar:
                     with system.open(f"{hidden}/{done.stems[-1]}.parquet", "wb") as file:
                         pq.write_table(pa.Table.from_pylist(beside, self._sidecar_schema()), file)
         except BaseException:
-            system.rm(f"{hidden}/{attempt}", recursive=True)
+            # The driver may have removed it; what is left goes with the rest.
+            with suppress(OSError):
+                system.rm(f"{hidden}/{attempt}", recursive=True)
             raise
         return done
 
@@ -306,16 +337,16 @@ class Writer(DataSourceArrowWriter):
         """Row by row; bytes stay where they lie in the batch."""
         for batch in batches:
             columns = {
-                name: column if pa.types.is_binary(column.type) else column.to_pylist()
+                name: _views(column) if _holds_bytes(column.type) else column.to_pylist()
                 for name, column in zip(batch.schema.names, batch.columns, strict=True)
                 if name != URL
             }
             for at in range(batch.num_rows):
-                yield {name: _bytes_at(column, at) for name, column in columns.items()}
+                yield {name: values[at] for name, values in columns.items()}
 
     def _sidecar_schema(self) -> pa.Schema:
         left_out = {self._options.key_col, URL, SIDECAR_KEY}
-        kept = [field for field in self._schema if field.name not in left_out and not pa.types.is_binary(field.type)]
+        kept = [field for field in self._schema if field.name not in left_out and not _holds_bytes(field.type)]
         return pa.schema([pa.field(SIDECAR_KEY, pa.string()), *kept])
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
@@ -330,7 +361,7 @@ class Writer(DataSourceArrowWriter):
         gone = []
         if self._overwrite:
             system, place = shards.locate(self._out)
-            old = [name.rpartition("/")[2].removesuffix(".tar") for name in system.glob(f"{place}/*.tar")]
+            old = [name.rpartition("/")[2].removesuffix(".tar") for name in shards.tars(system, place)]
             gone = [name for stem in old for name in (f"{stem}.tar", f"{stem}.parquet") if name not in moves.values()]
         staging.commit(self._staged, moves, gone=gone, replaces=self._overwrite)
 
@@ -341,41 +372,91 @@ class Writer(DataSourceArrowWriter):
 
 def _next_number(out: str) -> int:
     system, place = shards.locate(out)
-    stems = (name.rpartition("/")[2].removesuffix(".tar") for name in system.glob(f"{place}/*.tar"))
+    stems = (name.rpartition("/")[2].removesuffix(".tar") for name in shards.tars(system, place))
     return max((int(stem) for stem in stems if stem.isdecimal()), default=-1) + 1
 
 
-def _bytes_at(column: Any, at: int) -> Any:
-    value = column[at]
-    if not isinstance(value, pa.BinaryScalar):
-        return value
-    return memoryview(value.as_buffer()) if value.is_valid else None
+def _holds_bytes(kind: pa.DataType) -> bool:
+    # Of 64-bit offsets where spark.sql.execution.arrow.useLargeVarTypes is set.
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _views(column: pa.Array) -> list[memoryview | None]:
+    """Bytes where they lie: a scalar of Arrow is a copy of them."""
+    _, offsets, content = column.buffers()
+    if len(column) == 0 or content is None:
+        return [None if null.as_py() else memoryview(b"") for null in column.is_null()]
+    places = np.frombuffer(offsets, np.int64 if pa.types.is_large_binary(column.type) else np.int32)
+    places = places[column.offset : column.offset + len(column) + 1].tolist()
+    valid, view = column.is_valid().to_pylist(), memoryview(content)
+    return [view[begin:end] if there else None for there, begin, end in zip(valid, places, places[1:], strict=False)]
 
 
 def _files(row: dict[str, Any]) -> dict[str, tar.Buffer]:
     """What a sample consists of, by extension."""
     files, told = dict[str, tar.Buffer](), dict[str, Any]()
-    text = row.get("json")
+
+    def add(name: str, extension: str, content: tar.Buffer) -> None:
+        if extension in files:
+            raise TableError(
+                f"webdataset: column {name!r}: expected one column of each extension, found two of {extension!r}; "
+                "rename one"
+            )
+        files[extension] = content
+
     for name, value in row.items():
+        lower = name.lower()
         if isinstance(value, memoryview):
-            called = formats.extension(bytes(value[:16])) if name in _BY_CONTENT else name
-            if called in files:
-                raise TableError(
-                    f"webdataset: column {name!r}: expected one column of each extension, found two of {called!r}; "
-                    "rename one"
-                )
-            files[called] = value
-        elif name in shards.TEXT - {"json"} and value is not None:
-            files[name] = str(value).encode()
+            add(name, formats.extension(bytes(value[:16])) if lower in _BY_CONTENT else lower, value)
+        elif value is None:
+            continue
+        elif shards.is_text(lower) and (isinstance(value, str) or not lower.endswith(("json", "jsonl"))):
+            add(name, lower, str(value).encode())
         # JSON has no number for the rest.
-        elif name != "json" and value is not None and not (isinstance(value, float) and not isfinite(value)):
+        elif not (isinstance(value, float) and not isfinite(value)):
             told[name] = value
-    if isinstance(text, str):
-        # As it is where nothing is added to it.
-        files["json"] = (json.dumps(json.loads(text) | told, default=_plain) if told else text).encode()
-    elif told:
-        files["json"] = json.dumps(told, default=_plain, ensure_ascii=False).encode()
+    if told:
+        # Text that is no object stays as it is, and has the other columns beside it.
+        for extension in ("json", _COLUMNS):
+            merged = _with_columns(files.get(extension, b"{}"), told)
+            if merged is not None:
+                files[extension] = merged
+                return files
+        raise TableError(
+            f"webdataset: columns json and {_COLUMNS}: expected a JSON object in one of them, to which the columns "
+            f"{', '.join(told)} go, found other text in both; rename one"
+        )
     return files
+
+
+def _with_columns(text: tar.Buffer, told: dict[str, Any]) -> bytes | None:
+    """A JSON object with the columns added, of the same name these; None where the text is none that can be kept."""
+    try:
+        # Python would take NaN for JSON, and write it.
+        known = json.loads(bytes(text), parse_constant=_refuse)
+        return _dumped(known | told).encode() if isinstance(known, dict) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"no number of JSON: {constant}")
+
+
+def _dumped(told: dict[str, Any]) -> str:
+    try:
+        return json.dumps(told, default=_plain, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(told), default=_plain, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """With null in the place of numbers that JSON has not, so that those of a list keep theirs."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _plain(value: Any) -> str:
