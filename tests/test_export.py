@@ -48,7 +48,7 @@ def test_the_chosen_rows_go_out_with_their_scores_and_their_bytes(
         out=str(tmp_path / "out"),
     )  # fmt: skip
     chosen = list(IMAGES.items())[1:]
-    assert (done.rows, done.without_image, done.shards) == (3, 1, 2)
+    assert (done.rows, done.without_image, done.shards, done.without_score) == (3, 1, 2, 0)
     assert done.image_bytes == sum(len(image) for _, image in chosen)
     found = read(spark, tmp_path / "out")
     assert list(found) == [key for key, _ in chosen]
@@ -98,6 +98,34 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     with pytest.raises(AestheticError, match=said.replace("?", r"\?")):
         sa.export_webdataset(spark, out=str(tmp_path / "out"), **given | wrong)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_ingested_table_of_shards_goes_out_with_keys_of_its_own(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path
+) -> None:
+    ingested = spark.read.format("delta").load(tables[0]).selectExpr(
+        "'a' AS `__key__`", "'x.tar' AS `__url__`", "image_id AS ID", "path", "photo", "photo AS Image"
+    )  # fmt: skip
+    ingested.createOrReplaceTempView("ingested")
+    scored = spark.read.format("delta").load(tables[1]).where("image_id < 'i3'").withColumnRenamed("image_id", "id")
+    scored.createOrReplaceTempView("scored_by_id")
+
+    def export(columns: list[str] | None = None) -> ExportSummary:
+        return sa.export_webdataset(
+            spark, table="ingested", scores="scored_by_id", key=["id"], model="a@1", image_col="PHOTO", key_col="Id",
+            columns=columns, where="rand() >= 0", out=str(tmp_path / "out"),
+        )  # fmt: skip
+
+    with pytest.raises(AestheticError, match="expected no column Image beside --image-col photo"):
+        export()
+    done = export(["__key__", "PATH"])
+    assert (done.rows, done.without_score) == (3, 2)
+    found = read(spark, tmp_path / "out")
+    assert {key: json.loads(str(row["json"])) for key, row in found.items()} == {
+        key: {"path": f"{key}.x"} for key in ("i0", "i1", "i2")
+    }
+    for view in ("ingested", "scored_by_id"):
+        spark.catalog.dropTempView(view)
 
 
 @classic

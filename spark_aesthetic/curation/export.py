@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType
 
 from spark_aesthetic import preflight
-from spark_aesthetic.datasources import shards
-from spark_aesthetic.datasources.webdataset import KEY, WebDataset
+from spark_aesthetic.datasources import shards, staging
+from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.preflight import BROADCAST_KEYS, identifier, quoted
+from spark_aesthetic.fetch import rows_of_keys
+from spark_aesthetic.preflight import BROADCAST_KEYS, Source, identifier, quoted, spelled
 from spark_aesthetic.scores import MODEL, TYPES
+
+# Up to as many rows are read from the files alone that hold them.
+_FEW_ROWS = 500_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class ExportSummary:
         shards: Tar files.
         out: Their folder.
         seconds: Wall-clock time.
+        without_score: With `scores`, rows of the table that no row of the scores belongs to; none of them is chosen.
     """
 
     rows: int
@@ -39,10 +47,11 @@ class ExportSummary:
     shards: int
     out: str
     seconds: float
+    without_score: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        return asdict(self)
+        """As JSON takes it, without what was not asked for."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def export_webdataset(
@@ -63,9 +72,11 @@ def export_webdataset(
 ) -> ExportSummary:
     """Write the rows that a condition chooses as shards: images byte for byte, all else in a JSON file for each.
 
-    A first pass counts the rows, without the images unless the condition reads them, so that about as many tasks write
-    as there are shards; images are not shuffled, and a task holds one Arrow batch of them. Where several tasks meet the
-    limit of a shard, each ends with a smaller one.
+    A first pass counts the rows, without the images unless the condition reads them. With `scores` it also finds out
+    which rows are chosen, and then images of up to half a million rows are read from the files alone that hold them,
+    those of up to five million without a shuffle; a condition is asked once. As many tasks write as there are shards,
+    and no fewer than the cluster runs at once: where that is more, as each task ends with a shard of its own, shards
+    are smaller. A task holds one Arrow batch of images.
 
     Args:
         spark: A session.
@@ -75,9 +86,10 @@ def export_webdataset(
         scores: Scores table to join by `key`. Its columns take the place of columns of the same name.
         key: Columns that together identify a row in both.
         model: The `aesthetic_model` whose scores to take; needed where there are several.
-        key_col: Column of the samples' keys, without dots and each once; by default they are counted.
+        key_col: Column of the samples' keys, without dots and each once; by default they are counted, also where the
+            table has keys of shards that it was ingested from.
         image_col: Binary column of image files; the files are named by what the bytes are.
-        columns: Others to write; by default all.
+        columns: Others to write; by default all, but `__key__` and `__url__` of an ingested table never.
         samples_per_shard: At most so many in a shard.
         sidecar: Also write all but the images as Parquet beside each shard.
         mode: "append" numbers on from the shards that are there, "overwrite" replaces them.
@@ -93,39 +105,59 @@ def export_webdataset(
         raise OptionError(f"--mode {mode}: {nearest(mode, ('append', 'overwrite'))}")
     if samples_per_shard < 1:
         raise OptionError(f"--samples-per-shard: expected at least 1, found {samples_per_shard}")
-    rows = _open(spark, table, "--table")
-    preflight.check_image_column(rows, image_col)
+    source = None
     if scores is not None:
-        rows = _join(spark, rows, scores, key, model, where)
+        # A view, or a table of another kind, has no files of Delta's to choose from.
+        with suppress(TableError):
+            source = preflight.open_source(spark, table, called="table")
+    rows = _open(spark, table, "--table") if source is None else source.rows
+    preflight.check_image_column(rows, image_col)
+    image_col, key = spelled(rows, image_col), [spelled(rows, name) for name in key]
+    scored = None
+    if scores is not None:
+        scored = _scored(spark, rows, scores, key, model)
+        rows = rows.drop(*(name for name in scored.columns if name not in key))
     elif key or model is not None:
         raise OptionError("--key, --model: expected --scores with them, found none; they say what to join")
+    chosen = rows if scored is None else rows.join(scored, key)
     if where is not None:
-        rows = _filtered(rows, where)
-    kept = [image_col, *(rows.columns if columns is None else columns), *([] if key_col is None else [key_col])]
-    for name in kept:
-        if name not in rows.columns:
-            raise TableError(f"--columns, --key-col: no column {name!r}: {nearest(name, rows.columns)}")
+        chosen = _filtered(chosen, where)
+    key_col = None if key_col is None else spelled(chosen, key_col)
+    others = _others(chosen, columns, image_col, key_col)
     if key_col is not None:
-        _check_keys(rows, key_col)
-    count = rows.count()
-    others = [quoted(name) for name in dict.fromkeys(kept) if name not in (image_col, key_col)]
-    keys = [] if key_col is None else [F.col(quoted(key_col)).cast("string").alias(KEY)]
-    samples = rows.select(*keys, F.col(quoted(image_col)).alias("image"), *others)
-    told = Observation()
-    image = F.col("image")
-    # Above the count of all, so that Spark counts before it leaves any out.
-    samples = samples.observe(
-        told,
-        F.count(F.lit(1)).alias("rows"),
-        F.count(image).alias("images"),
-        F.sum(F.length(image)).alias("bytes"),
-    ).where(image.isNotNull())
-    spark.dataSource.register(WebDataset)
-    before = 0 if mode == "overwrite" else _count_shards(out)
-    options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
-    tasks = max(1, -(-count // samples_per_shard))
-    samples.coalesce(tasks).write.format("webdataset").mode(mode).options(**options).save(out)
-    found = told.get
+        _check_keys(chosen, key_col)
+    without_score = None
+    with ExitStack() as held:
+        if scored is None:
+            count = chosen.count()
+        else:
+            without_score = rows.join(scored, key, "left_anti").count()
+            # Kept, so that the condition is asked once.
+            narrow = chosen.select(*map(quoted, scored.columns)).persist(StorageLevel.DISK_ONLY)
+            held.callback(narrow.unpersist)
+            count = narrow.count()
+            preflight.check_key_values(narrow, key)
+            wanted = [*others, *([] if key_col is None else [key_col])]
+            chosen = held.enter_context(_with_images(rows, source, narrow, count, key, wanted, image_col))
+        keys = [] if key_col is None else [F.col(quoted(key_col)).cast("string").alias(KEY)]
+        samples = chosen.select(*keys, F.col(quoted(image_col)).alias("image"), *map(quoted, others))
+        told = Observation()
+        image = F.col("image")
+        # Above the count of all, so that Spark counts before it leaves any out.
+        samples = samples.observe(
+            told,
+            F.count(F.lit(1)).alias("rows"),
+            F.count(image).alias("images"),
+            F.sum(F.length(image)).alias("bytes"),
+        ).where(image.isNotNull())
+        spark.dataSource.register(WebDataset)
+        # What an export that was killed has left is none of this one's.
+        staging.settle(shards.absolute(out))
+        before = 0 if mode == "overwrite" else _count_shards(out)
+        options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
+        tasks = max(-(-count // samples_per_shard), _slots(spark))
+        samples.coalesce(tasks).write.format("webdataset").mode(mode).options(**options).save(out)
+        found = told.get
     return ExportSummary(
         rows=found["images"],
         without_image=found["rows"] - found["images"],
@@ -133,7 +165,57 @@ def export_webdataset(
         shards=_count_shards(out) - before,
         out=out,
         seconds=round(time.monotonic() - started, 3),
+        without_score=without_score,
     )
+
+
+def _slots(spark: SparkSession) -> int:
+    """Tasks that Spark takes for what runs at once; a Connect session has no other way to ask."""
+    last = spark.range(1 << 16).agg(F.max(F.spark_partition_id())).collect()[0][0]
+    return int(last) + 1
+
+
+def _others(rows: DataFrame, columns: Sequence[str] | None, image_col: str, key_col: str | None) -> list[str]:
+    """Columns to write beside image and key, as the rows spell them."""
+    asked = [spelled(rows, name) for name in (rows.columns if columns is None else columns)]
+    for name in (*asked, *([] if key_col is None else [key_col])):
+        if name not in rows.columns:
+            raise TableError(f"--columns, --key-col: no column {name!r}: {nearest(name, rows.columns)}")
+    others = [name for name in dict.fromkeys(asked) if name not in (image_col, key_col, KEY, URL)]
+    for name in others:
+        if name.lower() == "image":
+            raise TableError(
+                f"--columns: expected no column {name} beside --image-col {image_col}, which goes out by that name, "
+                "found one; name the others with --columns"
+            )
+    return others
+
+
+@contextmanager
+def _with_images(
+    rows: DataFrame,
+    source: Source | None,
+    narrow: DataFrame,
+    count: int,
+    key: Sequence[str],
+    wanted: Sequence[str],
+    image_col: str,
+) -> Iterator[DataFrame]:
+    """The rows of keys and scores that have been chosen, with the wanted columns and their images, while it is open."""
+    beside = [name for name in dict.fromkeys([*key, *wanted]) if name in rows.columns and name != image_col]
+    small = image_col not in key and not any(isinstance(rows.schema[name].dataType, BinaryType) for name in beside)
+    if source is not None and small and 0 < count <= _FEW_ROWS:
+        keys = narrow.select(*map(quoted, key))
+        # All in one part, for one write.
+        parts = rows_of_keys(
+            narrow.sparkSession, source, keys, count, key=key, kept=beside, column=image_col, max_bytes=sys.maxsize
+        )
+        with closing(parts):
+            for read in parts:
+                yield read.join(F.broadcast(narrow), list(key))
+                return
+    chosen = F.broadcast(narrow) if count <= BROADCAST_KEYS else narrow
+    yield rows.select(*map(quoted, dict.fromkeys([*beside, image_col]))).join(chosen, list(key))
 
 
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
@@ -146,32 +228,25 @@ def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
     return rows
 
 
-def _join(
-    spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str], model: str | None, where: str | None
-) -> DataFrame:
-    scored = _open(spark, scores, "--scores")
-    for side, found in (("--table", rows), ("--scores", scored)):
+def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str], model: str | None) -> DataFrame:
+    """The key and the columns of the scores of one model."""
+    found = _open(spark, scores, "--scores")
+    for side, known in (("--table", rows), ("--scores", found)):
         for name in key:
-            if name not in found.columns:
-                raise TableError(f"--key: no column {name!r} in {side}: {nearest(name, found.columns)}")
+            if spelled(known, name) not in known.columns:
+                raise TableError(f"--key: no column {name!r} in {side}: {nearest(name, known.columns)}")
     if not key:
         raise OptionError("--scores: expected --key with it, found none; name the columns that identify a row in both")
-    if MODEL not in scored.columns:
+    if MODEL not in found.columns:
         raise TableError(f"--scores {scores}: expected a scores table, found no column {MODEL}; score --table first")
-    models = sorted(row[0] for row in scored.select(MODEL).distinct().collect())
+    models = sorted(row[0] for row in found.select(MODEL).distinct().collect())
     if model is None and len(models) > 1:
         raise OptionError(f"--model: expected one, since --scores has several; choose from {', '.join(models)}")
     if model is not None and model not in models:
         raise OptionError(f"--model: no model {model!r} in --scores: {nearest(model, models)}")
-    made = [name for name in scored.columns if name in TYPES]
-    scored = scored.where(F.col(MODEL) == (model or (models[0] if models else ""))).select(*map(quoted, key), *made)
-    if where is not None:
-        # One that asks for columns of the other table too is asked of both alone.
-        with suppress(OptionError):
-            scored = _filtered(scored, where)
-    # Else images would be shuffled to meet their scores.
-    wanted = F.broadcast(scored) if scored.count() <= BROADCAST_KEYS else scored
-    return rows.drop(*made).join(wanted, list(key))
+    made = [name for name in found.columns if name in TYPES and name not in key]
+    of_model = found.where(F.col(MODEL) == (model or (models[0] if models else "")))
+    return of_model.select(*(F.col(quoted(name)).alias(name) for name in key), *made)
 
 
 def _filtered(rows: DataFrame, where: str) -> DataFrame:
@@ -195,4 +270,4 @@ def _check_keys(rows: DataFrame, key_col: str) -> None:
 
 def _count_shards(out: str) -> int:
     system, place = shards.locate(out)
-    return len(system.glob(f"{place.rstrip('/')}/*.tar"))
+    return len(shards.tars(system, place))
