@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from spark_aesthetic.datasources import staging
 from spark_aesthetic.errors import TableError
@@ -48,6 +49,27 @@ def test_a_file_that_is_there_is_not_replaced_by_an_append(tmp_path: Path) -> No
         staging.commit(str(staged), {"a": "00000.tar"}, replaces=False)
     staging.settle(str(folder))
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"00000.tar": "old"}
+
+
+def test_what_cannot_be_removed_does_not_fail_a_commit_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = LocalFileSystem.rm
+
+    def failing(self: LocalFileSystem, path: str, recursive: bool = False) -> None:
+        if recursive:
+            raise OSError("busy")
+        remove(self, path)
+
+    staged = Path(staging.new(str(tmp_path)))
+    staged.mkdir()
+    (staged / "a").write_text("new")
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileSystem, "rm", failing)
+        staging.commit(str(staged), {"a": "00000.tar"}, replaces=False)
+    assert staged.exists()
+    staging.settle(str(tmp_path))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"00000.tar": "new"}
 
 
 def texts(folder: Path) -> dict[str, str]:
