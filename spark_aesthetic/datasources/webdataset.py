@@ -68,7 +68,8 @@ class WebDataset(DataSource):
 
     Reading: columns are `__key__`, `__url__` (string) and one for each extension that the first samples of the first,
     the middle and the last shard have: string for text and JSON, binary for the rest; a schema of one's own names
-    others. One partition a shard, read from its beginning to its end in constant memory. Options: `columns`
+    others, and may have `__path__` (shard and key, and a number where the shard had that key before).
+    One partition a shard, read from its beginning to its end in constant memory. Options: `columns`
     (extensions, separated by commas), `metadataOnly` (text alone; other bytes are passed over), `onDamage` ("fail", or
     "report": a damaged shard gives the samples before the damage and a last row with `__error__`), `sidecar` ("true":
     the columns of a Parquet file with the shard's stem are joined by its column `sidecarKey`, "key" by default, on the
