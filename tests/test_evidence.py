@@ -41,6 +41,20 @@ def test_perfect_order_leaves_doubt() -> None:
     assert found.low == wilson(1.0, 2).low < 0.4
 
 
+@pytest.mark.parametrize("value", [1.0, 0.0, 0.5])
+def test_labels_in_order_or_all_tied_leave_doubt_whatever_their_weights(value: float) -> None:
+    random = np.random.default_rng(5)
+    for rows in range(2, 41):
+        keep = np.arange(2 * rows) >= rows
+        scores = {1.0: np.arange(2.0 * rows), 0.0: -np.arange(2.0 * rows), 0.5: np.ones(2 * rows)}[value]
+        found = auc(scores, keep, random.uniform(0.1, 10, 2 * rows))
+        assert found.value == value
+        assert found.low <= value <= found.high
+        # No narrower than that of a plain sample of as many rows.
+        plain = wilson(value, rows)
+        assert found.high - found.low >= plain.high - plain.low - 1e-12
+
+
 def test_intervals_cover_the_truth_19_times_of_20() -> None:
     random = np.random.default_rng(3)
     # AUC of two normal distributions that are one deviation apart: Phi(1 / sqrt 2).

@@ -23,6 +23,9 @@ _Z = NormalDist().inv_cdf(0.975)
 # all of it; in narrower ones weights are more a matter of chance, and intervals wider.
 _LABELS_IN_BAND = 5
 
+# What rounding makes of a variance of zero is less.
+_NO_VARIANCE = 1e-12
+
 # A curve keeps so many of its points.
 _CURVE_POINTS = 200
 
@@ -81,7 +84,8 @@ def wilson(share: float, count: float) -> Interval:
     spread = _Z**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = _Z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+    # The share lies between, but for rounding.
+    return Interval(share, max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0))
 
 
 def weighted_share(kept: Bools, weights: Floats) -> Interval:
@@ -94,8 +98,8 @@ def auc(scores: Floats, keep: Bools, weights: Floats) -> Interval:
     """Area under the ROC curve; a tie counts one half.
 
     The variance is DeLong's (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837), with weights in place of
-    counts; the interval is symmetric in the logit, so it stays between 0 and 1. Where all rows are in order the
-    variance is 0, and the interval is Wilson's for as many rows as the smaller class has.
+    counts; the interval is symmetric in the logit, so it stays between 0 and 1. Where all rows are in order, or all are
+    tied, the variance is 0, and the interval is Wilson's for Kish's effective number of rows of the smaller class.
 
     Args:
         scores: Of each labelled row.
@@ -112,8 +116,11 @@ def auc(scores: Floats, keep: Bools, weights: Floats) -> Interval:
         len(parts) / (len(parts) - 1) * float(own**2 @ (parts - area) ** 2)
         for own, parts in ((good_weights, above), (bad_weights, below))
     )
-    if not 0 < area < 1:
-        return wilson(area, min(len(good), len(bad)))
+    # Sums of weights are off by rounding, so neither is ever quite 0, nor the area 0 or 1.
+    if variance < _NO_VARIANCE or not _NO_VARIANCE < area < 1 - _NO_VARIANCE:
+        return wilson(
+            min(max(round(area, 9), 0.0), 1.0), min(1 / float(own @ own) for own in (good_weights, bad_weights))
+        )
     logit, half = math.log(area / (1 - area)), _Z * math.sqrt(variance) / (area * (1 - area))
     return Interval(area, _expit(logit - half), _expit(logit + half))
 
