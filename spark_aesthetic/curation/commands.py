@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from spark_aesthetic import files
 from spark_aesthetic.curation.calibration import Calibration
 from spark_aesthetic.curation.calibration import calibrate as _calibrate
-from spark_aesthetic.curation.estimator import AestheticEstimator
+from spark_aesthetic.curation.estimator import REG_PARAMS, AestheticEstimator
 from spark_aesthetic.curation.export import ExportSummary
 from spark_aesthetic.curation.export import export_webdataset as _export_webdataset
+from spark_aesthetic.curation.histogram import BIN_WIDTH
 from spark_aesthetic.curation.ingest import MAX_BYTES_PER_CHUNK, MAX_FILE_BYTES, IngestSummary
 from spark_aesthetic.curation.ingest import ingest_images as _ingest_images
 from spark_aesthetic.curation.keeping import Kept, read_scores, write_kept
@@ -41,6 +43,13 @@ def train_head_arguments() -> argparse.Namespace:
         "--backbone-weights", metavar="PATH_OR_URL", help="its file (default: the published one of the backbone)"
     )
     arguments.add_argument("--backbone-sha256", metavar="SHA256", help="its checksum (default: read from the file)")
+    arguments.add_argument(
+        "--num-folds", type=int, default=5, metavar="N", help="of the cross-validation (default: %(default)s)"
+    )
+    arguments.add_argument(
+        "--reg-params", type=_numbers, default=list(REG_PARAMS), metavar="X[,X]",
+        help="penalties that are tried (default: 1e-6 to 1 by tens)",
+    )  # fmt: skip
     return arguments.parse_args()
 
 
@@ -55,6 +64,8 @@ def train_head_once() -> HeadReport:
         backbone=args.backbone,
         backboneWeights=args.backbone_weights,
         backboneSha256=args.backbone_sha256,
+        numFolds=args.num_folds,
+        regParams=args.reg_params,
     )
     # At one version: the table is read twice.
     report = estimator.fit(open_source(session("train_head"), args.table, "--table").rows).report
@@ -93,6 +104,10 @@ def calibrate_arguments() -> argparse.Namespace:
     target.add_argument("--min-score", type=float, metavar="SCORE", help="this cut")
     target.add_argument("--precision", type=float, metavar="SHARE", help="of the kept rows, by --labels")
     target.add_argument("--recall", type=float, metavar="SHARE", help="of the rows to keep, by --labels")
+    arguments.add_argument(
+        "--bin-width", type=float, default=BIN_WIDTH, metavar="POINTS",
+        help="a power of two, for scores of another scale or very many groups (default: %(default)s)",
+    )  # fmt: skip
     arguments.add_argument("--out", metavar="JSON", help="file for the calibration, as jobs/curate.py takes it")
     return arguments.parse_args()
 
@@ -100,12 +115,15 @@ def calibrate_arguments() -> argparse.Namespace:
 def calibrate_once() -> Calibration:
     """Do what the command line of calibrate says."""
     args = calibrate_arguments()
+    if args.out is not None:
+        folder, _, _ = files.absolute(args.out).rpartition("/")
+        files.check_writable(folder, "--out")
     spark = session("calibrate")
     key, by = _columns(args.key), _columns(args.by)
     scores = read_scores(spark, args.scores, model=args.model, by=by, table=args.table, key=key)
     made = _calibrate(
         scores, args.labels, keep=args.keep, top_k=args.top_k, min_score=args.min_score, precision=args.precision,
-        recall=args.recall, by=by, score_col=args.score_col, key=key,
+        recall=args.recall, by=by, score_col=args.score_col, key=key, bin_width=args.bin_width,
     )  # fmt: skip
     Stderr().write(f"{made}\n")
     if args.out is not None:
@@ -150,6 +168,10 @@ def curate_once() -> Kept:
     )
 
 
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
 def _columns(text: str | None) -> list[str]:
     return [] if text is None else key_columns(text)
 
@@ -167,13 +189,18 @@ def review_arguments() -> argparse.Namespace:
     """
     arguments = Parser(prog="review", description="Write a page to look at scored images around a cut, and to label.")
     arguments.add_argument("--scores", required=True, metavar="TABLE_OR_PATH", help="Delta table with the scores")
-    arguments.add_argument("--images", required=True, metavar="TABLE_OR_PATH", help="Delta table with the images")
+    arguments.add_argument(
+        "--images", "--table", required=True, metavar="TABLE_OR_PATH", help="Delta table with the images"
+    )
     arguments.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
-    arguments.add_argument("--image-col", required=True, metavar="COL", help="column of image bytes")
+    arguments.add_argument(
+        "--image-col", default="image", metavar="COL", help="column of image bytes (default: %(default)s)"
+    )
+    arguments.add_argument("--score-col", default="aesthetic_score", metavar="COL", help="default: %(default)s")
     arguments.add_argument("--out", required=True, metavar="FILE", help="the page to write")
     arguments.add_argument("--n", type=int, default=400, metavar="N", help="images to show (default: %(default)s)")
     arguments.add_argument(
-        "--cut", type=float, metavar="SCORE", help="where the cut stands at first (default: keeps half)"
+        "--cut", "--min-score", type=float, metavar="SCORE", help="where the cut stands at first (default: keeps half)"
     )
     arguments.add_argument("--seed", type=int, default=0, metavar="N", help="another one gives another sample")
     arguments.add_argument("--model", metavar="MODEL", help="the aesthetic_model to show where there are several")
@@ -192,6 +219,7 @@ def review_once() -> Result:
         args.images,
         key=key_columns(args.key),
         image_col=args.image_col,
+        score_col=args.score_col,
         out=args.out,
         cut=args.cut,
         n=args.n,

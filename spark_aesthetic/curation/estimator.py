@@ -126,10 +126,12 @@ class AestheticEstimator(
         """Set several params by name, as the constructor takes them."""
         assign(self, self._input_kwargs)
         if not 2 <= self.getNumFolds() <= 20:
-            raise OptionError(f"numFolds={self.getNumFolds()}: expected 2 to 20")
+            raise OptionError(f"numFolds={self.getNumFolds()}: expected 2 to 20 (--num-folds)")
         tried = self.getRegParams()
         if not tried or not all(isfinite(value) and value > 0 for value in tried):
-            raise OptionError(f"regParams={tried}: expected numbers above zero, such as {list(REG_PARAMS)}")
+            raise OptionError(
+                f"regParams={tried}: expected numbers above zero (--reg-params), such as {list(REG_PARAMS)}"
+            )
         return self
 
     def transformSchema(self, schema: StructType) -> StructType:
@@ -169,7 +171,9 @@ class AestheticEstimator(
         used = ratings.check_sums(sums, left_out)
         fitted = cross_validate(sums, self.getRegParams())
         if len(self.getRegParams()) > 1 and fitted.reg_param in (min(self.getRegParams()), max(self.getRegParams())):
-            _log.warning("the best of regParams, %g, is at their end: try others beyond it", fitted.reg_param)
+            _log.warning(
+                "the best of regParams (--reg-params), %g, is at their end: try others beyond it", fitted.reg_param
+            )
         scored = ratings.score_out_of_fold(rows, width, fitted.by_fold, published_head).persist(StorageLevel.DISK_ONLY)
         try:
             figures = ratings.figures(scored)

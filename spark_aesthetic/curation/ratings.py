@@ -130,16 +130,18 @@ def width_of(rows: DataFrame, expected: int | None, backbone: str) -> int:
     sample = known.select(F.size("embedding").alias("width")).limit(_SAMPLE_ROWS).collect()
     widths = Counter(row.width for row in sample)
     if not widths:
-        raise TableError("inputCol: expected embeddings, found none that is not null; name the column that has them")
+        raise TableError(
+            "inputCol (--embedding-col): expected embeddings, found none that is not null; name their column"
+        )
     if expected is not None and expected not in widths:
         raise TableError(
-            f"inputCol: expected {expected} numbers of {backbone}, found {widths.most_common(1)[0][0]}; set "
-            "backbone to the one that made the embeddings"
+            f"inputCol (--embedding-col): expected {expected} numbers of {backbone}, found "
+            f"{widths.most_common(1)[0][0]}; set backbone (--backbone) to the one that made the embeddings"
         )
     if expected is None and len(widths) > 1:
         raise TableError(
-            f"inputCol: expected embeddings of one length, found {', '.join(map(str, sorted(widths)))}; keep the rows "
-            f"of {backbone} alone"
+            f"inputCol (--embedding-col): expected embeddings of one length, found "
+            f"{', '.join(map(str, sorted(widths)))}; keep the rows of {backbone} alone"
         )
     return next(iter(widths)) if expected is None else expected
 
@@ -164,15 +166,16 @@ def add_up(rows: DataFrame, width: int, num_folds: int) -> tuple[Doubles, dict[s
     ordered = parts.repartition(*key).sortWithinPartitions(*key, "task")
     found = ordered.mapInArrow(_added_up, _SUMS).toArrow()
     folds = np.zeros((num_folds, width + 2, width + 2))
-    left_out = {}
+    left_out = Counter[str]()
     for row in zip(*(found[name] for name in (*key, "sums")), strict=True):
         reason, fold, line = (value.as_py() for value in row[:3])
         sums = row[3].values.to_numpy()
         if reason is None:
             # A line begins at its diagonal: the matrix is symmetric.
-            folds[fold, line, line:] = folds[fold, line:, line] = sums
+            folds[fold, line, line:] += sums
+            folds[fold, line + 1 :, line] += sums[1:]
         else:
-            left_out[reason] = int(sums[0])
+            left_out[reason] += int(sums[0])
     return folds, dict(sorted(left_out.items()))
 
 
@@ -188,7 +191,7 @@ def check_sums(folds: Doubles, left_out: dict[str, int]) -> int:
         reasons = ", ".join(f"{count} ({reason})" for reason, count in left_out.items()) or "none"
         raise TableError(
             f"expected at least {needed} rows with embedding and rating for {len(folds)} folds, found {rows}, and left "
-            f"out: {reasons}; rate more images, or lower numFolds"
+            f"out: {reasons}; rate more images, or lower numFolds (--num-folds)"
         )
     if not counts.all():
         raise TableError(
@@ -198,7 +201,9 @@ def check_sums(folds: Doubles, left_out: dict[str, int]) -> int:
     mean, mean_square = folds[:, -1, -2].sum() / rows, folds[:, -1, -1].sum() / rows
     # What rounding leaves of a variance of zero.
     if mean_square - mean**2 <= 1e-12 * mean_square:
-        raise TableError(f"labelCol: expected ratings that differ, found {mean:g} in all {rows} rows")
+        raise TableError(
+            f"labelCol (--label-col): expected ratings that differ, found {mean:g} in all {rows} rows; rate more images"
+        )
     return rows
 
 
