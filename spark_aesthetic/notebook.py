@@ -13,11 +13,12 @@ from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import NumericType
 
 from spark_aesthetic import preflight
+from spark_aesthetic.curation.models import is_score, is_untrained, model_column
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import is_whole
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.report import render, thumbnail
-from spark_aesthetic.scores import MODEL, SCORE
+from spark_aesthetic.scores import SCORE
 
 _BAR_WIDTH = 0.25
 _MOST_BARS = 60
@@ -64,7 +65,7 @@ class Display:
         return f"{self.scored} scored, {self.unscored} without a score, {len(self.tiles)} shown"
 
     def _repr_html_(self) -> str:
-        untrained = any(model.startswith("untrained-") for model in self.models)
+        untrained = any(map(is_untrained, self.models))
         return render("display.html.jinja", display=self, untrained=untrained)
 
 
@@ -94,12 +95,11 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     if not isinstance(found, NumericType):
         raise TableError(f"score_col {score_col}: expected a number, found {found.simpleString()}; name the scores")
     given = F.col(quoted(score_col)).cast("double")
-    score = F.when(F.abs(given) < F.lit(float("inf")), given)
-    models = F.collect_set(MODEL) if MODEL in df.columns else F.array().cast("array<string>")
+    score = F.when(is_score(given), given)
     ranks = [at / (n - 1) for at in range(n)] if n > 1 else [1.0]
     about = df.agg(
         F.percentile_approx(score, ranks).alias("chosen"), F.count(score).alias("scored"),
-        F.count_if(score.isNull()).alias("unscored"), models.alias("models"),
+        F.count_if(score.isNull()).alias("unscored"), F.collect_set(model_column(df)).alias("models"),
         F.min(score).alias("lowest"), F.max(score).alias("highest"),
     ).collect()[0]  # fmt: skip
     width = _BAR_WIDTH

@@ -14,8 +14,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from sklearn.metrics import precision_score, recall_score, roc_auc_score, roc_curve
 
-from spark_aesthetic import Calibration, calibrate, curate
-from spark_aesthetic.curation import calibration, histogram
+from spark_aesthetic import Calibration, calibrate, curate, files
+from spark_aesthetic.curation import histogram
+from spark_aesthetic.curation import labels as labels_module
 from spark_aesthetic.curation.evidence import weights_of
 from spark_aesthetic.errors import OptionError, TableError
 
@@ -192,7 +193,9 @@ def test_a_filter_by_a_calibration_is_lazy_and_reaches_the_files(
     assert "Exchange" not in plan
 
 
-def test_a_calibration_is_saved_and_loaded(table: DataFrame, spark: SparkSession, tmp_path: Path) -> None:
+def test_a_calibration_is_saved_and_loaded(
+    table: DataFrame, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = labels_of(spark, [(at, "keep" if at % 3 else "drop") for at in range(100)])
     for made in (
         calibrate(table, labels, keep=0.2, key="id"), calibrate(table, top_k=5, by=["source"]), calibrate(table),
@@ -201,6 +204,10 @@ def test_a_calibration_is_saved_and_loaded(table: DataFrame, spark: SparkSession
         made.save(str(path))
         assert Calibration.load(str(path)) == made
         json.dumps(made.to_dict(), allow_nan=False)
+    monkeypatch.setattr(files, "_MOUNT", f"{tmp_path}/mount/")
+    made.save("dbfs:/cuts/cut.json")
+    assert (tmp_path / "mount" / "cuts" / "cut.json").read_text() == path.read_text()
+    assert Calibration.load("dbfs:/cuts/cut.json") == made
     path.write_text("{}")
     with pytest.raises(OptionError, match=r"expected a file that Calibration\.save wrote"):
         Calibration.load(str(path))
@@ -247,6 +254,11 @@ def test_curate_takes_one_way_and_a_key_for_ties(table: DataFrame) -> None:
         curate(table, min_score=5, top_k=1)
     with pytest.raises(OptionError, match="top_k: expected key"):
         curate(table, top_k=1)
+    chosen = calibrate(table, min_score=5)
+    with pytest.raises(OptionError, match="by: expected that of the calibration"):
+        curate(table, chosen, by="source")
+    with pytest.raises(OptionError, match="score_col: expected that of the calibration"):
+        curate(table, chosen, score_col="id")
 
 
 def test_too_many_counts_are_said(table: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +408,10 @@ def test_labels_are_limited_and_a_key_is_of_one_row(
     labels = labels_of(spark, [(1, "keep"), (2, "keep"), (3, "drop"), (4, "drop")])
     with pytest.raises(TableError, match="key id: expected one row of the scores for each label"):
         calibrate(table.unionByName(table), labels, key="id")
-    monkeypatch.setattr(calibration, "MAX_LABELS", 3)
+    # One key twice and another one gone are as many rows as labels.
+    gone = table.where("id != 4").unionByName(table.where("id = 1"))
+    with pytest.raises(TableError, match="key id: expected one row of the scores for each label"):
+        calibrate(gone, labels, key="id")
+    monkeypatch.setattr(labels_module, "MAX_LABELS", 3)
     with pytest.raises(TableError, match="expected 3 rows at most, found 4"):
         calibrate(table, labels, key="id")

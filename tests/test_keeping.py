@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import CONNECT, REPOSITORY, bytes_read, last_query
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from spark_aesthetic.curation import commands, keeping
 
@@ -36,7 +37,8 @@ def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     rows: list[tuple[Any, ...]] = [(at, at / 2, None, MODEL) for at in range(20)] + [(99, 9.75, None, MODEL)]
     rows += [(at, 30.0, None, OTHER) for at in range(20)] + [(100, None, "null", MODEL)]
     schema = "id int, aesthetic_score float, aesthetic_error string, aesthetic_model string"
-    spark.createDataFrame(rows, schema).coalesce(1).write.format("delta").save(str(folder / "scores"))
+    scores = spark.createDataFrame(rows, schema).withColumn("clip_embedding", F.expr("array(1F, 0F)"))
+    scores.coalesce(1).write.format("delta").save(str(folder / "scores"))
     return folder
 
 
@@ -163,8 +165,28 @@ def test_another_model_or_group_than_the_calibrations_is_said(tables: Path, job:
     out = ["--calibration", cut, "--out", str(tmp_path / "out")]
     assert "--model: expected that of the calibration" in job("curate", "--model", OTHER, *out)["said"]
     assert "--by: expected that of the calibration" in job("curate", "--by", "source", *out)["said"]
-    same = job("curate", "--min-score", "1", "--out", f"{tables}/../{tables.name}/scores")
-    assert "expected another table than those that are read" in same["said"]
+    for name in (f"{tables}/../{tables.name}/scores", f"file:{tables}/scores"):
+        same = job("curate", "--min-score", "1", "--overwrite", "--out", name)
+        assert "expected another table than those that are read" in same["said"]
+
+
+def test_scores_in_the_table_of_images_make_way_for_those_that_are_kept(
+    spark: SparkSession, tables: Path, job: Job, tmp_path: Path
+) -> None:
+    rows = [(at, bytearray(b"image"), 1.0, OTHER) for at in range(20)]
+    images = spark.createDataFrame(rows, "id int, content binary, aesthetic_score float, aesthetic_model string")
+    images.coalesce(1).write.format("delta").save(str(tmp_path / "images"))
+    wanted = ["--min-score", "9", "--model", MODEL, "--key", "id", "--table", str(tmp_path / "images")]
+    assert job("curate", *wanted, "--out", str(tmp_path / "kept"))["kept"] == 2
+    kept = spark.read.format("delta").load(str(tmp_path / "kept")).orderBy("id").collect()
+    assert [(row.id, row.aesthetic_score, row.aesthetic_model) for row in kept] == [(18, 9.0, MODEL), (19, 9.5, MODEL)]
+    # An image twice, and scores of two models.
+    images.where("id = 18").write.format("delta").mode("append").save(str(tmp_path / "images"))
+    done = job("curate", *wanted, "--out", str(tmp_path / "other"))
+    assert "expected one row of --table for each key, found 2 for 18" in done["said"]
+    done = job("curate", "--min-score", "9", *wanted[4:], "--out", str(tmp_path / "other"))
+    assert "expected one row of the scores for each key, found 2 for 1" in done["said"]
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_commands_of_the_page_are_what_the_jobs_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 import spark_aesthetic as sa
 from spark_aesthetic import submit
 from spark_aesthetic.curation import commands
-from spark_aesthetic.curation.review import Histogram, Review, _bands, _columns, _quotas, _sample
+from spark_aesthetic.curation.review import Hundredths, Review, _bands, _columns, _quotas, _sample
 from spark_aesthetic.curation.thumbnails import MAX_BYTES, thumbnail
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.testing import noise_image, photographs
@@ -77,7 +77,7 @@ def about(page: str | Path) -> dict[str, Any]:
 
 def test_every_row_is_in_the_histogram_or_in_a_count_by_reason(made: Review) -> None:
     assert (made.model, made.cut, made.scored, made.shown) == (MODEL, 5.0, 52, 52)
-    assert made.unscored == {"decode: not an image": 1, "key: null": 1, "no score": 1, "score: not finite": 1}
+    assert made.unscored == {"decode: not an image": 1, "key: null": 1, "not finite": 1, "unscored": 1}
     assert made.without_picture == {"decode: truncated JPEG": 1, "no row in the images": 1, "null": 1}
     page = Path(made.out).read_text(encoding="utf-8")
     assert made.page_bytes == len(page.encode())
@@ -107,11 +107,12 @@ def test_the_sample_depends_on_the_rows_and_the_seed_alone(
     done = sa.review(frame, none, key=["id"], out=tmp_path / "page.html", n=300, cut=6.0)
     assert (done.shown, done.model, done.scored) == (300, None, 20_000)
     first = about(tmp_path / "page.html")
+    assert first["score"] == "aesthetic_score"
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     shown = set(re.findall(r"data-key='\[\"(\d+)\"\]'", text))
     assert len(shown) == 300
 
-    bands = _bands(Histogram(first["first"], first["counts"]), 300, 600)
+    bands = _bands(Hundredths(first["first"], first["counts"]), 300, 600)
 
     def keys(rows: DataFrame, seed: int) -> set[str]:
         return {row.text[0] for row in _sample(_columns(rows, ["id"], "aesthetic_score"), bands, ["id"], None, seed)}
@@ -196,12 +197,13 @@ def test_what_cannot_be_is_told(
             sa.review(**(given | changed))
 
     told(OptionError, "expected 1 to 10000", n=0)
-    told(OptionError, "a folder that is there", out=tmp_path / "none" / "page.html")
+    (tmp_path / "file").touch()
+    told(OptionError, "a folder that can be written", out=tmp_path / "file" / "page.html")
     told(TableError, "did you mean 'path'", key=["site", "pth"])
     told(TableError, "which the job writes", key=["score"], scores=scores.withColumnRenamed("site", "score"))
     told(TableError, "found binary", key=["site"], scores=scores.withColumn("site", F.lit(b"1")))
     told(TableError, "expected binary", image_col="path")
-    told(TableError, "expected one of the scores'", model="mine@0")
+    told(TableError, "no model 'mine@0' in the scores", model="mine@0")
     told(TableError, "found none", scores=scores.where("site = 4"))
     two = scores.union(spark.createDataFrame([(9, "other", 5.0, None, "mine@0")], SCORES))
     told(TableError, "found mine@0, untrained", scores=two)

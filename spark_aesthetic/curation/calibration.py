@@ -8,16 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import fsspec
 import numpy as np
-import pandas as pd
-from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 import spark_aesthetic
+from spark_aesthetic import files
+from spark_aesthetic.curation.columns import names
 from spark_aesthetic.curation.evidence import (
-    Bools,
     Evidence,
     Floats,
     Interval,
@@ -28,22 +25,11 @@ from spark_aesthetic.curation.evidence import (
     weighted_share,
     weights_of,
 )
-from spark_aesthetic.curation.histogram import (
-    BIN_WIDTH,
-    Group,
-    Histogram,
-    as_group,
-    check_columns,
-    histograms,
-    is_score,
-    names,
-)
+from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, Histogram, histograms
+from spark_aesthetic.curation.labels import NO_LABELS, Labels, collect_labels, of_group
+from spark_aesthetic.curation.models import is_untrained
 from spark_aesthetic.errors import OptionError, TableError
-from spark_aesthetic.preflight import column_type, quoted
 from spark_aesthetic.scores import SCORE
-
-# Labels are looked at on the driver. A million are years of one person's work.
-MAX_LABELS = 1_000_000
 
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
@@ -144,9 +130,8 @@ class Calibration:
         return replace(self, cuts=tuple(short))
 
     def save(self, path: str) -> None:
-        """Write it as a JSON file, to a local path or an address that fsspec knows."""
-        with fsspec.open(path, "w", encoding="utf-8") as file:
-            json.dump(self.to_dict(), file, indent=1)
+        """Write it as a JSON file, to a local path, to dbfs:/ or to an address that fsspec knows."""
+        files.write(path, json.dumps(self.to_dict(), indent=1).encode())
 
     @classmethod
     def load(cls, path: str) -> Calibration:
@@ -156,8 +141,7 @@ class Calibration:
             OptionError: The file cannot be read or is no calibration.
         """
         try:
-            with fsspec.open(path, encoding="utf-8") as file:
-                known = json.load(file)
+            known = json.loads(files.read(path))
             del known["spark_aesthetic"]
             cuts = tuple(_loaded(cut) for cut in known.pop("cuts"))
             return cls(**known | {"by": tuple(known["by"]), "cuts": cuts})
@@ -227,13 +211,13 @@ def calibrate(
     model, counted = histograms(scores_df, score_col=score_col, by=groups, bin_width=bin_width, min_score=min_score)
     labelled, without_score = None, None
     if labels is not None:
-        labelled, without_score = _collect_labels(scores_df, labels, score_col, groups, keys)
+        labelled, without_score = collect_labels(scores_df, labels, score_col, groups, keys)
         strangers = sorted(map(str, labelled.keys() - counted.keys()))
         if strangers:
             raise TableError(f"labels: expected groups of the scores, found others: {', '.join(strangers)}")
     cuts = []
     for group, histogram in counted.items():
-        at_labels = None if labelled is None else labelled.get(group, _NO_LABELS)
+        at_labels = None if labelled is None else labelled.get(group, NO_LABELS)
         cuts.append(_cut(group, histogram, at_labels, target, wanted))
     return Calibration(
         model=model, score_col=score_col, by=groups, target=target, wanted=wanted, cuts=tuple(cuts),
@@ -269,7 +253,7 @@ def rows_of(target: str, wanted: float, scored: int) -> int:
     return int(wanted) if target == "top_k" else math.ceil(round(wanted * scored, 6))
 
 
-def _cut(group: Group, histogram: Histogram, labels: _Labels | None, target: str | None, wanted: float | None) -> Cut:
+def _cut(group: Group, histogram: Histogram, labels: Labels | None, target: str | None, wanted: float | None) -> Cut:
     scored, by_labels = histogram.scored, target in ("precision", "recall")
     value: float | None = None
     kept: int | None = None
@@ -304,7 +288,7 @@ def _cut_reaching(points: Sequence[Point], target: str, wanted: float, group: Gr
     if not reached:
         best = max(points, key=lambda point: point.precision)
         raise TableError(
-            f"{target}={wanted}{_of(group)}: expected labels of which some cut keeps so many right ones, found "
+            f"{target}={wanted}{of_group(group)}: expected labels of which some cut keeps so many right ones, found "
             f"{best.precision:.3f} at best, at the cut {best.cut:.3f}; ask for less, or label more rows"
         )
     # All rows that the highest cuts keep may be right by chance; the lowest cut that does rests on the most labels.
@@ -312,7 +296,7 @@ def _cut_reaching(points: Sequence[Point], target: str, wanted: float, group: Gr
 
 
 def _evidence(
-    labels: _Labels, weights: Floats, points: Sequence[Point], histogram: Histogram, cut: float | None
+    labels: Labels, weights: Floats, points: Sequence[Point], histogram: Histogram, cut: float | None
 ) -> Evidence:
     precision = recall = None
     if cut is not None:
@@ -355,101 +339,6 @@ def _distribution(histogram: Histogram) -> Distribution:
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Labels:
-    """Those of a group: scores and whether to keep, both of shape (labels,)."""
-
-    scores: Floats
-    keep: Bools
-
-    @property
-    def enough(self) -> bool:
-        return bool(min(self.keep.sum(), (~self.keep).sum()) > 1)
-
-    def check(self, group: Group) -> None:
-        """Raise TableError where an interval cannot be told."""
-        if not self.enough:
-            raise TableError(
-                f"labels{_of(group)}: expected 2 of keep and 2 of drop at least whose rows have scores, found "
-                f"{self.keep.sum()} and {(~self.keep).sum()}; label more rows, or check the key"
-            )
-
-
-_NO_LABELS = _Labels(scores=np.empty(0), keep=np.empty(0, bool))
-
-
-def _of(group: Group) -> str:
-    return f" of group {', '.join(map(str, group))}" if group else ""
-
-
-def _collect_labels(
-    scores_df: DataFrame, labels: DataFrame | str, score_col: str, by: Sequence[str], key: Sequence[str]
-) -> tuple[dict[Group, _Labels], int]:
-    """Bring labels with their scores to the driver, by group; and count those without a score."""
-    if isinstance(labels, str):
-        labels = _read_csv(scores_df, labels)
-    check_columns(labels, [*key, "label"], "labels")
-    given = labels.where(F.col("label").isNotNull())
-    kinds = {row.label: row["count"] for row in given.groupBy("label").count().limit(10).collect()}
-    wrong = sorted(kinds.keys() - {"keep", "drop"})
-    if wrong:
-        raise TableError(f"labels: expected keep or drop in the column label, found {', '.join(map(repr, wrong))}")
-    total = sum(kinds.values())
-    if total > MAX_LABELS:
-        raise TableError(f"labels: expected {MAX_LABELS} rows at most, found {total}; take a random sample of them")
-    group_names = [f"group_{at}" for at in range(len(by))]
-    groups = [F.col(quoted(name)).cast("string").alias(alias) for name, alias in zip(by, group_names, strict=True)]
-    if key:
-        check_columns(scores_df, key, "key")
-        types = [column_type(scores_df, quoted(name), "key") for name in key]
-        keys = [f"key_{at}" for at in range(len(key))]
-        judged = given.select(
-            *[
-                F.col(quoted(name)).try_cast(kind).alias(alias)
-                for name, kind, alias in zip(key, types, keys, strict=True)
-            ],
-            "label",
-        )
-        held = scores_df.select(
-            *[F.col(quoted(name)).alias(alias) for name, alias in zip(key, keys, strict=True)],
-            *groups,
-            F.col(quoted(score_col)).cast("double").alias("score"),
-        )
-        rows = held.join(F.broadcast(judged), keys)
-    else:
-        if "score" not in labels.columns:
-            raise TableError(
-                "labels: expected a column score, or --key to take the scores from the table by, found neither"
-            )
-        check_columns(labels, by, "labels without key")
-        rows = given.select(*groups, F.col("score").try_cast("double").alias("score"), "label")
-    scored = rows.where(is_score(F.col("score"))).select(*group_names, "score", "label")
-    found = scored.limit(total + 1).toArrow().to_pandas()
-    if len(found) > total:
-        raise TableError(
-            f"key {', '.join(key)}: expected one row of the scores for each label, found several; name more columns"
-        )
-    parts: list[tuple[Group, pd.DataFrame]] = [((), found)]
-    if by:
-        parts = [(as_group(values), part) for values, part in found.groupby(group_names, dropna=False)]
-    return {
-        group: _Labels(scores=part["score"].to_numpy(np.float64), keep=(part["label"] == "keep").to_numpy(bool))
-        for group, part in parts
-    }, total - len(found)
-
-
-def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
-    # Quotes as RFC 4180 has them, which is not Spark's default. All columns are text.
-    reader = scores_df.sparkSession.read.options(header=True, multiLine=True, escape='"')
-    try:
-        # Connect looks when the columns are asked for.
-        frame = reader.csv(path)
-        frame.columns  # noqa: B018
-    except AnalysisException as error:
-        raise TableError(f"labels {path!r}: expected a CSV file with a header, found none; check the path") from error
-    return frame
-
-
 def _loaded(known: dict[str, Any]) -> Cut:
     """A cut as JSON has it, whose names are all text."""
     distribution, evidence = known["distribution"], known["evidence"]
@@ -467,7 +356,7 @@ def _loaded(known: dict[str, Any]) -> Cut:
 def _lines(calibration: Calibration) -> Iterator[str]:
     asked = "" if calibration.target is None else f", {calibration.target}={calibration.wanted:g}"
     yield f"Calibration of {calibration.score_col} by {calibration.model or 'a model that is not named'}{asked}"
-    if (calibration.model or "").startswith("untrained-"):
+    if is_untrained(calibration.model):
         yield "  untrained weights: these scores mean nothing"
     for cut in calibration.cuts[:_SHOWN]:
         if cut.group:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
 
-from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.curation.columns import check_columns
+from spark_aesthetic.curation.models import is_score, model_column, one_model, reason
+from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.preflight import quoted
-from spark_aesthetic.scores import ERROR, MODEL, SCORE
 
 # About a thousandth of a point. A power of two: then an edge is an exact number, also as float32, and what is counted
 # at or above it is what a filter keeps.
@@ -23,8 +24,6 @@ BIN_WIDTH = 2.0**-10
 
 # So many counts come to the driver at most: 9,000 are those of one table whose scores range from 1 to 10.
 MAX_BINS = 2_000_000
-
-NOT_FINITE, UNSCORED = "not finite", "unscored"
 
 # The values of the columns that part a table, as text.
 Group = tuple[str | None, ...]
@@ -83,33 +82,9 @@ class Histogram:
         return np.clip(middles, self.least, self.greatest)
 
 
-def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One name, several or none, as a tuple."""
-    if columns is None:
-        return ()
-    return (columns,) if isinstance(columns, str) else tuple(columns)
-
-
 def as_group(values: Sequence[object]) -> Group:
     """The values of pandas' groupby, to which a missing one is NaN or None."""
     return tuple(value if isinstance(value, str) else None for value in values)
-
-
-def has_column(df: DataFrame, name: str) -> bool:
-    """Whether there is such a column, as Spark sees it, which is blind to case."""
-    return name.lower() in (known.lower() for known in df.columns)
-
-
-def check_columns(df: DataFrame, columns: Sequence[str], option: str) -> None:
-    """Raise TableError unless the columns are there."""
-    for name in columns:
-        if not has_column(df, name):
-            raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, df.columns)}")
-
-
-def is_score(score: Column) -> Column:
-    """Whether a score is a number: neither null nor NaN, which Spark sorts above all numbers, nor infinite."""
-    return F.coalesce(F.abs(score) < F.lit(math.inf), F.lit(False))
 
 
 def binned(
@@ -139,16 +114,11 @@ def binned(
     if not isinstance(found, NumericType):
         raise TableError(f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; cast the column")
     score = F.col(quoted(score_col)).cast("double")
-    known = is_score(score)
-    # The columns of a view that shows several models end all alike.
-    error = ERROR + score_col.removeprefix(SCORE) if score_col.startswith(SCORE) else ERROR
-    reasons = [F.col(quoted(error))] if has_column(df, error) else []
-    reasons += [F.when(score.isNotNull(), F.lit(NOT_FINITE)), F.lit(UNSCORED)]
     rows = df.select(
         *[F.col(quoted(name)).cast("string").alias(f"group_{at}") for at, name in enumerate(by)],
-        (F.col(MODEL) if has_column(df, MODEL) else F.lit(None).cast("string")).alias("model"),
-        F.when(~known, F.coalesce(*reasons)).alias("reason"),
-        F.when(known, score).alias("score"),
+        model_column(df).alias("model"),
+        reason(df, score_col).alias("reason"),
+        F.when(is_score(score), score).alias("score"),
     )
     counted = [*(f"group_{at}" for at in range(len(by))), "model", "reason"]
     return rows.groupBy(*counted, F.floor(F.col("score") / F.lit(bin_width)).alias("bin")).agg(
@@ -182,16 +152,10 @@ def histograms(
     counts = lazy.limit(MAX_BINS + 1).toArrow().to_pandas()
     if len(counts) > MAX_BINS:
         raise TableError(
-            f"expected at most {MAX_BINS} counts of scores by bin and group, found more; give a larger bin_width than "
-            f"{bin_width}, or fewer groups"
+            f"expected at most {MAX_BINS} counts of scores by bin and group, found more; give a larger bin_width "
+            f"(--bin-width) than {bin_width}, or fewer groups"
         )
-    models = counts.groupby("model")["rows"].sum()
-    if len(models) > 1:
-        found = ", ".join(f"{model} ({rows} rows)" for model, rows in models.items())
-        raise TableError(
-            f"expected scores of one model, for those of several have scales of their own, found {found}; choose one "
-            f"by --model, or by .where({MODEL} = …)"
-        )
+    model = one_model({str(name): int(rows) for name, rows in counts.groupby("model")["rows"].sum().items()})
     made: dict[Group, Histogram] = {}
     if by:
         keys = [f"group_{at}" for at in range(len(by))]
@@ -200,7 +164,7 @@ def histograms(
     else:
         made[()] = _histogram(counts, bin_width, min_score is not None)
     in_order = sorted(made, key=lambda group: [(value is not None, value or "") for value in group])
-    return (str(models.index[0]) if len(models) else None), {group: made[group] for group in in_order}
+    return model, {group: made[group] for group in in_order}
 
 
 def _histogram(counts: pd.DataFrame, width: float, reaching: bool) -> Histogram:

@@ -13,20 +13,23 @@ from typing import Any
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType
+from pyspark.sql.types import AtomicType, BinaryType
 
 import spark_aesthetic
 from spark_aesthetic import preflight
 from spark_aesthetic.curation.calibration import Calibration
-from spark_aesthetic.curation.histogram import check_columns, has_column
+from spark_aesthetic.curation.columns import check_columns, has_column
+from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
-from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.preflight import BROADCAST_KEYS, Source, identifier, quoted
-from spark_aesthetic.scores import MODEL, SCORE
+from spark_aesthetic.scores import EMBEDDING, MODEL, SCORE, TYPES
 
 # Of so few rows it is worth finding out which files hold them; of more every file does.
 _FEW_ROWS = 500_000
+
+_ROWS = "_aesthetic_rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +79,7 @@ def read_scores(
     """
     rows = preflight.open_source(spark, scores, called="scores").rows
     if model is not None:
-        check_columns(rows, [MODEL], "--model")
-        chosen = rows.where(F.col(MODEL) == model)
-        if chosen.isEmpty():
-            found = [row[0] for row in rows.select(MODEL).distinct().dropna().collect()]
-            raise TableError(f"--model: no model {model!r} in the scores: {nearest(model, sorted(found))}")
-        rows = chosen
+        rows = of_model(rows, model)
     elsewhere = [name for name in by if not has_column(rows, name)]
     if elsewhere and table is not None:
         others = preflight.open_source(spark, table, called="table").rows
@@ -110,8 +108,9 @@ def write_kept(
     """Write the rows at or above a cut to a Delta table, in one commit.
 
     Without `table` these are rows of the scores, with it the rows of that table with the columns of the scores beside
-    them. Which rows are kept is found out by narrow columns. Then images of up to half a million rows are read
-    from the files alone that hold them, and of up to five million without a shuffle of their bytes.
+    them: in place of scores that it has, and without arrays and bytes, such as embeddings. Which rows are kept is found
+    out by narrow columns. Then images of up to half a million rows are read from the files alone that hold them, and of
+    up to five million without a shuffle of their bytes.
 
     Args:
         spark: A session with Delta Lake.
@@ -130,14 +129,12 @@ def write_kept(
         Counts; see `Kept`.
 
     Raises:
-        TableError: A table is there and `overwrite` is not given; or as `read_scores` and `curate` raise.
+        TableError: A table is there and `overwrite` is not given, or it is one of those that are read; with `table`, a
+            key that is there twice, in the scores or in it; or as `read_scores` and `curate` raise.
         OptionError: As `curate` raises; `table` without `key`; another model or `by` than the calibration's.
     """
     started = time.monotonic()
-    if identifier(out) in [identifier(name) for name in (scores, table) if name is not None]:
-        raise TableError(f"--out {out!r}: expected another table than those that are read; name a new one")
-    if preflight.is_delta(spark, out) and not overwrite:
-        raise TableError(f"--out {out!r}: expected no table there, found one; --overwrite replaces it")
+    _check_out(spark, out, [name for name in (scores, table) if name is not None], overwrite)
     if table is not None and not key:
         raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
     if calibration is not None:
@@ -148,7 +145,7 @@ def write_kept(
     rows = read_scores(spark, scores, model=model, by=by, table=table, key=key)
     given = {name: value for name, value in wanted.items() if value is not None}
     kept = (
-        curate(rows, calibration)
+        curate(rows, calibration, score_col=score_col)
         if calibration is not None
         else curate(rows, **given, by=by, key=key, score_col=score_col)  # type: ignore[arg-type]
     )
@@ -165,33 +162,82 @@ def write_kept(
         images = preflight.open_source(spark, table, called="table")
         check_columns(rows, key, "--key")
         check_columns(images.rows, key, "--key")
-        kept = kept.persist(StorageLevel.DISK_ONLY)
+        own = _own_columns(images.rows, score_col if calibration is None else calibration.score_col)
+        narrow = kept.select(*map(quoted, [*key, *_added_columns(kept, own)])).persist(StorageLevel.DISK_ONLY)
         try:
-            count = kept.count()
-            written = _write_rows(spark, images, kept, count, key, out, told)
+            count = narrow.count()
+            _check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
+            written = _write_rows(spark, images, own, narrow, count, key, out, told)
         finally:
-            kept.unpersist()
+            narrow.unpersist()
         without_row = count - written
     seconds = round(time.monotonic() - started, 3)
     return Kept(kept=written, without_row=without_row, model=model, out=out, seconds=seconds)
 
 
+def _check_out(spark: SparkSession, out: str, read: Sequence[str], overwrite: bool) -> None:
+    there = preflight.detail(spark, out)
+    if there is None:
+        return
+    # By Delta's ids, for one table has many names: a path, a link to it, a name of the catalog.
+    if there.id in [known.id for known in (preflight.detail(spark, name) for name in read) if known is not None]:
+        raise TableError(f"--out {out!r}: expected another table than those that are read; name a new one")
+    if not overwrite:
+        raise TableError(f"--out {out!r}: expected no table there, found one; --overwrite replaces it")
+
+
+def _own_columns(images: DataFrame, score_col: str) -> list[str]:
+    """Those of the images that are written: all but scores, which may be of another model than those that are kept."""
+    of_scores = {*TYPES, score_col.lower()}
+    if not has_column(images, MODEL):
+        # It was there before any score.
+        of_scores.discard(EMBEDDING)
+    return [name for name in images.columns if name.lower() not in of_scores]
+
+
+def _added_columns(kept: DataFrame, own: Sequence[str]) -> list[str]:
+    """Those of the scores that go beside them: no arrays or bytes, of which millions of rows are no broadcast."""
+    known = [name.lower() for name in own]
+    return [
+        field.name
+        for field in kept.schema
+        if isinstance(field.dataType, AtomicType)
+        and not isinstance(field.dataType, BinaryType)
+        and field.name.lower() not in known
+    ]
+
+
+def _check_keys(rows: DataFrame, key: Sequence[str], called: str, remedy: str) -> None:
+    counted = rows.groupBy(*map(quoted, key)).agg(F.count(F.lit(1)).alias(_ROWS))
+    repeated = counted.where(F.col(_ROWS) > 1).limit(1).collect()
+    if repeated:
+        found = ", ".join(map(str, repeated[0][:-1]))
+        raise TableError(
+            f"--key {', '.join(key)}: expected one row of {called} for each key, found {repeated[0][_ROWS]} for "
+            f"{found}; {remedy}"
+        )
+
+
 def _write_rows(
     spark: SparkSession,
     images: Source,
-    kept: DataFrame,
+    own: Sequence[str],
+    narrow: DataFrame,
     count: int,
     key: Sequence[str],
     out: str,
     told: Mapping[str, object],
 ) -> int:
-    added = [name for name in kept.columns if not has_column(images.rows, name)]
-    narrow = kept.select(*map(quoted, [*key, *added]))
-    columns = list(map(quoted, [*images.rows.columns, *added]))
-    of_bytes = [field.name for field in images.rows.schema if isinstance(field.dataType, BinaryType)]
+    keys = narrow.select(*map(quoted, key))
+    there = images.rows.select(*map(quoted, key)).join(
+        F.broadcast(keys) if count <= BROADCAST_KEYS else keys, list(key), "left_semi"
+    )
+    _check_keys(there, key, "--table", "add a column to the key, or drop those rows")
+    added = [name for name in narrow.columns if name.lower() not in (known.lower() for known in own)]
+    columns = list(map(quoted, [*own, *added]))
+    of_bytes = [name for name in own if isinstance(images.rows.schema[name].dataType, BinaryType)]
     if count <= _FEW_ROWS and len(of_bytes) == 1 and of_bytes[0] not in key:
-        others = [name for name in images.rows.columns if name not in of_bytes]
-        keys = narrow.select(*map(quoted, key))
+        others = [name for name in own if name not in of_bytes]
         # All in one part, for one commit.
         parts = rows_of_keys(
             spark, images, keys, count, key=key, kept=others, column=of_bytes[0], max_bytes=sys.maxsize

@@ -14,19 +14,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import AtomicType, BinaryType, IntegerType, StructField, StructType
 
-from spark_aesthetic import preflight
+from spark_aesthetic import files, preflight
+from spark_aesthetic.curation.columns import names
+from spark_aesthetic.curation.models import check_model, is_untrained, model_column, one_model, reason
 from spark_aesthetic.curation.thumbnails import thumbnails
-from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.preflight import has_null, quoted
 from spark_aesthetic.report import render
-from spark_aesthetic.scores import ERROR, MODEL, SCORE
+from spark_aesthetic.scores import SCORE
 
 # Of the histogram, and the steps of the cut: so the page's counts of kept rows are exact.
 BINS_PER_POINT = 100
@@ -76,7 +77,7 @@ class Review:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class Hundredths:
     """Rows by score: `counts[i]` have a score of at least `first + i` hundredths, and less than the next."""
 
     first: int
@@ -98,7 +99,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Band:
+class Section:
     """Rows with a score from `low` to below `high`, in hundredths, and how many of them to show."""
 
     low: int
@@ -132,7 +133,7 @@ def review(
     scores: DataFrame,
     images: DataFrame | str,
     *,
-    key: Sequence[str],
+    key: str | Sequence[str],
     out: str | Path,
     image_col: str = "image",
     score_col: str = SCORE,
@@ -156,7 +157,7 @@ def review(
         images: The key columns and `image_col`. A Delta table, by name or path, of which only the files with
             sampled rows are read; or a DataFrame, of which all rows are.
         key: Columns that together identify a row; of simple types but binary.
-        out: The file to write: a path of the driver, or an address that fsspec knows.
+        out: The file to write: a path of the driver, dbfs:/, or an address that fsspec knows; its folder is made.
         image_col: Binary column of image files.
         score_col: float or double column.
         cut: Where the cut stands at first; rounded to hundredths. By default it keeps half of the rows.
@@ -175,8 +176,9 @@ def review(
     """
     if not 1 <= n <= _MAX_SHOWN:
         raise OptionError(f"n={n}: expected 1 to {_MAX_SHOWN} images; a browser opens no more of them with pleasure")
-    if "://" not in str(out) and not Path(out).absolute().parent.is_dir():
-        raise OptionError(f"out={str(out)!r}: expected a file in a folder that is there; make {Path(out).parent} first")
+    folder, _, _ = files.absolute(str(out)).rpartition("/")
+    files.check_writable(folder, "out")
+    key = names(key)
     opened = images if isinstance(images, DataFrame) else preflight.open_source(scores.sparkSession, images, "images")
     rows = opened if isinstance(opened, DataFrame) else opened.rows
     _check(scores, rows, key, image_col, score_col)
@@ -202,11 +204,10 @@ def review(
     ]
     page = _page(
         tiles, bands, histogram,
-        key=key, cut=cut_bin, unscored=unscored, model=model, seed=seed,
+        key=key, score_col=score_col, cut=cut_bin, unscored=unscored, model=model, seed=seed,
         source=source or (images if isinstance(images, str) else None),
     ).encode()  # fmt: skip
-    with fsspec.open(str(out), "wb") as file:
-        file.write(page)
+    files.write(str(out), page)
     return Review(
         out=str(out),
         model=model,
@@ -237,12 +238,7 @@ def _columns(scores: DataFrame, key: Sequence[str], score_col: str) -> DataFrame
     """The narrow columns of both passes: key, its text, score, model, and bin or the reason for which there is none."""
     given = F.col(quoted(score_col))
     score = given.cast("double")
-    # floor makes 0 of a NaN.
-    finite = score.isNotNull() & ~F.isnan(score) & (F.abs(score) < float("inf"))
-    unknown = F.when(score.isNull(), "no score").otherwise("score: not finite")
-    reason = (
-        F.when(~finite, F.coalesce(_column(scores, ERROR), unknown)).when(has_null(key), "key: null").otherwise(None)
-    )
+    why_none = F.coalesce(reason(scores, score_col), F.when(has_null(key), "key: null"))
     # 0.29 * 100 is a little less than 29 in float64; a float32 next to 0.29 is further away than what this rounds.
     hundredths = F.round(score * BINS_PER_POINT, 6)
     bounded = F.least(F.greatest(hundredths, F.lit(-_MOST_BINS)), F.lit(_MOST_BINS))
@@ -251,26 +247,23 @@ def _columns(scores: DataFrame, key: Sequence[str], score_col: str) -> DataFrame
         F.struct(*names).alias("key"),
         F.array(*[name.cast("string") for name in names]).alias("text"),
         given.cast("string").alias("score_text"),
-        _column(scores, MODEL).alias("model"),
-        reason.alias("reason"),
-        F.when(reason.isNull(), F.floor(bounded).cast("int")).alias("bin"),
+        model_column(scores).alias("model"),
+        why_none.alias("reason"),
+        F.when(why_none.isNull(), F.floor(bounded).cast("int")).alias("bin"),
     )
 
 
-def _column(rows: DataFrame, name: str) -> Column:
-    there = name in (column.lower() for column in rows.columns)
-    return F.col(name) if there else F.lit(None).cast("string")
-
-
-def _distribution(columns: DataFrame, model: str | None) -> tuple[str | None, Histogram, dict[str, int]]:
+def _distribution(columns: DataFrame, model: str | None) -> tuple[str | None, Hundredths, dict[str, int]]:
     """In one pass: the model, the histogram, and the rows without a score by reason."""
     counted = columns.groupBy("model", "reason", "bin").count().collect()
-    models = sorted({row.model for row in counted if row.model is not None})
-    if model is not None and model not in models:
-        raise TableError(f"model {model!r}: expected one of the scores': {nearest(model, models)}")
-    if model is None and len(models) > 1:
-        raise TableError(f"expected the scores of one model, found {', '.join(models)}; choose one (--model)")
-    model = model or next(iter(models), None)
+    models: Counter[str] = Counter()
+    for row in counted:
+        if row.model is not None:
+            models[row.model] += row["count"]
+    if model is None:
+        model = one_model(models)
+    else:
+        check_model(model, list(models))
     unscored: Counter[str] = Counter()
     bins: Counter[int] = Counter()
     for row in counted:
@@ -280,14 +273,14 @@ def _distribution(columns: DataFrame, model: str | None) -> tuple[str | None, Hi
         elif row.model == model:
             bins[row.bin] += row["count"]
         elif row.model is None:
-            unscored["score: of no model"] += row["count"]
+            unscored["of no model"] += row["count"]
     by_reason = dict(sorted(unscored.items()))
     if not bins:
         raise TableError(f"expected rows with a score, found none; rows without one by reason: {by_reason or 'none'}")
-    return model, Histogram(min(bins), [bins[at] for at in range(min(bins), max(bins) + 1)]), by_reason
+    return model, Hundredths(min(bins), [bins[at] for at in range(min(bins), max(bins) + 1)]), by_reason
 
 
-def _bands(histogram: Histogram, n: int, cut: int | None) -> list[Band]:
+def _bands(histogram: Hundredths, n: int, cut: int | None) -> list[Section]:
     """Bands of equal width over all but the outermost rows, which belong to the outermost bands; and their quotas."""
     low, high = histogram.quantile(0.005), histogram.quantile(0.995)
     width = _width(high - low + 1, _MAX_BANDS)
@@ -297,7 +290,7 @@ def _bands(histogram: Histogram, n: int, cut: int | None) -> list[Band]:
     rows = [histogram.between(*edge) for edge in zip(starts, ends, strict=True)]
     # By distance in bands.
     weights = [1.0 if cut is None else 1 / (1 + abs(edge // width - cut // width)) for edge in edges]
-    return [Band(*band) for band in zip(starts, ends, rows, _quotas(rows, weights, n), strict=True)]
+    return [Section(*band) for band in zip(starts, ends, rows, _quotas(rows, weights, n), strict=True)]
 
 
 def _quotas(rows: Sequence[int], weights: Sequence[float], n: int) -> list[int]:
@@ -316,7 +309,7 @@ def _width(bins: int, most: int) -> int:
     return next(width for width in _WIDTHS if bins / width + 1 <= most)
 
 
-def _sample(columns: DataFrame, bands: list[Band], key: Sequence[str], model: str | None, seed: int) -> list[Row]:
+def _sample(columns: DataFrame, bands: list[Section], key: Sequence[str], model: str | None, seed: int) -> list[Row]:
     """Of each band the rows whose key has the least hashes, from the highest score to the lowest."""
     # Ordering bands of millions of rows would cost more than all else: of each only as many as are expected to hold
     # its quota twice go further. That fewer than the quota pass is next to impossible.
@@ -369,10 +362,11 @@ def _pictures(
 
 def _page(
     tiles: list[Tile],
-    bands: list[Band],
-    histogram: Histogram,
+    bands: list[Section],
+    histogram: Hundredths,
     *,
     key: Sequence[str],
+    score_col: str,
     cut: int,
     unscored: dict[str, int],
     model: str | None,
@@ -391,6 +385,7 @@ def _page(
         about={
             "id": sha256(content.encode()).hexdigest()[:12],
             "key": list(key),
+            "score": quoted(score_col) if not score_col.isidentifier() else score_col,
             "cut": min(max(cut, low), high),
             "first": histogram.first,
             "counts": histogram.counts,
@@ -403,7 +398,7 @@ def _page(
         unscored=unscored,
         without_picture=_counted(tile.reason for tile in tiles if tile.reason is not None),
         model=model,
-        untrained=model is not None and model.startswith("untrained-"),
+        untrained=is_untrained(model),
         seed=seed,
         source=source,
         made_at=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
@@ -414,7 +409,7 @@ def _page(
     )
 
 
-def _bars(histogram: Histogram, low: int) -> str:
+def _bars(histogram: Hundredths, low: int) -> str:
     """The histogram as an SVG path, in hundredths from `low` and per cent of the highest bar from above."""
     width = _width(len(histogram.counts), _MAX_BARS)
     start = histogram.first // width * width

@@ -8,15 +8,9 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation.calibration import Calibration, check_target, rows_of
-from spark_aesthetic.curation.histogram import (
-    BIN_WIDTH,
-    Group,
-    check_columns,
-    has_column,
-    histograms,
-    is_score,
-    names,
-)
+from spark_aesthetic.curation.columns import check_columns, has_column, names
+from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, histograms
+from spark_aesthetic.curation.models import is_score
 from spark_aesthetic.errors import OptionError
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.scores import MODEL, SCORE
@@ -50,13 +44,15 @@ def curate(
         top_k: Keep so many rows, or all that have a score where there are no more.
         by: With `keep` and `top_k`: columns whose values part the table; that much is kept of each group.
         key: With `keep` and `top_k`: columns that identify a row. Of equal scores the first in its order are kept.
-        score_col: Column of the scores; a calibration brings its own.
+            A calibration or `min_score` has no need of it.
+        score_col: Column of the scores. A calibration brings it and `by`.
 
     Returns:
         Rows of `df` with its columns, in no order.
 
     Raises:
-        OptionError: None or several of the four; `keep` or `top_k` without `key`; a value outside its range.
+        OptionError: None or several of the four; `keep` or `top_k` without `key`; a value outside its range;
+            another `by` or `score_col` than the calibration's.
         TableError: A column is missing; scores of several models with `keep` or `top_k`.
         pyspark.errors.PySparkException: When the frame is evaluated: a row of another model than the calibration's, or
             of a group that it does not know.
@@ -74,6 +70,12 @@ def curate(
         raise OptionError(f"expected one of {', '.join(wanted)}, found {', '.join(given) or 'none'}; give one")
     groups, keys = names(by), names(key)
     if calibration is not None:
+        for name, own, known in (
+            ("by", groups if by is not None else None, calibration.by),
+            ("score_col", score_col if score_col != SCORE else None, calibration.score_col),
+        ):
+            if own is not None and own != known:
+                raise OptionError(f"{name}: expected that of the calibration, {known}, found {own}; leave it out")
         return _at_cuts(df, calibration)
     if min_score is not None:
         check_target("min_score", min_score)

@@ -1,0 +1,28 @@
+"""Columns as their user names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyspark.sql import DataFrame
+
+from spark_aesthetic.errors import TableError, nearest
+
+
+def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name, several or none, as a tuple."""
+    if columns is None:
+        return ()
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def has_column(df: DataFrame, name: str) -> bool:
+    """Whether there is such a column, as Spark sees it, which is blind to case."""
+    return name.lower() in (known.lower() for known in df.columns)
+
+
+def check_columns(df: DataFrame, columns: Sequence[str], option: str) -> None:
+    """Raise TableError unless the columns are there."""
+    for name in columns:
+        if not has_column(df, name):
+            raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, df.columns)}")
