@@ -162,12 +162,12 @@ def write_kept(
         images = preflight.open_source(spark, table, called="table")
         check_columns(rows, key, "--key")
         check_columns(images.rows, key, "--key")
-        own = _own_columns(images.rows, score_col if calibration is None else calibration.score_col)
-        narrow = kept.select(*map(quoted, [*key, *_added_columns(kept, own)])).persist(StorageLevel.DISK_ONLY)
+        columns = _own_columns(images.rows, score_col if calibration is None else calibration.score_col)
+        narrow = kept.select(*map(quoted, [*key, *_added_columns(kept, columns)])).persist(StorageLevel.DISK_ONLY)
         try:
             count = narrow.count()
             _check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
-            written = _write_rows(spark, images, own, narrow, count, key, out, told)
+            written = _write_rows(spark, images, columns, narrow, count, key, out, told)
         finally:
             narrow.unpersist()
         without_row = count - written
