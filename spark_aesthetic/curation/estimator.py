@@ -64,7 +64,7 @@ class AestheticEstimator(
     are those whose rating is null, NaN or infinite; the report counts them by reason.
 
     Args:
-        inputCol: array<float>, array<double> or ml Vectors: CLIP embeddings, of any length above zero.
+        inputCol: `array<float>`, `array<double>` or ml Vectors: CLIP embeddings, of any length above zero.
         labelCol: Any number: the rating. Several rows may rate one image.
         outputCol: Of the scorer: float.
         name: Of the predictor, as in its scores' `aesthetic_model`.
