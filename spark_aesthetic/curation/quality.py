@@ -33,9 +33,9 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
 
     Returns:
         model (string; null where the table names none), rows (bigint), scored (bigint; rows with a finite score),
-        unscored (map<string, bigint>: the others by `aesthetic_error`, or "not finite", or "unscored"), least, greatest
-        and mean (double; null without a score), quantiles (map<double, double>: 0.01 to 0.99; within 0.0005 of the
-        exact ones, which are interpolated as NumPy does by default), shares (map<double, double>: of the scored rows
+        unscored (`map<string, bigint>`: the others by `aesthetic_error`, "not finite" or "unscored"), least, greatest
+        and mean (double; null without a score), quantiles (`map<double, double>`: 0.01 to 0.99; within 0.0005 of the
+        exact ones, which are interpolated as NumPy does by default), shares (`map<double, double>`: of the scored rows
         those at or above each cut; exact for multiples of 1/1024, such as 5.5, else for the next one above).
 
     Raises:
