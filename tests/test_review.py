@@ -206,7 +206,7 @@ def test_what_cannot_be_is_told(
     told(TableError, "no model 'mine@0' in the scores", model="mine@0")
     told(TableError, "found none", scores=scores.where("site = 4"))
     two = scores.union(spark.createDataFrame([(9, "other", 5.0, None, "mine@0")], SCORES))
-    told(TableError, "found mine@0, untrained", scores=two)
+    told(TableError, r"found mine@0 \(1 rows\), untrained", scores=two)
     told(TableError, "expected one score for each key", scores=scores.union(scores))
     told(TableError, "expected one image for each key", images=images.union(images))
     assert not (tmp_path / "page.html").exists()
