@@ -168,8 +168,8 @@ def ingest_images(
     listed, new = run.list_new()
     skipped = listed
     for number, entries in enumerate(_chunks(new, max_bytes, max_files_per_chunk), start=1):
-        preflight.describe(spark, f"spark-aesthetic: chunk {number} of {source}")
-        run.write(entries, number)
+        with preflight.described(spark, f"spark-aesthetic: chunk {number} of {source}"):
+            run.write(entries, number)
         skipped -= len(entries)
         _log.info("%s: %d of %d taken in, %d chunks", source, listed - skipped, listed, run.chunks)
     if not keep_once and run.chunks:
