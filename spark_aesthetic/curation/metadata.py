@@ -15,7 +15,7 @@ __all__ = ["save_metadata"]
 
 
 def save_metadata(
-    df: DataFrame, path: str, *, image_cols: Sequence[str] | None = None, mode: str = "errorifexists"
+    df: DataFrame, path: str, *, image_cols: Sequence[str] | None = None, mode: str = "error"
 ) -> None:
     """Write all columns but those with the bytes of images to Parquet files.
 
