@@ -85,11 +85,12 @@ def main() -> None:
     sa.register(spark)
     work = Path(tempfile.mkdtemp(prefix="spark-aesthetic-shards-"))
     try:
+        # First: the plain source's workers, which hold whole batches of a thousand images, would be counted too.
+        if args.only != "read":
+            writing(spark, work)
         if args.only != "write":
             for kilobytes in (10, 30, 100, 1000):
                 reading(spark, work / "x.tar", kilobytes, args.megabytes, args.repeats)
-        if args.only != "read":
-            writing(spark, work)
     finally:
         shutil.rmtree(work)
 

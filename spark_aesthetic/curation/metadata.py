@@ -14,9 +14,7 @@ from spark_aesthetic.preflight import quoted
 __all__ = ["save_metadata"]
 
 
-def save_metadata(
-    df: DataFrame, path: str, *, image_cols: Sequence[str] | None = None, mode: str = "error"
-) -> None:
+def save_metadata(df: DataFrame, path: str, *, image_cols: Sequence[str] | None = None, mode: str = "error") -> None:
     """Write all columns but those with the bytes of images to Parquet files.
 
     The columns are left out of the plan, so of a Delta or Parquet table their bytes are not read either. Embeddings
