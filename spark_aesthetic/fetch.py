@@ -8,13 +8,15 @@ then those are read as the Parquet files they are, at the version that the run h
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from urllib.parse import unquote
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import BinaryType, StructType
 
 from spark_aesthetic.preflight import BROADCAST_KEYS, Source, quoted
 
@@ -98,3 +100,35 @@ def _parts(files: list[tuple[str, int, int]], max_bytes: int) -> Iterator[list[t
         total += file[1]
     if part:
         yield part
+
+
+@contextmanager
+def rows_of_chosen(
+    source: Source | None, rows: DataFrame, chosen: DataFrame, count: int, *, key: Sequence[str], own: Sequence[str]
+) -> Iterator[DataFrame]:
+    """Rows of a table with narrow columns of chosen keys beside them, for one write while it is open.
+
+    With one column of bytes, those of up to half a million rows are read from the files alone that hold them; else a
+    join reads all, of up to five million rows without a shuffle of their bytes.
+
+    Args:
+        source: The table at its version, or None where it is none of Delta's.
+        rows: Its rows, as the reader names the columns.
+        chosen: Columns `key` and narrow ones that `own` does not have; each key once.
+        count: How many rows these are.
+        key: Columns that together identify a row in both.
+        own: Columns of `rows` to give, the key among them.
+    """
+    of_bytes = [name for name in own if isinstance(rows.schema[name].dataType, BinaryType)]
+    if source is not None and 0 < count <= _BROADCAST_ROWS and len(of_bytes) == 1 and of_bytes[0] not in key:
+        # All in one part, for one commit.
+        parts = rows_of_keys(
+            rows.sparkSession, source, chosen.select(*map(quoted, key)), count, key=key,
+            kept=[name for name in own if name not in of_bytes], column=of_bytes[0], max_bytes=sys.maxsize,
+        )  # fmt: skip
+        with closing(parts):
+            for read in parts:
+                yield read.join(F.broadcast(chosen), list(key))
+                return
+    wanted = F.broadcast(chosen) if count <= BROADCAST_KEYS else chosen
+    yield rows.select(*map(quoted, own)).join(wanted, list(key))

@@ -14,7 +14,7 @@ from conftest import CONNECT, REPOSITORY, bytes_read, last_query
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from spark_aesthetic.curation import commands, keeping
+from spark_aesthetic.curation import commands
 
 MODEL, OTHER = "untrained-vit-b-32@0123456789ab", "laion-aesthetics-v2@875870216cca"
 
@@ -102,7 +102,7 @@ def test_a_cut_is_chosen_and_its_images_are_written(
 def test_many_rows_are_joined_in_one_read(
     spark: SparkSession, tables: Path, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "_FEW_ROWS", 0)
+    monkeypatch.setattr("spark_aesthetic.fetch._BROADCAST_ROWS", 0)
     images = ["--table", str(tables / "images"), "--key", "id", "--model", MODEL]
     done = job("curate", "--top-k", "4", *images, "--out", str(tmp_path / "kept"))
     assert (done["kept"], done["without_row"]) == (3, 1)

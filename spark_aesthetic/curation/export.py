@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,18 +12,14 @@ from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType
 
 from spark_aesthetic import preflight
 from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.fetch import rows_of_keys
-from spark_aesthetic.preflight import BROADCAST_KEYS, Source, identifier, quoted, spelled
+from spark_aesthetic.fetch import rows_of_chosen
+from spark_aesthetic.preflight import identifier, quoted, spelled
 from spark_aesthetic.scores import MODEL, TYPES
-
-# Up to as many rows are read from the files alone that hold them.
-_FEW_ROWS = 500_000
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,8 @@ def export_webdataset(
             count = narrow.count()
             preflight.check_key_values(narrow, key)
             wanted = [*others, *([] if key_col is None else [key_col])]
-            chosen = held.enter_context(_with_images(rows, source, narrow, count, key, wanted, image_col))
+            own = [name for name in dict.fromkeys([*key, *wanted, image_col]) if name in rows.columns]
+            chosen = held.enter_context(rows_of_chosen(source, rows, narrow, count, key=key, own=own))
         keys = [] if key_col is None else [F.col(quoted(key_col)).cast("string").alias(KEY)]
         samples = chosen.select(*keys, F.col(quoted(image_col)).alias("image"), *map(quoted, others))
         told = Observation()
@@ -188,33 +184,6 @@ def _others(rows: DataFrame, columns: Sequence[str] | None, image_col: str, key_
                 "found one; name the others with --columns"
             )
     return others
-
-
-@contextmanager
-def _with_images(
-    rows: DataFrame,
-    source: Source | None,
-    narrow: DataFrame,
-    count: int,
-    key: Sequence[str],
-    wanted: Sequence[str],
-    image_col: str,
-) -> Iterator[DataFrame]:
-    """The rows of keys and scores that have been chosen, with the wanted columns and their images, while it is open."""
-    beside = [name for name in dict.fromkeys([*key, *wanted]) if name in rows.columns and name != image_col]
-    small = image_col not in key and not any(isinstance(rows.schema[name].dataType, BinaryType) for name in beside)
-    if source is not None and small and 0 < count <= _FEW_ROWS:
-        keys = narrow.select(*map(quoted, key))
-        # All in one part, for one write.
-        parts = rows_of_keys(
-            narrow.sparkSession, source, keys, count, key=key, kept=beside, column=image_col, max_bytes=sys.maxsize
-        )
-        with closing(parts):
-            for read in parts:
-                yield read.join(F.broadcast(narrow), list(key))
-                return
-    chosen = F.broadcast(narrow) if count <= BROADCAST_KEYS else narrow
-    yield rows.select(*map(quoted, dict.fromkeys([*beside, image_col]))).join(chosen, list(key))
 
 
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:

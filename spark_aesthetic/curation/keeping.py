@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,12 +20,9 @@ from spark_aesthetic.curation.columns import check_columns, has_column
 from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
 from spark_aesthetic.errors import OptionError, TableError
-from spark_aesthetic.fetch import rows_of_keys
+from spark_aesthetic.fetch import rows_of_chosen
 from spark_aesthetic.preflight import BROADCAST_KEYS, Source, identifier, quoted
 from spark_aesthetic.scores import EMBEDDING, MODEL, SCORE, TYPES
-
-# Of so few rows it is worth finding out which files hold them; of more every file does.
-_FEW_ROWS = 500_000
 
 _ROWS = "_aesthetic_rows"
 
@@ -235,18 +230,8 @@ def _write_rows(
     _check_keys(there, key, "--table", "add a column to the key, or drop those rows")
     added = [name for name in narrow.columns if name.lower() not in (known.lower() for known in own)]
     columns = list(map(quoted, [*own, *added]))
-    of_bytes = [name for name in own if isinstance(images.rows.schema[name].dataType, BinaryType)]
-    if count <= _FEW_ROWS and len(of_bytes) == 1 and of_bytes[0] not in key:
-        others = [name for name in own if name not in of_bytes]
-        # All in one part, for one commit.
-        parts = rows_of_keys(
-            spark, images, keys, count, key=key, kept=others, column=of_bytes[0], max_bytes=sys.maxsize
-        )
-        with closing(parts):
-            for rows in parts:
-                return _write(spark, rows.join(F.broadcast(narrow), list(key)).select(*columns), out, told)
-    wanted = F.broadcast(narrow) if count <= BROADCAST_KEYS else narrow
-    return _write(spark, images.rows.join(wanted, list(key)).select(*columns), out, told)
+    with rows_of_chosen(images, images.rows, narrow, count, key=key, own=own) as rows:
+        return _write(spark, rows.select(*columns), out, told)
 
 
 def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, object]) -> int:
