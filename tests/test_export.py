@@ -43,7 +43,7 @@ def test_the_chosen_rows_go_out_with_their_scores_and_their_bytes(
 ) -> None:
     images, scores = tables
     done = sa.export_webdataset(
-        spark, table=images, scores=scores, key=["image_id"], model="a@1", where="aesthetic_score >= 5 AND path < 'z'",
+        spark, table=images, scores=scores, key="image_id", model="a@1", where="aesthetic_score >= 5 AND path < 'z'",
         image_col="photo", key_col="image_id", columns=["txt", "aesthetic_score"], samples_per_shard=2, sidecar=True,
         out=str(tmp_path / "out"),
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_keys_are_counted_on_from_one_export_to_the_next(
         ({"image_col": "txt"}, "expected binary"),
         ({"where": "aestetic_score > 5"}, "--where 'aestetic_score > 5': "),
         ({"where": "path >"}, "--where 'path >': "),
-        ({"columns": ["pat"]}, "did you mean 'path'"),
+        ({"columns": "pat"}, "did you mean 'path'"),
         ({"key_col": "path"}, "expected keys without a dot, at which readers cut them, found 'i0.x'"),
         ({"key": []}, "expected --key with it"),
         ({"key": ["id"]}, "--key: no column 'id' in --table"),

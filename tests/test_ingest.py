@@ -401,7 +401,7 @@ def test_metadata_is_written_without_reading_an_image(spark: SparkSession, tmp_p
     assert spark.read.parquet(out).columns == ["id", "embedding"]
     assert bytes_read(spark, since, "embedding") > 0
     assert [bytes_read(spark, since, name) for name in ("image", "a.mask", "nested")] == [0, 0, 0]
-    sa.save_metadata(frame, out, image_cols=["image"], mode="overwrite")
+    sa.save_metadata(frame, out, image_cols="IMAGE", mode="overwrite")
     assert spark.read.parquet(out).columns == ["id", "a.mask", "nested", "embedding"]
     with pytest.raises(TableError, match="did you mean 'image'"):
         sa.save_metadata(frame, out, image_cols=["imag"])

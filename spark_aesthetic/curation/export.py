@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic import preflight
+from spark_aesthetic.curation.columns import names
 from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
@@ -56,11 +57,11 @@ def export_webdataset(
     out: str,
     where: str | None = None,
     scores: str | None = None,
-    key: Sequence[str] = (),
+    key: str | Sequence[str] = (),
     model: str | None = None,
     key_col: str | None = None,
     image_col: str = "image",
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     samples_per_shard: int = 10_000,
     sidecar: bool = False,
     mode: str = "append",
@@ -79,12 +80,12 @@ def export_webdataset(
         out: Folder of the shards, local or of any file system that fsspec knows.
         where: SQL condition over the columns of both tables; all rows by default.
         scores: Scores table to join by `key`. Its columns take the place of columns of the same name.
-        key: Columns that together identify a row in both.
+        key: Column, or columns that together, identify a row in both.
         model: The `aesthetic_model` whose scores to take; needed where there are several.
         key_col: Column of the samples' keys, without dots and each once; by default they are counted, also where the
             table has keys of shards that it was ingested from.
         image_col: Binary column of image files; the files are named by what the bytes are.
-        columns: Others to write; by default all, but `__key__` and `__url__` of an ingested table never.
+        columns: One other to write, or several; by default all, but `__key__` and `__url__` of an ingested table never.
         samples_per_shard: At most so many in a shard.
         sidecar: Also write all but the images as Parquet beside each shard.
         mode: "append" numbers on from the shards that are there, "overwrite" replaces them.
@@ -107,7 +108,7 @@ def export_webdataset(
             source = preflight.open_source(spark, table, called="table")
     rows = _open(spark, table, "--table") if source is None else source.rows
     preflight.check_image_column(rows, image_col)
-    image_col, key = spelled(rows, image_col), [spelled(rows, name) for name in key]
+    image_col, key = spelled(rows, image_col), [spelled(rows, name) for name in names(key)]
     scored = None
     if scores is not None:
         scored = _scored(spark, rows, scores, key, model)
@@ -118,7 +119,7 @@ def export_webdataset(
     if where is not None:
         chosen = _filtered(chosen, where)
     key_col = None if key_col is None else spelled(chosen, key_col)
-    others = _others(chosen, columns, image_col, key_col)
+    others = _others(chosen, chosen.columns if columns is None else names(columns), image_col, key_col)
     if key_col is not None:
         _check_keys(chosen, key_col)
     without_score = None
@@ -170,9 +171,9 @@ def _slots(spark: SparkSession) -> int:
     return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
 
 
-def _others(rows: DataFrame, columns: Sequence[str] | None, image_col: str, key_col: str | None) -> list[str]:
+def _others(rows: DataFrame, columns: Sequence[str], image_col: str, key_col: str | None) -> list[str]:
     """Columns to write beside image and key, as the rows spell them."""
-    asked = [spelled(rows, name) for name in (rows.columns if columns is None else columns)]
+    asked = [spelled(rows, name) for name in columns]
     for name in (*asked, *([] if key_col is None else [key_col])):
         if name not in rows.columns:
             raise TableError(f"--columns, --key-col: no column {name!r}: {nearest(name, rows.columns)}")

@@ -8,13 +8,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, DataType, MapType, StructType
 
-from spark_aesthetic.errors import TableError, nearest
-from spark_aesthetic.preflight import quoted
+from spark_aesthetic.curation.columns import check_columns, names
+from spark_aesthetic.errors import TableError
+from spark_aesthetic.preflight import quoted, spelled
 
 __all__ = ["save_metadata"]
 
 
-def save_metadata(df: DataFrame, path: str, *, image_cols: Sequence[str] | None = None, mode: str = "error") -> None:
+def save_metadata(
+    df: DataFrame, path: str, *, image_cols: str | Sequence[str] | None = None, mode: str = "error"
+) -> None:
     """Write all columns but those with the bytes of images to Parquet files.
 
     The columns are left out of the plan, so of a Delta or Parquet table their bytes are not read either. Embeddings
@@ -23,19 +26,18 @@ def save_metadata(df: DataFrame, path: str, *, image_cols: Sequence[str] | None 
     Args:
         df: Rows of images and what is known of them.
         path: Folder of the Parquet files.
-        image_cols: The columns to leave out; by default each binary column, and each struct, array or map that holds
-            one, such as the column of Spark's image source.
+        image_cols: The column or columns to leave out; by default each binary column, and each struct, array or map
+            that holds one, such as the column of Spark's image source.
         mode: As `DataFrameWriter.mode` takes it.
 
     Raises:
         TableError: There is no such column, or no other.
     """
-    for name in image_cols or ():
-        if name not in df.columns:
-            raise TableError(f"image_cols: no column {name!r}: {nearest(name, df.columns)}")
+    left_out = [spelled(df, name) for name in names(image_cols)]
+    check_columns(df, left_out, "image_cols")
     if image_cols is None:
-        image_cols = [field.name for field in df.schema if _holds_bytes(field.dataType)]
-    kept = [name for name in df.columns if name not in image_cols]
+        left_out = [field.name for field in df.schema if _holds_bytes(field.dataType)]
+    kept = [name for name in df.columns if name not in left_out]
     if not kept:
         raise TableError(
             f"save_metadata: expected columns beside those of images, found only {', '.join(df.columns)}; name those "
