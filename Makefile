@@ -74,12 +74,20 @@ browser:
 .PHONY: unit
 unit: setup browser
 	$(BIN)/pytest -n 2 --dist loadfile
-	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest $(ON_CONNECT)
+	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest -n 2 --dist loadfile $(ON_CONNECT)
 
 .PHONY: test-faults
 test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments
-	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest tests/test_faults.py
-	SPARK_AESTHETIC_KILLS=10 SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest tests/test_connect.py
+	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest -m '' tests/test_faults.py
+
+# What else of the interface a session of Spark Connect must do.
+ALSO_ON_CONNECT := $(addprefix tests/test_,calibration.py keeping.py quality.py review.py export.py ingest.py)
+
+.PHONY: test-long
+test-long: setup browser ## What make test leaves out for its length, but for the faults
+	$(BIN)/pytest -n 2 --dist loadfile -m long --ignore tests/test_faults.py
+	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest -n 2 --dist loadfile -m long $(ON_CONNECT)
+	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest -n 2 --dist loadfile -m '' $(ALSO_ON_CONNECT)
 
 # Other Sparks, with their Delta, lie over the environment's own.
 .compat/%/ready: $(VENV)/ready

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import runpy
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ native = pytest.mark.skipif(
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
+
+RunHere = Callable[..., dict[str, Any]]
 
 
 def _delta_package() -> str:
@@ -76,6 +79,8 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
         # A handful of rows: the defaults of 200 and 50 tasks would be most of the suite's time.
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.databricks.delta.snapshotPartitions", "1")
+        # As many tasks list files for a VACUUM: 10,000 by default.
+        .config("spark.sql.sources.parallelPartitionDiscovery.parallelism", "2")
         .config("spark.python.daemon.module", "preloading_daemon")
         # One partition unless a test asks for more: a Python worker may take ten seconds to import open_clip.
         .config("spark.default.parallelism", "1")
@@ -109,6 +114,18 @@ def interpreted(spark: "SparkSession") -> Iterator[None]:  # noqa: F821, UP037
     yield
     for name in settings:
         spark.conf.unset(name)
+
+
+@pytest.fixture
+def run_here(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:  # noqa: F821, UP037
+    """Runs a job's file in this process, whose session it finds, and gives its summary: in a tenth of the time."""
+
+    def run(job: str, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", [job, *arguments])
+        runpy.run_path(str(REPOSITORY / "jobs" / job), run_name="__main__")
+        return dict(json.loads(capsys.readouterr().out))
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,6 @@ pytestmark = [
     pytest.mark.usefixtures("interpreted"),
 ]
 
-in_full = pytest.mark.skipif("SPARK_AESTHETIC_KILLS" not in os.environ, reason="make test-faults runs it")
-
 EMBEDDINGS = published_embeddings().astype(float).tolist()
 
 Add = Callable[..., None]
@@ -134,7 +132,7 @@ def test_a_head_is_fitted_to_ratings(spark: SparkSession, tmp_path: Path) -> Non
     assert all(row.aesthetic_score == pytest.approx(row.rating, abs=1e-4) for row in scorer.transform(rated).collect())
 
 
-@in_full
+@pytest.mark.long
 def test_rows_that_are_tried_again_are_counted_with_the_new_ones(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 10)
     assert run(spark, source).failed == 1
@@ -143,7 +141,7 @@ def test_rows_that_are_tried_again_are_counted_with_the_new_ones(spark: SparkSes
     assert (again.scored, again.failed, again.chunks) == (1, 1, 2)
 
 
-@in_full
+@pytest.mark.long
 def test_a_change_data_feed_is_followed(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 1, 2)
     spark.sql(f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
@@ -176,7 +174,7 @@ def test_a_changed_source_is_told_as_one(spark: SparkSession, source: str, add: 
         run(spark, source)
 
 
-@in_full
+@pytest.mark.long
 def test_in_place_in_one_commit_or_staged(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 1)
     assert run(spark, source, in_place=True).scored == 2

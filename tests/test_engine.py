@@ -283,11 +283,11 @@ FIFTY_MEGAPIXELS = (8660, 5774)
     ("file_format", "mode", "size", "options"),
     [
         ("JPEG", "RGB", FIFTY_MEGAPIXELS, {}),
-        ("JPEG", "RGB", FIFTY_MEGAPIXELS, {"progressive": True, "subsampling": 0}),
+        pytest.param("JPEG", "RGB", FIFTY_MEGAPIXELS, {"progressive": True, "subsampling": 0}, marks=pytest.mark.long),
         ("PNG", "RGBA", FIFTY_MEGAPIXELS, {"compress_level": 1}),
-        ("WEBP", "RGB", FIFTY_MEGAPIXELS, {"method": 0}),
+        pytest.param("WEBP", "RGB", FIFTY_MEGAPIXELS, {"method": 0}, marks=pytest.mark.long),
         # Thin: small itself, and 89 megapixels once its width is the target's.
-        ("PNG", "RGB", (10, 17_800), {}),
+        pytest.param("PNG", "RGB", (10, 17_800), {}, marks=pytest.mark.long),
     ],
 )
 def test_large_images_on_six_threads_take_less_than_a_gigabyte(

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from conftest import classic
+from conftest import RunHere, classic
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
@@ -20,7 +20,6 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import Ridge
-from test_job import submit
 
 import spark_aesthetic as sa
 from spark_aesthetic import AestheticEstimator, AestheticScorer, files, weights
@@ -354,17 +353,17 @@ def test_rows_that_make_no_head_are_an_error(noisy: DataFrame, make: Make) -> No
 
 
 @classic
-def test_the_job_fits_a_head_that_the_next_job_scores_with(spark: SparkSession, tmp_path: Path) -> None:
+def test_the_job_fits_a_head_that_the_next_job_scores_with(
+    spark: SparkSession, tmp_path: Path, run_here: RunHere
+) -> None:
     table, out = str(tmp_path / "rated"), str(tmp_path / "heads")
     frame = frame_of(spark, EMBEDDINGS[:80], NOISY[:80]).withColumn("id", F.monotonically_increasing_id())
     frame.write.format("delta").save(table)
-    done = submit(
-        "--table", table, "--embedding-col", "e", "--label-col", "stars", "--name", "mine", "--out", out,
-        "--backbone", "ViT-B-32", "--backbone-weights", "/models/mine.safetensors", "--backbone-sha256", "0" * 64,
-        job="jobs/train_head.py",
+    report = run_here(
+        "train_head.py", "--table", table, "--embedding-col", "e", "--label-col", "stars", "--name", "mine",
+        "--out", out, "--backbone", "ViT-B-32", "--backbone-weights", "/models/mine.safetensors",
+        "--backbone-sha256", "0" * 64,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
     assert (report["rows"], report["left_out"], report["predictor"]) == (80, {}, f"{out}/mine.json")
     scores = str(tmp_path / "scores")
     scored = sa.score_table(

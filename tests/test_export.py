@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import classic
+from conftest import RunHere, classic
 from pyspark.sql import SparkSession
-from test_job import submit
 
 import spark_aesthetic as sa
 from spark_aesthetic.curation.export import ExportSummary
@@ -144,14 +143,11 @@ def test_images_are_not_shuffled_to_meet_their_scores(
     assert not any(name in ("SortMergeJoin",) or (name == "Exchange" and photo) for name, photo in nodes)
 
 
-def test_spark_submit_exports_and_prints_one_json_line(tables: tuple[str, str], tmp_path: Path) -> None:
+def test_the_job_exports_and_prints_one_json_line(tables: tuple[str, str], tmp_path: Path, run_here: RunHere) -> None:
     out = str(tmp_path / "out")
-    done = submit(
-        "--table", tables[0], "--where", "path < 'i2'", "--image-col", "photo", "--out", out,
-        job="jobs/export_webdataset.py",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads(done.stdout)
+    summary = run_here(
+        "export_webdataset.py", "--table", tables[0], "--where", "path < 'i2'", "--image-col", "photo", "--out", out
+    )
     del summary["seconds"]
     size = sum(map(len, list(IMAGES.values())[:2]))
     assert summary == {"rows": 2, "without_image": 0, "image_bytes": size, "shards": 1, "out": out}

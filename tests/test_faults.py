@@ -29,7 +29,6 @@ FILES = 2 + 4 * KILLS
 ROWS = 10 * FILES
 # Each kill takes a spark-submit of its own.
 pytestmark = pytest.mark.timeout(300 + 60 * KILLS)
-in_full = pytest.mark.skipif(KILLS == 1, reason="minutes long: make test-faults")
 PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
 
 
@@ -143,7 +142,7 @@ def test_a_driver_that_is_killed_at_any_moment_goes_on_where_it_stopped(
     assert history.count() == history.select("chunk").distinct().count() == FILES
 
 
-@in_full
+@pytest.mark.long
 def test_two_runs_at_once_leave_what_one_would(
     spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job]
 ) -> None:
@@ -159,7 +158,7 @@ def test_two_runs_at_once_leave_what_one_would(
     assert_undisturbed(spark, source, scores)
 
 
-@in_full
+@pytest.mark.long
 def test_a_worker_and_an_executor_that_are_killed_cost_no_row(
     spark: SparkSession, tmp_path: Path, start: Callable[..., Job]
 ) -> None:
@@ -201,7 +200,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@in_full
+@pytest.mark.long
 def test_a_disk_that_is_full_at_a_commit_loses_nothing(
     spark: SparkSession, source: str, small_disk: Path, start: Callable[..., Job]
 ) -> None:
@@ -215,7 +214,7 @@ def test_a_disk_that_is_full_at_a_commit_loses_nothing(
     assert_undisturbed(spark, source, scores)
 
 
-@in_full
+@pytest.mark.long
 def test_files_that_are_rewritten_while_a_run_is_at_work_are_no_new_rows(
     spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job]
 ) -> None:
@@ -227,7 +226,7 @@ def test_files_that_are_rewritten_while_a_run_is_at_work_are_no_new_rows(
     assert_undisturbed(spark, source, scores)
 
 
-@in_full
+@pytest.mark.long
 def test_a_stream_ends_after_its_chunk_on_sigterm_and_goes_on_later(
     spark: SparkSession, source: str, tmp_path: Path, start: Callable[..., Job]
 ) -> None:
@@ -275,7 +274,7 @@ def change(spark: SparkSession, source: str, scores: str, way: str) -> tuple[str
     return (f"--{way}", "--max-bytes-per-chunk", "1000")
 
 
-@in_full
+@pytest.mark.long
 # Three runs, and the work that the source is given before them.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["feed", "reconcile", "retry-failed"])
@@ -297,7 +296,7 @@ def test_a_later_run_that_is_killed_ends_as_if_nothing_had_been(
     assert spark.read.format("delta").load(scores).where("aesthetic_error IS NOT NULL").isEmpty()
 
 
-@in_full
+@pytest.mark.long
 # Three runs, and the work that the source is given before them.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["staged", "at once"])

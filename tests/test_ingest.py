@@ -320,6 +320,7 @@ def test_addresses_come_from_delta_tables_too(spark: SparkSession, tmp_path: Pat
         assert [row.url for row in opened.rows.collect()] == ["a"]
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_goes_on_where_it_stopped(spark: SparkSession, tmp_path: Path) -> None:
     folder, table = tmp_path / "in", tmp_path / "table"
     folder.mkdir()

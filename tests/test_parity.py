@@ -41,7 +41,12 @@ def layered_head(dimension: int) -> torch.nn.Sequential:
 
 @pytest.mark.parametrize(
     ("architecture", "dimension"),
-    [("ViT-S-32", 384), ("RN50", 1024), ("ViT-B-32-quickgelu", 512), ("ViT-L-14-quickgelu", 768)],
+    [
+        ("ViT-S-32", 384),
+        ("RN50", 1024),
+        ("ViT-B-32-quickgelu", 512),
+        pytest.param("ViT-L-14-quickgelu", 768, marks=pytest.mark.long),
+    ],
 )
 def test_scores_equal_plain_open_clip_with_the_layered_head(architecture: str, dimension: int, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -58,6 +59,8 @@ def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
         ["bash", "-euc", text], cwd=REPOSITORY, env=os.environ | shell, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = done.stdout.splitlines()
+    assert (json.loads(line)["scored"], json.loads(line)["failed"]) == (9, 2)
     scores = spark.read.format("delta").load(str(Path(demo_output) / "my_scores"))
     bad = {"china_cut_off.jpg": "decode: truncated JPEG", "missing.jpg": "null"}
     assert {row.name: row.aesthetic_error for row in scores.collect()} == dict.fromkeys(photographs()) | bad

@@ -140,7 +140,7 @@ def change(spark: SparkSession, path: str) -> None:
     spark.sql(f"DELETE FROM delta.`{path}` WHERE id = 40")
 
 
-@pytest.mark.parametrize("files", [1, 100], ids=["many chunks", "one chunk"])
+@pytest.mark.parametrize("files", [1, pytest.param(100, marks=pytest.mark.long)], ids=["many chunks", "one chunk"])
 def test_a_change_data_feed_is_followed(
     spark: SparkSession, source: Callable[..., str], scores: str, files: int
 ) -> None:
@@ -213,6 +213,7 @@ def test_reconcile_reads_the_bytes_of_missing_rows_alone(
     assert_all_scored(spark, path, scores)
 
 
+@pytest.mark.long
 def test_reconcile_commits_in_parts_of_a_chunk(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
     path = source()
     score(spark, path, scores)
@@ -222,6 +223,7 @@ def test_reconcile_commits_in_parts_of_a_chunk(spark: SparkSession, source: Call
     assert_all_scored(spark, path, scores)
 
 
+@pytest.mark.long
 def test_a_version_column_that_comes_later_tells_from_then_on(
     spark: SparkSession, source: Callable[..., str], scores: str
 ) -> None:
@@ -293,6 +295,7 @@ def test_what_is_lost_is_made_again(spark: SparkSession, source: Callable[..., s
     assert_all_scored(spark, path, scores)
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_is_lost_after_a_reconcile_costs_no_row(
     spark: SparkSession, source: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -308,7 +311,7 @@ def test_a_checkpoint_that_is_lost_after_a_reconcile_costs_no_row(
     assert_all_scored(spark, path, scores)
 
 
-@pytest.mark.parametrize("feed", ["true", "false"])
+@pytest.mark.parametrize("feed", [pytest.param("true", marks=pytest.mark.long), "false"])
 def test_a_checkpoint_that_is_lost_before_an_update_is_told(
     spark: SparkSession, source: Callable[..., str], tmp_path: Path, feed: str
 ) -> None:
@@ -327,6 +330,7 @@ def test_a_checkpoint_that_is_lost_before_an_update_is_told(
     assert score(spark, path, scores, checkpoint=checkpoint).scored == 2
 
 
+@pytest.mark.long
 def test_a_table_that_was_made_anew_is_not_taken_for_new_rows(
     spark: SparkSession, source: Callable[..., str], scores: str
 ) -> None:
@@ -343,6 +347,7 @@ def test_a_table_that_was_made_anew_is_not_taken_for_new_rows(
     assert score(spark, path, scores, version_col="title").chunks == 0
 
 
+@pytest.mark.long
 def test_a_reconcile_that_is_killed_is_asked_for_again(
     spark: SparkSession, source: Callable[..., str], scores: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +401,7 @@ def test_a_key_that_is_taken_is_never_scored_twice(
         score(spark, path, scores, max_files_per_chunk=100)
 
 
+@pytest.mark.long
 def test_deletion_vectors_outlive_the_property_that_made_them(spark: SparkSession, tmp_path: Path, scores: str) -> None:
     path, property_ = str(tmp_path / "source"), "delta.enableDeletionVectors"
     rows(spark, range(10)).coalesce(1).write.format("delta").option(property_, "true").save(path)
@@ -466,7 +472,7 @@ def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
     assert "null where aesthetic_error says why" in (comments["aesthetic_score"] or "")
 
 
-@pytest.mark.parametrize("max_files", [2, None], ids=["staged", "at once"])
+@pytest.mark.parametrize("max_files", [pytest.param(2, marks=pytest.mark.long), None], ids=["staged", "at once"])
 def test_in_place_an_update_meanwhile_is_scored_as_it_is_then(
     spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch, max_files: int | None
 ) -> None:
@@ -502,6 +508,7 @@ def test_in_place_an_update_that_comes_before_the_commit_is_scored_as_it_is_then
     assert_all_scored(spark, path, path)
 
 
+@pytest.mark.long
 def test_in_place_a_source_that_never_rests_is_told(
     spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +524,7 @@ def test_in_place_a_source_that_never_rests_is_told(
     assert "aesthetic_score" not in load(spark, path).columns
 
 
+@pytest.mark.long
 def test_in_place_sources_that_share_a_checkpoint_folder_keep_apart(
     spark: SparkSession, source: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -570,6 +578,7 @@ def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Ca
     assert "null where aesthetic_error says why" in comments["aesthetic_score"]
 
 
+@pytest.mark.long
 def test_scores_from_embeddings_between_two_chunks_are_not_there_twice(
     spark: SparkSession, source: Callable[..., str], scores: str
 ) -> None:

@@ -67,7 +67,9 @@ def assert_published(found: dict[int, float], stop: int) -> None:
     assert len(found) == stop
 
 
-@pytest.mark.parametrize(("place", "beside"), [("path", True), ("name", False)], indirect=["place"])
+@pytest.mark.parametrize(
+    ("place", "beside"), [("path", True), pytest.param("name", False, marks=pytest.mark.long)], indirect=["place"]
+)
 def test_a_second_run_writes_nothing_and_a_third_scores_just_the_new_rows(
     spark: SparkSession, place: Any, beside: bool
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_key_may_have_several_columns_and_any_name(spark: SparkSession, tmp_pa
         )
 
 
+@pytest.mark.long
 def test_columns_may_be_named_in_any_case(spark: SparkSession, path: Any) -> None:
     odd = spark.createDataFrame([(10, "", [1.0])], embeddings(spark).schema)
     source, scores = write(embeddings(spark).union(odd), path()), path()
@@ -345,7 +348,7 @@ def test_weights_that_do_not_fit_are_found_before_any_work(spark: SparkSession, 
             sa.score_table(spark, source=source, key=["name"], image_col="image", predictor=predictor)
 
 
-@pytest.mark.parametrize("embedding_first", [True, False])
+@pytest.mark.parametrize("embedding_first", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_embeddings_may_come_to_a_scores_table_later_or_end(
     spark: SparkSession, tmp_path: Path, embedding_first: bool
 ) -> None:
