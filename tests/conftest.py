@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty cache for the whole run; the workers inherit it."""
@@ -69,7 +76,15 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    builder = SparkSession.builder.remote("local[2]") if CONNECT else SparkSession.builder.master("local[2]")
+    if CONNECT:
+        from pyspark.sql.connect.client import DefaultChannelBuilder
+
+        # One for each test process: PySpark lets a local server have no port but its default, which one of them gets.
+        port = free_port()
+        DefaultChannelBuilder.default_port = staticmethod(lambda: port)
+        builder = SparkSession.builder.remote("local[2]").config("spark.connect.grpc.binding.port", str(port))
+    else:
+        builder = SparkSession.builder.master("local[2]")
     builder = (
         builder.appName("tests")
         .config("spark.jars.packages", DELTA_PACKAGE)

@@ -155,6 +155,7 @@ def test_a_change_data_feed_is_followed(
     assert score(spark, path, scores).chunks == 0
 
 
+@pytest.mark.long
 def test_reconcile_takes_over_what_the_feed_tells(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
     path = source(**{FEED: "true"})
     score(spark, path, scores)

@@ -108,6 +108,7 @@ def test_in_place_adds_the_columns_and_keeps_the_rest(spark: SparkSession, path:
     assert sorted(kept.collect()) == sorted(embeddings(spark).collect())
 
 
+@pytest.mark.long
 def test_another_model_replaces_in_place_and_stands_beside_in_a_scores_table(spark: SparkSession, path: Any) -> None:
     source, scores = write(embeddings(spark), path()), path()
     for predictor in ("laion-aesthetics-v2", "laion-aesthetics-v1"):
@@ -209,7 +210,9 @@ def rows_through_python(spark: SparkSession, since: int) -> int:
     return sum(seen.values())
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["in place", "scores table"])
+@pytest.mark.parametrize(
+    "beside", [pytest.param(False, marks=pytest.mark.long), True], ids=["in place", "scores table"]
+)
 def test_images_are_scored_once_and_with_their_reasons(spark: SparkSession, tmp_path: Path, beside: bool) -> None:
     rows = {f"{seed}.jpg": noise_image(seed) for seed in range(9)}
     source = image_table(spark, str(tmp_path / "images"), rows | {"bad": b"no image", "null": None})
