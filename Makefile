@@ -81,7 +81,7 @@ test-faults: setup ## Kill drivers, workers and executors, fill the disk, run tw
 	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest -m '' tests/test_faults.py
 
 # What else of the interface a session of Spark Connect must do.
-ALSO_ON_CONNECT := $(addprefix tests/test_,calibration.py keeping.py quality.py review.py export.py ingest.py)
+ALSO_ON_CONNECT := $(addprefix tests/test_,calibration.py quality.py review.py export.py)
 
 .PHONY: test-long
 test-long: setup browser ## What make test leaves out for its length, but for the faults
