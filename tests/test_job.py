@@ -16,7 +16,7 @@ from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 NOWHERE = "/proc/no/scores"
 
 
-def submit(*arguments: str, job: str = "jobs/score_table.py") -> subprocess.CompletedProcess[str]:
+def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
     # As a user's shell has it: the job itself sees to it that workers run the driver's Python.
     environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
@@ -25,7 +25,7 @@ def submit(*arguments: str, job: str = "jobs/score_table.py") -> subprocess.Comp
         "SPARK_CONF_DIR": str(REPOSITORY / "conf"),
     }
     return subprocess.run(
-        [*command, job, *arguments],
+        [*command, "jobs/score_table.py", *arguments],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
 

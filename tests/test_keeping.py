@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONNECT, REPOSITORY, bytes_read, last_query
+from conftest import CONNECT, REPOSITORY, RunHere, bytes_read, last_query
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -22,8 +21,6 @@ pytestmark = [
     pytest.mark.skipif(CONNECT, reason="jobs have a session of their own, which is a classic one"),
     pytest.mark.usefixtures("interpreted"),
 ]
-
-Job = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +40,14 @@ def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def job(spark: SparkSession, tables: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
+def job(tables: Path, run_here: RunHere, capsys: pytest.CaptureFixture[str]) -> RunHere:
     """Runs a job in this process; gives its JSON, or its exit code and what it says where it fails."""
 
     def run(name: str, *arguments: str) -> dict[str, Any]:
-        monkeypatch.setattr("sys.argv", [name, "--scores", str(tables / "scores"), *arguments])
-        monkeypatch.setattr(commands, "session", lambda _: spark)
-        code = 0
         try:
-            getattr(commands, name)()
+            return run_here(f"{name}.py", "--scores", str(tables / "scores"), *arguments)
         except SystemExit as error:
-            code = int(str(error.code))
-        said = capsys.readouterr()
-        if code:
-            return {"code": code, "said": said.err.splitlines()[-1]}
-        done: dict[str, Any] = json.loads(said.out)
-        return done
+            return {"code": int(str(error.code)), "said": capsys.readouterr().err.splitlines()[-1]}
 
     return run
 
@@ -68,7 +57,7 @@ def ids(spark: SparkSession, path: Path) -> list[int]:
 
 
 def test_a_cut_is_chosen_and_its_images_are_written(
-    spark: SparkSession, tables: Path, job: Job, tmp_path: Path
+    spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path
 ) -> None:
     chosen = job("calibrate", "--model", MODEL, "--keep", "0.2", "--out", str(tmp_path / "cut.json"))
     assert (chosen["model"], chosen["target"], chosen["wanted"]) == (MODEL, "keep", 0.2)
@@ -100,7 +89,7 @@ def test_a_cut_is_chosen_and_its_images_are_written(
 
 
 def test_many_rows_are_joined_in_one_read(
-    spark: SparkSession, tables: Path, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spark_aesthetic.fetch._BROADCAST_ROWS", 0)
     images = ["--table", str(tables / "images"), "--key", "id", "--model", MODEL]
@@ -109,14 +98,14 @@ def test_many_rows_are_joined_in_one_read(
     assert ids(spark, tmp_path / "kept") == [17, 18, 19]
 
 
-def test_nothing_is_kept(spark: SparkSession, tables: Path, job: Job, tmp_path: Path) -> None:
+def test_nothing_is_kept(spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path) -> None:
     images = ["--table", str(tables / "images"), "--key", "id", "--model", MODEL]
     done = job("curate", "--min-score", "9.7", *images, "--out", str(tmp_path / "kept"))
     assert (done["kept"], done["without_row"]) == (0, 1)
     assert ids(spark, tmp_path / "kept") == []
 
 
-def test_groups_come_from_the_table_of_images(spark: SparkSession, tables: Path, job: Job, tmp_path: Path) -> None:
+def test_groups_come_from_the_table_of_images(spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path) -> None:
     images = ["--table", str(tables / "images"), "--key", "id"]
     cut = str(tmp_path / "cut.json")
     chosen = job("calibrate", "--model", MODEL, "--top-k", "2", "--by", "source", "--out", cut, *images)
@@ -125,14 +114,14 @@ def test_groups_come_from_the_table_of_images(spark: SparkSession, tables: Path,
     assert ids(spark, tmp_path / "kept") == [16, 17, 18, 19]
 
 
-def test_without_images_the_scores_are_written(spark: SparkSession, job: Job, tmp_path: Path) -> None:
+def test_without_images_the_scores_are_written(spark: SparkSession, job: RunHere, tmp_path: Path) -> None:
     done = job("curate", "--min-score", "9", "--model", MODEL, "--out", str(tmp_path / "kept"))
     assert done["kept"] == 3
     assert "without_row" not in done
     assert ids(spark, tmp_path / "kept") == [18, 19, 99]
 
 
-def test_labels_choose_the_cut(job: Job, tmp_path: Path) -> None:
+def test_labels_choose_the_cut(job: RunHere, tmp_path: Path) -> None:
     rows = "".join(f"{at},{at / 2},{'keep' if at > 11 else 'drop'}\n" for at in range(20))
     (tmp_path / "labels.csv").write_text("id,score,label\n" + rows)
     labels = ["--labels", str(tmp_path / "labels.csv"), "--key", "id", "--model", MODEL]
@@ -154,14 +143,14 @@ def test_labels_choose_the_cut(job: Job, tmp_path: Path) -> None:
         (["curate", "--out", "x", "--top-k", "1", "--model", OTHER], "top_k: expected key"),
     ],
 )
-def test_a_wrong_command_line_is_exit_code_2_and_one_line(job: Job, arguments: list[str], said: str) -> None:
+def test_a_wrong_command_line_is_exit_code_2_and_one_line(job: RunHere, arguments: list[str], said: str) -> None:
     done = job(*arguments)
     assert done["code"] == 2
     assert done["said"].startswith(f"{arguments[0]}: ")
     assert re.search(said, done["said"])
 
 
-def test_another_model_or_group_than_the_calibrations_is_said(tables: Path, job: Job, tmp_path: Path) -> None:
+def test_another_model_or_group_than_the_calibrations_is_said(tables: Path, job: RunHere, tmp_path: Path) -> None:
     cut = str(tmp_path / "cut.json")
     job("calibrate", "--model", MODEL, "--top-k", "2", "--out", cut)
     out = ["--calibration", cut, "--out", str(tmp_path / "out")]
@@ -173,7 +162,7 @@ def test_another_model_or_group_than_the_calibrations_is_said(tables: Path, job:
 
 
 def test_scores_in_the_table_of_images_make_way_for_those_that_are_kept(
-    spark: SparkSession, tables: Path, job: Job, tmp_path: Path
+    spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path
 ) -> None:
     rows = [(at, bytearray(b"image"), 1.0, OTHER) for at in range(20)]
     images = spark.createDataFrame(rows, "id int, content binary, aesthetic_score float, aesthetic_model string")
