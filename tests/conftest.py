@@ -10,6 +10,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 # The same tests on Spark Connect: make unit runs those of the interfaces a second time.
 CONNECT = os.environ.get("SPARK_AESTHETIC_TEST_SESSION") == "connect"
-classic = pytest.mark.skipif(CONNECT, reason="looks at executed plans, which Connect keeps to itself")
+own_session = pytest.mark.skipif(CONNECT, reason="kills a driver of its own, which starts a classic session")
 
 # Before Spark 4.2 embeddings are scored by a pandas UDF.
 native = pytest.mark.skipif(
@@ -53,7 +54,8 @@ DELTA_PACKAGE = _delta_package()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: two processes share the files, and one would else end long after the other."""
-    longest = ["test_tables.py", "test_stream.py", "test_faults.py"]
+    names = ("tables", "stream", "docs", "faults", "functions", "readme", "ingest", "prepare", "calibration")
+    longest = [f"test_{name}.py" for name in names]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
@@ -166,18 +168,40 @@ def published_heads() -> Path:
     return folder
 
 
+def _queries(spark: "SparkSession") -> Any:  # noqa: F821, UP037
+    """What Spark's UI knows; PySpark keeps a classic session beside a Connect server that it has started."""
+    from pyspark.sql import SparkSession
+
+    session = SparkSession._instantiatedSession if CONNECT else spark
+    return session._jsparkSession.sharedState().statusStore()  # type: ignore[union-attr]
+
+
+def _executions(spark: "SparkSession") -> "list[Any]":  # noqa: F821, UP037
+    executions = _queries(spark).executionsList()
+    return [executions.apply(at) for at in range(executions.size())]
+
+
 def last_query(spark: "SparkSession") -> int:  # noqa: F821, UP037
     """The number of the newest query."""
-    executions = spark._jsparkSession.sharedState().statusStore().executionsList()
-    return max((executions.apply(at).executionId() for at in range(executions.size())), default=-1)
+    return max((execution.executionId() for execution in _executions(spark)), default=-1)
+
+
+def descriptions(spark: "SparkSession", since: int) -> set[str]:  # noqa: F821, UP037
+    """What the UI calls the queries after one."""
+    return {execution.description() for execution in _executions(spark) if execution.executionId() > since}
+
+
+def planned(frame: "DataFrame", part: str = "Physical Plan") -> str:  # noqa: F821, UP037
+    """One part of what `explain` prints, on a session of either kind."""
+    with redirect_stdout(io.StringIO()) as text:
+        frame.explain(extended=True)
+    return text.getvalue().partition(f"== {part} ==")[2].partition("\n== ")[0]
 
 
 def plan_metrics(spark: "SparkSession", since: int) -> "Iterator[tuple[Any, str, int, str]]":  # noqa: F821, UP037
     """Of all queries after one: each node of their plans with each of its metrics' name, number and text."""
-    store = spark._jsparkSession.sharedState().statusStore()
-    executions = store.executionsList()
-    for at in range(executions.size()):
-        execution = executions.apply(at).executionId()
+    store = _queries(spark)
+    for execution in (execution.executionId() for execution in _executions(spark)):
         # Spark keeps the last thousand queries, so a count over all of them would shrink.
         if execution <= since:
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import classic, last_query
+from conftest import last_query, planned
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from sklearn.metrics import precision_score, recall_score, roc_auc_score, roc_curve
@@ -175,7 +175,6 @@ def test_scores_of_another_model_are_an_error(frame: Make) -> None:
             call()
 
 
-@classic
 def test_a_filter_by_a_calibration_is_lazy_and_reaches_the_files(
     spark: SparkSession, frame: Make, tmp_path: Path
 ) -> None:
@@ -188,7 +187,7 @@ def test_a_filter_by_a_calibration_is_lazy_and_reaches_the_files(
     kept = curate(table, chosen)
     assert last_query(spark) == counted
     # Delta reads its log for it.
-    plan = kept._jdf.queryExecution().executedPlan().toString()
+    plan = planned(kept)
     assert "GreaterThanOrEqual(aesthetic_score," in plan
     assert "Exchange" not in plan
 

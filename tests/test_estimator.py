@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from conftest import RunHere, classic
+from conftest import RunHere
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
@@ -352,7 +352,6 @@ def test_rows_that_make_no_head_are_an_error(noisy: DataFrame, make: Make) -> No
         make().fit(noisy.where("false"))
 
 
-@classic
 def test_the_job_fits_a_head_that_the_next_job_scores_with(
     spark: SparkSession, tmp_path: Path, run_here: RunHere
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunHere, classic
+from conftest import RunHere, last_query, plan_metrics
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
@@ -127,12 +127,9 @@ def test_an_ingested_table_of_shards_goes_out_with_keys_of_its_own(
         spark.catalog.dropTempView(view)
 
 
-@classic
 def test_images_are_not_shuffled_to_meet_their_scores(
     spark: SparkSession, tables: tuple[str, str], tmp_path: Path
 ) -> None:
-    from conftest import last_query, plan_metrics
-
     before = last_query(spark)
     sa.export_webdataset(
         spark, table=tables[0], scores=tables[1], key=["image_id"], model="a@1", where="aesthetic_score > 5",

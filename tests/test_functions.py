@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import classic, native
+from conftest import native, planned
 from pyspark.errors import PythonException
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
@@ -41,7 +41,7 @@ def images(spark: SparkSession, rows: list[bytes | None], partitions: int = 1) -
 
 
 def python_nodes(frame: DataFrame) -> int:
-    return str(frame._jdf.queryExecution().executedPlan().toString()).count("ArrowEvalPython")
+    return planned(frame).count("ArrowEvalPython")
 
 
 def expected_scores(rows: list[bytes | None]) -> list[float]:
@@ -105,30 +105,29 @@ def test_embeddings_are_unit_length_and_lead_to_the_same_score(spark: SparkSessi
     assert (second.score, second.embedding, second.e, second.again, second.error) == (None, None, None, None, "null")
 
 
-@classic
 def test_the_fields_of_score_image_are_one_evaluation(spark: SparkSession) -> None:
     scored = images(spark, [noise_image(6)]).select(sa.score_image("image", predictor=SMALL).alias("s"))
     assert python_nodes(scored.select("s.score", "s.error", "s.model")) == 1
     assert python_nodes(scored.where("s.score > 5").select("s.score", "s.error")) == 1
 
 
-@classic
 def test_an_embedding_that_is_made_and_scored_in_one_query_is_made_once(spark: SparkSession) -> None:
-    made = sa.clip_embedding("image", predictor=SMALL)
-    for column in (
-        sa.score_image(made, predictor=SMALL, input_kind="embedding"),
-        sa.aesthetic_score_from_embedding(made, predictor=SMALL),
-    ):
-        plan = images(spark, [noise_image(6)]).select(column)._jdf.queryExecution().executedPlan().toString()
-        (line,) = (line for line in plan.splitlines() if "ArrowEvalPython" in line)
+    frame, made = images(spark, [noise_image(6), None]), sa.clip_embedding("image", predictor=SMALL)
+    known = sa.score_image(made, predictor=SMALL, input_kind="embedding")
+    for column in (known, sa.aesthetic_score_from_embedding(made, predictor=SMALL)):
+        (line,) = (line for line in planned(frame.select(column)).splitlines() if "ArrowEvalPython" in line)
         assert line.count("clip_embedding(") == 1
+    assert frame.select(known).columns == ["score_image"]
+    made_at_once = frame.select(sa.score_image("image", predictor=SMALL).alias("s")).select("s.*")
+    scored, unscored = sorted(frame.select(known.alias("s")).select("s.*").collect(), key=lambda row: row.score is None)
+    assert scored.score == pytest.approx(made_at_once.first().score, abs=1e-5)  # type: ignore[union-attr]
+    assert (unscored.score, unscored.error, unscored.model) == (None, "null", scored.model)
 
 
-@classic
 def test_a_filter_on_another_column_passes_below_aesthetic_score(spark: SparkSession, tmp_path: Path) -> None:
     images(spark, [noise_image(7)] * 4).write.parquet(str(tmp_path / "images"))
     scored = spark.read.parquet(str(tmp_path / "images")).withColumn("s", sa.aesthetic_score("image", predictor=SMALL))
-    plan = scored.where("id = 2")._jdf.queryExecution().optimizedPlan().toString()
+    plan = planned(scored.where("id = 2"), "Optimized Logical Plan")
     assert plan.index("ArrowEvalPython") < plan.index("Filter")
     assert scored.where("id = 2").agg(F.count("s")).collect()[0][0] == 1
 
@@ -308,7 +307,6 @@ def test_an_embedding_is_read_once(
 
 
 @native
-@classic
 def test_an_affine_head_needs_no_python_worker(spark: SparkSession) -> None:
     frame = spark.createDataFrame([(UNIT,)], "e array<float>").select(sa.aesthetic_score_from_embedding("e"))
     assert python_nodes(frame) == 0
@@ -331,7 +329,6 @@ def relu_predictor(tmp_path: Path) -> sa.Predictor:
     )
 
 
-@classic
 def test_a_head_with_relu_runs_as_a_pandas_udf(spark: SparkSession, relu_predictor: sa.Predictor) -> None:
     embeddings = published_embeddings()
     rows = [(number, row.astype(float).tolist()) for number, row in enumerate(embeddings)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import bytes_read, classic, last_query
+from conftest import bytes_read, last_query
 from PIL import Image
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -212,13 +212,12 @@ def test_what_cannot_be_is_told(
     assert not (tmp_path / "page.html").exists()
 
 
-@classic
 def test_the_job_reads_only_the_files_with_sampled_rows_and_prints_one_json_line(
     spark: SparkSession, interpreted: None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     large = [(at, bytearray(noise_image(at, width=200, height=200))) for at in range(4)]
-    one_a_file = spark.sparkContext.parallelize(large, 4).toDF("id int, image binary")
+    one_a_file = spark.createDataFrame(large, "id int, image binary").repartitionByRange(4, "id")
     one_a_file.write.format("delta").save(f"{tmp_path}/images")
     scored = [(at, at + 0.5, name) for at in range(4) for name in (MODEL, "mine@0")]
     scores = spark.createDataFrame(scored, "id int, aesthetic_score float, aesthetic_model string")
