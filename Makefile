@@ -60,6 +60,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A file's tests are of one process, and files go out in conftest.py's order: not by their number of tests.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 # What a session of Spark Connect must do as a classic one does it.
 ON_CONNECT := $(addprefix tests/test_,connect.py functions.py sql.py transformer.py notebook.py)
 
@@ -73,21 +76,22 @@ browser:
 
 .PHONY: unit
 unit: setup browser
-	$(BIN)/pytest -n 2 --dist loadfile
-	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest -n 2 --dist loadfile $(ON_CONNECT)
+	$(PYTEST)
+	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ON_CONNECT)
 
 .PHONY: test-faults
 test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments
 	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest -m '' tests/test_faults.py
 
-# What else of the interface a session of Spark Connect must do.
-ALSO_ON_CONNECT := $(addprefix tests/test_,calibration.py quality.py review.py export.py)
+# What else a session of Spark Connect must do: half an hour.
+ALSO_ON_CONNECT := $(addprefix tests/test_,tables.py stream.py keeping.py estimator.py calibration.py quality.py \
+	review.py export.py ingest.py webdataset.py)
 
 .PHONY: test-long
-test-long: setup browser ## What make test leaves out for its length, but for the faults
-	$(BIN)/pytest -n 2 --dist loadfile -m long --ignore tests/test_faults.py
-	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest -n 2 --dist loadfile -m long $(ON_CONNECT)
-	SPARK_AESTHETIC_TEST_SESSION=connect $(BIN)/pytest -n 2 --dist loadfile -m '' $(ALSO_ON_CONNECT)
+test-long: setup browser ## What make test leaves out for its length, Connect's tables included, but for the faults
+	$(PYTEST) -m long --ignore tests/test_faults.py
+	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m long $(ON_CONNECT)
+	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ALSO_ON_CONNECT)
 
 # Other Sparks, with their Delta, lie over the environment's own.
 .compat/%/ready: $(VENV)/ready
@@ -103,7 +107,7 @@ OLDER := -W ignore::pytest.PytestUnraisableExceptionWarning
 .PHONY: test-compat
 test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta
 	for versions in 4.0.5-4.0.1 4.1.1-4.3.1; do \
-		PYTHONPATH=$(CURDIR)/.compat/$$versions $(BIN)/python -m pytest -n 2 --dist loadfile $(OLDER) $(CORE) || exit 1; done
+		PYTHONPATH=$(CURDIR)/.compat/$$versions $(PYTEST) $(OLDER) $(CORE) || exit 1; done
 
 .PHONY: docs
 docs: setup ## Build the documentation (build/site)

@@ -1,20 +1,17 @@
-"""Jobs on Spark Connect, where a process beside the server writes the chunks; functions pass their own tests there."""
+"""`score_table` on Spark Connect, in brief; `make test-long` runs the tests of tables there as they are."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import CONNECT
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
-from spark_aesthetic import weights
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.testing import noise_image, published_embeddings, small_predictor
 
@@ -46,10 +43,8 @@ def add(spark: SparkSession, source: str) -> Add:
 
 
 def run(spark: SparkSession, source: str, **options: object) -> sa.Summary:
-    scores = None if options.pop("in_place", False) else f"{source}-scores"
-    return sa.score_table(
-        spark, source=source, key=["id"], embedding_col="e", scores=scores, progress_file=io.StringIO(), **options
-    )  # type: ignore[misc]
+    given = {"key": ["id"], "embedding_col": "e", "scores": f"{source}-scores", "progress_file": io.StringIO()}
+    return sa.score_table(spark, source=source, **given, **options)  # type: ignore[arg-type]
 
 
 def found(spark: SparkSession, table: str) -> dict[int, tuple[float | None, str | None]]:
@@ -106,57 +101,6 @@ def test_an_encoder_embeds_and_a_head_scores_what_a_table_has_kept(spark: SparkS
     assert (done.rows_read, done.scored, done.failed) == (1, 1, 0)
 
 
-def test_shards_are_written_and_read(spark: SparkSession, tmp_path: Path) -> None:
-    sa.register(spark)
-    samples = spark.createDataFrame([("a", bytearray(noise_image(0))), ("b", None)], "__key__ string, image binary")
-    samples.coalesce(1).write.format("webdataset").mode("overwrite").save(str(tmp_path / "shards"))
-    back = spark.read.format("webdataset").load(str(tmp_path / "shards"))
-    assert {row["__key__"]: row.jpg and bytes(row.jpg) for row in back.collect()} == {"a": noise_image(0)}
-
-
-def test_a_head_is_fitted_to_ratings(spark: SparkSession, tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    unit = draw.standard_normal((80, 6))
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    weight = draw.standard_normal(6)
-    rows = list(zip(unit.tolist(), (unit @ weight + 5).tolist(), strict=True))
-    rated = spark.createDataFrame(rows, "clip_embedding array<double>, rating double").coalesce(1)
-    estimator = sa.AestheticEstimator(
-        path=str(tmp_path), backbone="ViT-B-32", backboneWeights="/none.safetensors", backboneSha256="0" * 64,
-        regParams=[1e-12],
-    )  # fmt: skip
-    scorer = estimator.fit(rated)
-    assert weights.load_head(scorer.getPredictor()).weight == pytest.approx(weight, abs=1e-5)
-    assert scorer.report is not None
-    assert scorer.report.own.spearman == pytest.approx(1, abs=1e-3)
-    assert all(row.aesthetic_score == pytest.approx(row.rating, abs=1e-4) for row in scorer.transform(rated).collect())
-
-
-@pytest.mark.long
-def test_rows_that_are_tried_again_are_counted_with_the_new_ones(spark: SparkSession, source: str, add: Add) -> None:
-    add(0, 10)
-    assert run(spark, source).failed == 1
-    add(1)
-    again = run(spark, source, retry_failed=True)
-    assert (again.scored, again.failed, again.chunks) == (1, 1, 2)
-
-
-@pytest.mark.long
-def test_a_change_data_feed_is_followed(spark: SparkSession, source: str, add: Add) -> None:
-    add(0, 1, 2)
-    spark.sql(f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
-    # A feed that is on from the first run on.
-    run(spark, source)
-    spark.sql(f"UPDATE delta.`{source}` SET e = array(1.0F) WHERE id = 1")
-    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 2")
-    add(3)
-    done = run(spark, source, reconcile=True)
-    assert (done.dropped, done.scored, done.failed) == (1, 1, 1)
-    scores = found(spark, f"{source}-scores")
-    assert set(scores) == {0, 1, 3}
-    assert scores[1] == (None, "embedding: wrong length")
-
-
 def test_an_error_of_a_chunk_comes_as_what_it_is(spark: SparkSession, source: str, add: Add) -> None:
     add(0, 1)
     run(spark, source)
@@ -172,30 +116,3 @@ def test_a_changed_source_is_told_as_one(spark: SparkSession, source: str, add: 
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 0")
     with pytest.raises(SourceChangedError, match="no change data feed"):
         run(spark, source)
-
-
-@pytest.mark.long
-def test_in_place_in_one_commit_or_staged(spark: SparkSession, source: str, add: Add) -> None:
-    add(0, 1)
-    assert run(spark, source, in_place=True).scored == 2
-    add(2, 3, 10)
-    done = run(spark, source, in_place=True, max_files_per_chunk=1)
-    assert (done.scored, done.failed, done.skipped) == (2, 1, 2)
-    assert found(spark, source)[10] == (None, "embedding: wrong length")
-
-
-def test_images_are_taken_in(spark: SparkSession, tmp_path: Path) -> None:
-    folder, table = tmp_path / "in", str(tmp_path / "table")
-    folder.mkdir()
-    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
-        (folder / f"{name}.jpg").write_bytes(noise_image(seed))
-    done = sa.ingest_images(spark, str(folder), table, keep_once=True, max_files_per_chunk=2)
-    assert (done.added, done.left_out, done.chunks) == (2, 1, 2)
-    os.utime(folder / "a.jpg", (1_000_000_000, 1_000_000_000))
-    more = sa.ingest_images(spark, str(folder), table, keep_once=True)
-    assert (more.skipped, more.replaced) == (2, 1)
-    assert {bytes(row.image) for row in spark.read.format("delta").load(table).collect()} == {
-        noise_image(0), noise_image(1),
-    }  # fmt: skip
-    sa.save_metadata(spark.read.format("delta").load(table), str(tmp_path / "metadata"))
-    assert "image" not in spark.read.parquet(str(tmp_path / "metadata")).columns

@@ -284,7 +284,7 @@ FIFTY_MEGAPIXELS = (8660, 5774)
     [
         ("JPEG", "RGB", FIFTY_MEGAPIXELS, {}),
         pytest.param("JPEG", "RGB", FIFTY_MEGAPIXELS, {"progressive": True, "subsampling": 0}, marks=pytest.mark.long),
-        ("PNG", "RGBA", FIFTY_MEGAPIXELS, {"compress_level": 1}),
+        pytest.param("PNG", "RGBA", FIFTY_MEGAPIXELS, {"compress_level": 1}, marks=pytest.mark.long),
         pytest.param("WEBP", "RGB", FIFTY_MEGAPIXELS, {"method": 0}, marks=pytest.mark.long),
         # Thin: small itself, and 89 megapixels once its width is the target's.
         pytest.param("PNG", "RGB", (10, 17_800), {}, marks=pytest.mark.long),

@@ -49,7 +49,9 @@ class Job:
             )  # fmt: skip
 
     def kill(self) -> None:
-        """SIGKILL to the JVM and all that it started; some of those are sessions of their own."""
+        """SIGKILL to the JVM and all that it started, if it runs; some of those are sessions of their own."""
+        if self.process.poll() is not None:
+            return
         parent = psutil.Process(self.process.pid)
         for process in [*parent.children(recursive=True), parent]:
             process.kill()
@@ -81,8 +83,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
     yield start
     for job in jobs:
-        if job.process.poll() is None:
-            job.kill()
+        job.kill()
 
 
 @pytest.fixture

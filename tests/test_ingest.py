@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -16,11 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import psutil
 import pytest
-from conftest import CONNECT, REPOSITORY, bytes_read, classic, last_query, plan_metrics
+from conftest import bytes_read, last_query, own_session, plan_metrics
 from PIL import Image
 from pyspark.sql import Row, SparkSession
+from test_faults import Job, until
 
 import spark_aesthetic as sa
 from spark_aesthetic.curation.ingest import IngestSummary, _Run
@@ -112,12 +110,11 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
     assert found["cut off.jpg"].error is None
     assert found["wrong name.png"].format == "TIFF"
 
-    before, since = version(spark, table), -1 if CONNECT else last_query(spark)
+    before, since = version(spark, table), last_query(spark)
     again = ingest()
     assert (again.listed, again.skipped, again.added, again.failed, again.chunks) == (12, 12, 0, 0, 0)
     assert version(spark, table) == before
-    if not CONNECT:
-        assert not any("content:" in node.desc().partition("ReadSchema")[2] for node, *_ in plan_metrics(spark, since))
+    assert not any("content:" in node.desc().partition("ReadSchema")[2] for node, *_ in plan_metrics(spark, since))
 
     (folder / "new.jpg").write_bytes(noise_image(6))
     # Spark passes over both.
@@ -320,6 +317,7 @@ def test_addresses_come_from_delta_tables_too(spark: SparkSession, tmp_path: Pat
         assert [row.url for row in opened.rows.collect()] == ["a"]
 
 
+@own_session
 @pytest.mark.long
 def test_a_run_that_is_killed_goes_on_where_it_stopped(spark: SparkSession, tmp_path: Path) -> None:
     folder, table = tmp_path / "in", tmp_path / "table"
@@ -328,26 +326,13 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(spark: SparkSession, tmp_
         (folder / f"{at:02d}.jpg").write_bytes(noise_image(at))
     # Two files a chunk.
     size = str(2 * max(path.stat().st_size for path in folder.iterdir()))
-    command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
-    settings = ["--master", "local[2]", "--conf", "spark.driver.memory=1g", "--conf", "spark.ui.enabled=false"]
     arguments = ["--source", str(folder), "--table", str(table), "--max-bytes-per-chunk", size]
-    log = tmp_path / "log"
-    with log.open("w") as words:
-        process = subprocess.Popen(
-            [*command, *settings, "jobs/ingest_images.py", *arguments],
-            cwd=REPOSITORY, stdout=words, stderr=subprocess.STDOUT, start_new_session=True,
-            env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
-        )  # fmt: skip
+    job = Job(tmp_path / "log", *arguments, script="jobs/ingest_images.py")
     try:
         # The table is made, older runs are ended, two chunks are there, and one is at work.
-        while len(list((table / "_delta_log").glob("*.json"))) < 4:
-            assert process.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.02)
+        until(lambda: len(list((table / "_delta_log").glob("*.json"))) >= 4, job)
     finally:
-        parent = psutil.Process(process.pid)
-        for killed in [*parent.children(recursive=True), parent]:
-            killed.kill()
-        process.wait()
+        job.kill()
     there = rows(spark, table)
     assert 4 <= len(there) < 40
     done = sa.ingest_images(spark, str(folder), str(table))
@@ -390,7 +375,6 @@ def test_a_table_by_name_and_a_pattern_of_names(spark: SparkSession, folder: Pat
     spark.sql("DROP TABLE default.ingested_duplicates")
 
 
-@classic
 def test_metadata_is_written_without_reading_an_image(spark: SparkSession, tmp_path: Path) -> None:
     table, out = str(tmp_path / "table"), str(tmp_path / "out")
     images = [(at, bytearray(noise_image(at)), bytearray(b"mask"), (bytearray(b"x"), 1), [0.5]) for at in range(3)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONNECT, REPOSITORY, RunHere, bytes_read, last_query
+from conftest import REPOSITORY, RunHere, bytes_read, last_query
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -17,10 +17,7 @@ from spark_aesthetic.curation import commands
 
 MODEL, OTHER = "untrained-vit-b-32@0123456789ab", "laion-aesthetics-v2@875870216cca"
 
-pytestmark = [
-    pytest.mark.skipif(CONNECT, reason="jobs have a session of their own, which is a classic one"),
-    pytest.mark.usefixtures("interpreted"),
-]
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @pytest.fixture(scope="module")

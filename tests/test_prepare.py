@@ -199,7 +199,7 @@ def test_a_tower_that_is_not_rewritten_keeps_open_clips_tensors_and_its_norms_si
     }
 
 
-@pytest.mark.parametrize("architecture", ["ViT-S-32", "ViT-B-32-quickgelu"])
+@pytest.mark.parametrize("architecture", ["ViT-S-32", pytest.param("ViT-B-32-quickgelu", marks=pytest.mark.long)])
 def test_the_rewritten_tower_is_open_clips_in_exact_arithmetic(architecture: str) -> None:
     """In float64 only rounding is left, so a wrong step of the algebra has nowhere to hide."""
     torch.manual_seed(0)
@@ -217,7 +217,9 @@ def test_the_rewritten_tower_is_open_clips_in_exact_arithmetic(architecture: str
     assert (rewritten - expected).abs().max() < 1e-12 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [("float16", "fp16"), ("bfloat16", "bf16")])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [pytest.param("float16", "fp16", marks=pytest.mark.long), ("bfloat16", "bf16")]
+)
 def test_half_precision_is_as_near_to_float32_as_open_clips(dtype: str, precision: str) -> None:
     untrained = weights.pin(small_predictor())
     pixels = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import bytes_read, last_query
+from conftest import CONNECT, bytes_read, descriptions, last_query
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -84,9 +84,9 @@ def test_a_table_is_scored_in_chunks_and_a_run_reads_what_is_new_alone(
     first = score(spark, path, scores, max_files_per_chunk=2)
     assert (first.rows_read, first.scored, first.chunks) == (20, 20, 2)
     assert bytes_read(spark, before, "e") <= 1.05 * size + sample(path)
-    executions = spark._jsparkSession.sharedState().statusStore().executionsList()
-    said = {executions.apply(at).description() for at in range(executions.size())}
-    assert {f"spark-aesthetic: chunk {number} of delta.`{path}`" for number in range(2)} <= said
+    said = {f"spark-aesthetic: chunk {number} of delta.`{path}`" for number in range(2)}
+    # Connect has its own, of its own process.
+    assert CONNECT or said <= descriptions(spark, before)
     assert_all_scored(spark, path, scores)
 
     before = last_query(spark)
@@ -241,6 +241,7 @@ def chunks_of(spark: SparkSession, scores: str) -> int:
     return sa.history(spark, scores).where("chunk IS NOT NULL").count() if Path(scores).exists() else 0
 
 
+@pytest.mark.skipif(CONNECT, reason="there a run asks once a second whether to stop, not before each chunk")
 def test_files_that_vacuum_removes_before_a_run_went_on_are_told(
     spark: SparkSession, source: Callable[..., str], scores: str
 ) -> None:
@@ -257,6 +258,9 @@ def test_files_that_vacuum_removes_before_a_run_went_on_are_told(
     assert_all_scored(spark, path, scores)
 
 
+@pytest.mark.skipif(
+    CONNECT, reason="Spark gives each run's own process ten seconds to start: three take more on two cores"
+)
 def test_models_side_by_side_do_not_stop_each_other(
     spark: SparkSession, source: Callable[..., str], scores: str
 ) -> None:
@@ -270,6 +274,7 @@ def test_models_side_by_side_do_not_stop_each_other(
     assert sorted(map(tuple, found)) == sorted((run.model, 20, 20) for run in done)
 
 
+@pytest.mark.skipif(CONNECT, reason="there the process that writes the chunks keeps what it knows")
 def test_a_live_line_tells_rows_and_bytes_of_all_and_failures(
     spark: SparkSession, source: Callable[..., str], scores: str
 ) -> None:
@@ -417,7 +422,7 @@ def test_deletion_vectors_outlive_the_property_that_made_them(spark: SparkSessio
     assert_all_scored(spark, path, scores)
 
 
-@pytest.mark.parametrize("kind", ["partitioned", "clustered"])
+@pytest.mark.parametrize("kind", [pytest.param("partitioned", marks=pytest.mark.long), "clustered"])
 def test_tables_of_every_kind(spark: SparkSession, tmp_path: Path, scores: str, kind: str) -> None:
     path = str(tmp_path / "source")
     how = "PARTITIONED BY (title)" if kind == "partitioned" else "CLUSTER BY (id)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import last_query, plan_metrics
+from conftest import CONNECT, last_query, plan_metrics
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Any:
     return lambda: str(tmp_path / f"table_{next(_number)}")
 
 
-@pytest.fixture(params=["path", "name"])
+@pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Makes the names of new tables, as paths or as names in the catalog."""
     if request.param == "path":
@@ -38,7 +38,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return lambda: f"default.table_{next(_number)}"
 
 
-def write(frame: DataFrame, table: str, mode: str = "errorifexists") -> str:
+def write(frame: DataFrame, table: str, mode: str = "error") -> str:
     writer = frame.write.format("delta").mode(mode)
     if "/" in table:
         writer.save(table)
@@ -135,6 +135,7 @@ def test_rows_that_fail_keep_their_reason_and_are_not_tried_again(spark: SparkSe
     assert sa.score_table(spark, source=source, key=["id"], embedding_col="e").skipped == 13
 
 
+@pytest.mark.parametrize("place", ["path", pytest.param("name", marks=pytest.mark.long)], indirect=True)
 def test_a_view_joins_source_and_scores(spark: SparkSession, place: Any) -> None:
     source, scores, view = write(embeddings(spark), place()), place(), f"view_{next(_number)}"
     sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores, view=view)
@@ -229,11 +230,13 @@ def test_images_are_scored_once_and_with_their_reasons(spark: SparkSession, tmp_
     assert (first.scored, first.failed_by_reason) == (9, {"decode: not an image": 1, "null": 1})
     assert rows_through_python(spark, before) == 11
     assert first.model.startswith("untrained-")
-    stages = first.to_dict()["stages"]
-    assert list(stages) == ["decode", "transfer", "infer", "wait"]
-    assert 0 <= stages["transfer"] < stages["infer"] < first.seconds
-    # More than torch alone takes, less than a gigabyte beside it.
-    assert 0.2e9 < first.to_dict()["peak_memory_bytes"] < 2e9
+    # Of Connect's chunks another process knows.
+    if not CONNECT:
+        stages = first.to_dict()["stages"]
+        assert list(stages) == ["decode", "transfer", "infer", "wait"]
+        assert 0 <= stages["transfer"] < stages["infer"] < first.seconds
+        # More than torch alone takes, less than a gigabyte beside it.
+        assert 0.2e9 < first.to_dict()["peak_memory_bytes"] < 2e9
     written = spark.table(identifier(scores or source))
     assert {len(row.clip_embedding) for row in written.where("aesthetic_score IS NOT NULL").collect()} == {384}
 

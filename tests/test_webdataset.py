@@ -13,9 +13,11 @@ from pathlib import Path
 from threading import Thread
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from conftest import own_session
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from test_shards import make_shard
@@ -72,8 +74,7 @@ def test_columns_metadata_and_a_schema_of_ones_own(spark: SparkSession, tmp_path
 
 def test_a_sidecar_is_joined_on_the_last_part_of_the_key(spark: SparkSession, tmp_path: Path) -> None:
     make_shard(tmp_path / "a.tar", 3)
-    beside = spark.createDataFrame([("00000", 640), ("00002", 320)], "key string, width int").toPandas()
-    beside.to_parquet(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"key": ["00000", "00002"], "width": [640, 320]}), tmp_path / "a.parquet")
     rows = sorted(load(spark, tmp_path / "a.tar", sidecar="true").collect(), key=lambda row: row["__key__"])
     assert [row.width for row in rows] == [640, None, 320]
 
@@ -187,6 +188,7 @@ rows.write.format("webdataset").mode("append").option("samplesPerShard", "100").
 """
 
 
+@own_session
 def test_a_killed_job_leaves_whole_shards_alone_and_a_second_completes(spark: SparkSession, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rows = spark.range(0, 40, numPartitions=2).selectExpr("CAST(id AS STRING) AS __key__", "X'00' AS jpg")
@@ -264,7 +266,7 @@ def test_a_sidecar_is_written_beside_each_shard(spark: SparkSession, tmp_path: P
     assert pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist() == [{"key": "f/a", "score": 5.5}]
     make_shard(tmp_path / "x.tar", 1)
     with pytest.raises(Exception, match=r"expected .*x.parquet beside the shard, found nothing there"):
-        load(spark, tmp_path / "x.tar", sidecar="true")
+        load(spark, tmp_path / "x.tar", sidecar="true").collect()
     row = load(spark, tmp_path / "out", sidecar="true").first()
     assert row is not None
     assert (bytes(row.png), row.score) == (b"\x89PNG", 5.5)

@@ -123,12 +123,13 @@ class Folder:
         if self.glob is not None:
             reader = reader.option("pathGlobFilter", self.glob)
         try:
+            # Spark Connect looks whether there is such a folder no sooner than it is to keep its rows.
             found = reader.load(self.path)
+            listed = found.select("path", F.unix_micros("modificationTime").alias("modified_us"), "length").persist()
         except AnalysisException as error:
             raise TableError(
                 f"--source {self.path!r}: expected a folder of images, found nothing there; check the path"
             ) from error
-        listed = found.select("path", F.unix_micros("modificationTime").alias("modified_us"), "length").persist()
         shard_files = F.count_if(F.col("path").rlike(_TAR.pattern))
         count, tars = listed.agg(F.count(F.lit(1)), shard_files).collect()[0]
         # Beside shards there are their lists, as of img2dataset.
@@ -286,10 +287,14 @@ def _table(spark: SparkSession, source: str) -> DataFrame:
     """A Delta or Parquet table by name or path."""
     try:
         if "/" not in source:
-            return spark.table(source)
-        if preflight.is_delta(spark, source):
-            return spark.table(preflight.identifier(source))
-        return spark.read.parquet(source)
+            rows = spark.table(source)
+        elif preflight.is_delta(spark, source):
+            rows = spark.table(preflight.identifier(source))
+        else:
+            rows = spark.read.parquet(source)
+        # Spark Connect looks no sooner.
+        _ = rows.schema
+        return rows
     except AnalysisException as error:
         raise TableError(
             f"--source {source!r}: expected a Delta or Parquet table of paths, found none; check the name or path"
