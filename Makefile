@@ -84,7 +84,7 @@ test-faults: setup ## Kill drivers, workers and executors, fill the disk, run tw
 	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest -m '' tests/test_faults.py
 
 # What else a session of Spark Connect must do: half an hour.
-ALSO_ON_CONNECT := $(addprefix tests/test_,tables.py stream.py keeping.py estimator.py calibration.py quality.py \
+ALSO_ON_CONNECT := $(addprefix tests/test_,tables.py stream.py keeping.py estimator.py encoders.py calibration.py quality.py \
 	review.py export.py ingest.py webdataset.py)
 
 .PHONY: test-long
