@@ -231,7 +231,12 @@ def is_vector(found: DataType, given: str) -> bool:
 
 def check_image_column(rows: DataFrame, column: str) -> None:
     """Raise TableError unless the column holds bytes."""
-    check_image_type(column_type(rows, column, "--image-col"), f"--image-col {column}")
+    check_image_type(column_type(rows, quoted(column), "--image-col"), f"--image-col {column}")
+
+
+def embedding_path(rows: DataFrame, column: str) -> str:
+    """Where Spark finds a column of embeddings: one of the table, whatever is in its name, else a field of a struct."""
+    return quoted(column) if spelled(rows, column) in rows.columns else column
 
 
 def check_embedding_column(rows: DataFrame, column: str, dimension: int, predictor: Predictor) -> bool:
@@ -243,11 +248,13 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     Raises:
         TableError: Another type, or none of the first embeddings has the length that the head takes.
     """
-    vector = is_vector(column_type(rows, column, "--embedding-col"), f"--embedding-col {column}")
+    path = embedding_path(rows, column)
+    vector = is_vector(column_type(rows, path, "--embedding-col"), f"--embedding-col {column}")
     # The limit first: with nothing below it Delta reads no more files than it takes. A null vector is left out before
     # vector_to_array, which raises on it.
-    known = rows.select(F.col(column)).limit(_SAMPLE_ROWS).where(F.col(column).isNotNull())
-    lengths = known.select(F.size(vector_to_array(F.col(column)) if vector else F.col(column)).alias("length"))
+    embedding = F.col("embedding")
+    known = rows.select(F.col(path).alias("embedding")).limit(_SAMPLE_ROWS).where(embedding.isNotNull())
+    lengths = known.select(F.size(vector_to_array(embedding) if vector else embedding).alias("length"))
     counted = {row.length: row["count"] for row in lengths.groupBy("length").count().collect()}
     if counted and dimension not in counted:
         raise TableError(

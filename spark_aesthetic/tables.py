@@ -177,6 +177,8 @@ def score_table(
     preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
     if view is not None:
         preflight.check_view(spark, view)
+    if scores is not None and view_model not in (None, "all", model):
+        _check_shown(view_model, [model, *_models(spark, scores)])
     written = [SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])]
     if scores is None:
         in_place = {name: TYPES[name] for name in written if name != SCORED_AT}
@@ -185,8 +187,10 @@ def score_table(
     key = [preflight.spelled(table.rows, name) for name in key]
     version_col = None if version_col is None else preflight.spelled(table.rows, version_col)
     kept = [*key, *([] if version_col is None else [version_col])]
-    # Of an embedding in a struct the whole of it.
-    column = preflight.spelled(table.rows, image_col if image_col is not None else str(embedding_col).split(".")[0])
+    column = preflight.spelled(table.rows, str(image_col if embedding_col is None else embedding_col))
+    if column not in table.rows.columns:
+        # Of an embedding in a struct the whole of it.
+        column = preflight.spelled(table.rows, column.split(".")[0])
     chunks = Chunks(
         source=table,
         target=Target(
@@ -382,7 +386,8 @@ def _check_and_plan(
     assert embedding_col is not None, "checked before"
     head = weights.load_head(pinned, options.get("model_path"))
     vector = preflight.check_embedding_column(table.rows, embedding_col, head.dimension, pinned)
-    return embedding_columns(embedding_col, predictor=pinned, vector=vector, model_path=options.get("model_path"))
+    path = preflight.embedding_path(table.rows, embedding_col)
+    return embedding_columns(path, predictor=pinned, vector=vector, model_path=options.get("model_path"))
 
 
 def _staged(table: Source, checkpoint: str | None) -> str:
@@ -409,10 +414,22 @@ def _make_view(spark: SparkSession, view: str, table: Source, target: Target, sh
     if shown is None:
         make_view(spark, view, table, target, [target.model], suffixed=False)
         return
-    models = sorted(row[0] for row in spark.table(target.identifier).select(MODEL).distinct().collect())
+    models = _models(spark, target.table)
+    _check_shown(shown, models)
+    make_view(spark, view, table, target, models if shown == "all" else [shown], suffixed=shown == "all")
+
+
+def _check_shown(shown: str, models: list[str]) -> None:
     if shown not in ("all", *models):
         raise TableError(f"--view-model: no model {shown!r} in the scores: {nearest(shown, [*models, 'all'])}")
-    make_view(spark, view, table, target, models if shown == "all" else [shown], suffixed=shown == "all")
+
+
+def _models(spark: SparkSession, scores: str) -> list[str]:
+    """The models of a scores table, if there is one."""
+    if not preflight.is_delta(spark, scores):
+        return []
+    rows = spark.table(preflight.identifier(scores))
+    return sorted(row[0] for row in rows.select(MODEL).distinct().collect())
 
 
 def _backbone(pinned: Predictor) -> str:

@@ -560,8 +560,11 @@ def test_a_view_shows_one_model_or_all(spark: SparkSession, source: Callable[...
     assert both.where("aesthetic_score_laion_aesthetics_v1 IS NULL").count() == 0
     score(spark, path, scores, view="one", view_model=v1)
     assert {row.aesthetic_model for row in spark.table("one").select("aesthetic_model").collect()} == {v1}
-    with pytest.raises(TableError, match="--view-model: no model 'laion'"):
-        score(spark, path, scores, view="one", view_model="laion")
+    for beside in (scores, f"{scores}-new"):
+        with pytest.raises(TableError, match=f"--view-model: no model 'laion@1'.*{v2}"):
+            score(spark, path, beside, view="one", view_model="laion@1")
+    # Told before any work.
+    assert not Path(f"{scores}-new").exists()
     assert {row.aesthetic_model for row in load(spark, scores).collect()} == {v1, v2}
 
 

@@ -387,6 +387,24 @@ def test_key_columns_may_be_called_anything(spark: SparkSession, tmp_path: Path)
         assert done.scored == 10
 
 
+def test_columns_to_score_may_have_a_dot_and_bytes_within_a_struct_are_refused_before_any_work(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    source = write(embeddings(spark).selectExpr("id", "e AS `a.e`", "struct(e) AS s"), str(tmp_path / "source"))
+    scores = str(tmp_path / "scores-of-embeddings")
+    for name in ("A.E", "s.e"):
+        told = sa.score_table(spark, source=source, key=["id"], embedding_col=name, scores=scores, dry_run=True)
+        assert told.to_score == 10
+    assert sa.score_table(spark, source=source, key=["id"], embedding_col="a.e", scores=scores).scored == 10
+    rows = spark.createDataFrame([(0, bytearray(noise_image(0)))], "id int, `seg.jpg` binary")
+    images = write(rows.selectExpr("*", "struct(`seg.jpg` AS jpg) AS s"), str(tmp_path / "images"))
+    scored = {"key": ["id"], "scores": str(tmp_path / "scores"), "predictor": small_predictor()}
+    with pytest.raises(TableError, match=r"--image-col: no column 's\.jpg'"):
+        sa.score_table(spark, source=images, image_col="s.jpg", **scored)
+    assert not (tmp_path / "scores").exists()
+    assert sa.score_table(spark, source=images, image_col="seg.jpg", **scored).scored == 1
+
+
 def test_a_table_that_is_not_delta_is_named_as_such(spark: SparkSession, tmp_path: Path) -> None:
     embeddings(spark).write.parquet(str(tmp_path / "parquet"))
     with pytest.raises(TableError, match="expected a Delta table"):
