@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, StructType
 
-from spark_aesthetic.preflight import BROADCAST_KEYS, Source, quoted
+from spark_aesthetic.preflight import BROADCAST_KEYS, Source, quoted, spelled
 
 _FILE, _SIZE = "_aesthetic_file", "_aesthetic_size"
 
@@ -55,6 +55,9 @@ def rows_of_keys(
         column: The column of bytes or embeddings to give.
         max_bytes: Of files, in a part.
     """
+    # As the files spell them.
+    key, kept = ([spelled(source.rows, name) for name in given] for given in (key, kept))
+    column = spelled(source.rows, column)
     names = list(map(quoted, [*kept, column]))
     wanted = F.broadcast(keys) if count <= BROADCAST_KEYS else keys
     # Of a partitioned table a file holds but the other columns.

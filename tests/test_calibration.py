@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,10 @@ def test_curate_takes_one_way_and_a_key_for_ties(table: DataFrame) -> None:
         curate(table, min_score=5, top_k=1)
     with pytest.raises(OptionError, match="top_k: expected key"):
         curate(table, top_k=1)
+    other = replace(calibrate(table, keep=0.5), score_col="source")
+    for call in (lambda: curate(table, min_score=5.0, score_col="source"), lambda: curate(table, other)):
+        with pytest.raises(TableError, match="score_col 'source': expected numbers, found string"):
+            call()
     chosen = calibrate(table, min_score=5)
     with pytest.raises(OptionError, match="by: expected that of the calibration"):
         curate(table, chosen, by="source")

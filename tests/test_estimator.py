@@ -298,6 +298,8 @@ def test_a_wrong_argument_is_an_error_at_the_call() -> None:
             AestheticEstimator(regParams=wrong)
     with pytest.raises(OptionError, match="did you mean 'numFolds'"):
         AestheticEstimator().setParams(numFold=3)
+    with pytest.raises(OptionError, match="did you mean 'regParams'"):
+        AestheticEstimator(regParam=[1.0])
 
 
 @pytest.mark.parametrize(

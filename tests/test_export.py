@@ -26,6 +26,8 @@ def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tup
     images = spark.createDataFrame(rows, "image_id string, path string, photo binary, txt string").coalesce(1)
     images.write.format("delta").save(f"{folder}/images")
     scored = [(key, 4.0 + at, model) for at, key in enumerate([*IMAGES, "none"]) for model in ("a@1", "b@2")]
+    # Not scored yet, as in a view.
+    scored.append(("later", None, None))
     scores = spark.createDataFrame(scored, "image_id string, aesthetic_score float, aesthetic_model string").coalesce(1)
     scores.write.format("delta").save(f"{folder}/scores")
     return f"{folder}/images", f"{folder}/scores"

@@ -359,6 +359,21 @@ def test_of_two_runs_at_once_the_older_one_stops(spark: SparkSession, tmp_path: 
     assert set(rows(spark, table)) == {"a.jpg"}
 
 
+def test_of_two_runs_that_replace_rows_the_older_one_stops(spark: SparkSession, tmp_path: Path) -> None:
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(noise_image(0))
+    sa.ingest_images(spark, str(folder), str(table))
+    (folder / "a.jpg").write_bytes(noise_image(1))
+    os.utime(folder / "a.jpg", (1_000_000_000, 1_000_000_000))
+    older = _run(spark, folder, table)
+    _, new = older.list_new()
+    assert sa.ingest_images(spark, str(folder), str(table)).replaced == 1
+    with pytest.raises(TableError, match="found that a later one has begun"):
+        older.write(list(new), 1)
+    assert rows(spark, table)["a.jpg"].image_id == id_of(noise_image(1))
+
+
 def _run(spark: SparkSession, folder: Path, table: Path) -> _Run:
     source = open_source(spark, str(folder), format=None, uri_col=None, glob=None, max_file_bytes=1 << 20)
     return _Run(spark=spark, source=source, name=str(folder), table=str(table), keep_once=False, retry_failed=False)

@@ -83,6 +83,9 @@ def test_a_cut_is_chosen_and_its_images_are_written(
     assert refused["code"] == 2
     assert refused["said"].endswith("expected no table there, found one; --overwrite replaces it")
     assert job("curate", "--calibration", str(tmp_path / "cut.json"), "--overwrite", *images)["kept"] == 4
+    # Names of columns are blind to case.
+    images[3] = "ID"
+    assert job("curate", "--calibration", str(tmp_path / "cut.json"), "--overwrite", *images)["kept"] == 4
 
 
 def test_many_rows_are_joined_in_one_read(

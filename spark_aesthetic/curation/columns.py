@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyspark.sql import DataFrame
+from pyspark.sql.types import NumericType
 
 from spark_aesthetic.errors import TableError, nearest
+from spark_aesthetic.preflight import quoted
 
 
 def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -26,3 +28,11 @@ def check_columns(df: DataFrame, columns: Sequence[str], option: str) -> None:
     for name in columns:
         if not has_column(df, name):
             raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, df.columns)}")
+
+
+def check_score(df: DataFrame, score_col: str) -> None:
+    """Raise TableError unless the column of scores is there and has numbers."""
+    check_columns(df, [score_col], "score_col")
+    found = df.select(quoted(score_col)).schema[0].dataType
+    if not isinstance(found, NumericType):
+        raise TableError(f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; cast the column")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from pyspark import StorageLevel, keyword_only
@@ -112,6 +112,8 @@ class AestheticEstimator(
         backboneSha256: str | None = None,
         numFolds: int = 5,
         regParams: Sequence[float] = REG_PARAMS,
+        # Taken here, so that setParams can name the nearest.
+        **_: NoReturn,
     ) -> None:
         super().__init__()
         self._setDefault(

@@ -208,7 +208,7 @@ def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str
         raise OptionError("--scores: expected --key with it, found none; name the columns that identify a row in both")
     if MODEL not in found.columns:
         raise TableError(f"--scores {scores}: expected a scores table, found no column {MODEL}; score --table first")
-    models = sorted(row[0] for row in found.select(MODEL).distinct().collect())
+    models = sorted(row[0] for row in found.select(MODEL).distinct().dropna().collect())
     if model is None and len(models) > 1:
         raise OptionError(f"--model: expected one, since --scores has several; choose from {', '.join(models)}")
     if model is not None and model not in models:

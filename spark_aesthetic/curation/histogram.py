@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import NumericType
 
-from spark_aesthetic.curation.columns import check_columns
+from spark_aesthetic.curation.columns import check_columns, check_score
 from spark_aesthetic.curation.models import is_score, model_column, one_model, reason
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.preflight import quoted
@@ -108,11 +107,8 @@ def binned(
     """
     if not (math.isfinite(bin_width) and bin_width > 0 and math.frexp(bin_width)[0] == 0.5):
         raise OptionError(f"bin_width: expected a power of two such as 2**-10, found {bin_width}")
-    check_columns(df, [score_col], "score_col")
+    check_score(df, score_col)
     check_columns(df, by, "by")
-    found = df.select(quoted(score_col)).schema[0].dataType
-    if not isinstance(found, NumericType):
-        raise TableError(f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; cast the column")
     score = F.col(quoted(score_col)).cast("double")
     rows = df.select(
         *[F.col(quoted(name)).cast("string").alias(f"group_{at}") for at, name in enumerate(by)],

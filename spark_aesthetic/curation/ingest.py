@@ -229,6 +229,11 @@ class _Run:
         """The table of the copies that `keep_once` leaves out."""
         return f"{self.table.rstrip('/')}_duplicates"
 
+    @property
+    def generation(self) -> int:
+        """Milliseconds of the clock: a run that begins later has a higher number."""
+        return int(1000 * self.began.timestamp())
+
     @cached_property
     def columns(self) -> list[str]:
         """Of the rows that this source gives."""
@@ -394,17 +399,22 @@ class _Run:
         self._check_alone(number)
 
     def _said(self, number: int) -> Commit:
-        told = {"spark_aesthetic": spark_aesthetic.__version__, "ingested": self.name, "run": self.id, "chunk": number}
-        # Milliseconds of the clock, then chunks: a run that begins later has higher numbers.
-        generation = int(1000 * self.began.timestamp())
-        return Commit(info=json.dumps(told), application=_APPLICATION, number=(generation << 20) + number)
+        told = {
+            "spark_aesthetic": spark_aesthetic.__version__, "ingested": self.name, "run": self.id, "chunk": number,
+            "generation": self.generation,
+        }  # fmt: skip
+        return Commit(info=json.dumps(told), application=_APPLICATION, number=(self.generation << 20) + number)
 
     def _check_alone(self, number: int) -> None:
-        """Whether a commit was made, which Delta does not say where it has dropped it."""
-        told = F.from_json("userMetadata", "run string, chunk bigint")
-        last = self.spark.sql(f"DESCRIBE HISTORY {identifier(self.table)} LIMIT {_LAST_COMMITS}")
-        mine = last.select(told.alias("told")).where((F.col("told.run") == self.id) & (F.col("told.chunk") == number))
-        if mine.isEmpty():
+        """Whether a commit was made, which Delta does not say where it has dropped it, and none by a later run.
+
+        On Spark Connect Delta drops no MERGE; see `Commit.settings`.
+        """
+        told = F.from_json("userMetadata", "run string, chunk bigint, generation bigint")
+        commits = self.spark.sql(f"DESCRIBE HISTORY {identifier(self.table)} LIMIT {_LAST_COMMITS}")
+        last = commits.select(told.alias("told")).select("told.*").collect()
+        later = any((commit.generation or 0) > self.generation for commit in last)
+        if later or (self.id, number) not in [(commit.run, commit.chunk) for commit in last]:
             raise TableError(
                 f"--table {self.table!r}: expected this run alone to take images in, found that a later one has begun; "
                 "let that one finish, then run again"

@@ -20,7 +20,7 @@ from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import AtomicType, BinaryType, IntegerType, StructField, StructType
 
 from spark_aesthetic import files, preflight
-from spark_aesthetic.curation.columns import names
+from spark_aesthetic.curation.columns import check_score, names
 from spark_aesthetic.curation.models import check_model, is_untrained, model_column, one_model, reason
 from spark_aesthetic.curation.thumbnails import thumbnails
 from spark_aesthetic.errors import OptionError, TableError
@@ -230,7 +230,7 @@ def _check(scores: DataFrame, images: DataFrame, key: Sequence[str], image_col: 
                 f"--key {column}: expected a type that labels can have as text, found {found.simpleString()}; "
                 "add a column such as hex(…) to both tables"
             )
-    preflight.column_type(scores, quoted(score_col), "score_col")
+    check_score(scores, score_col)
     preflight.check_image_type(preflight.column_type(images, quoted(image_col), "image_col"), f"image_col {image_col}")
 
 

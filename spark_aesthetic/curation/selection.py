@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation.calibration import Calibration, check_target, rows_of
-from spark_aesthetic.curation.columns import check_columns, has_column, names
+from spark_aesthetic.curation.columns import check_columns, check_score, has_column, names
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, histograms
 from spark_aesthetic.curation.models import is_score
 from spark_aesthetic.errors import OptionError
@@ -79,7 +79,7 @@ def curate(
         return _at_cuts(df, calibration)
     if min_score is not None:
         check_target("min_score", min_score)
-        check_columns(df, [score_col], "score_col")
+        check_score(df, score_col)
         score = F.col(quoted(score_col))
         return df.where(is_score(score) & (score >= F.lit(float(min_score))))
     if not keys:
@@ -92,7 +92,7 @@ def curate(
 
 
 def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
-    check_columns(df, [calibration.score_col], "score_col")
+    check_score(df, calibration.score_col)
     check_columns(df, calibration.by, "by")
     values = {cut.group: (cut.value,) for cut in calibration.cuts if cut.value is not None}
     if not values:
