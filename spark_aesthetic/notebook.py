@@ -116,8 +116,8 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
 
 
 def _tiles(df: DataFrame, image: Column, score: Column, chosen: list[float]) -> list[Tile]:
-    # Of several images with one score any.
-    one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image).alias("image"))
+    # Of several images with one score any that is there.
+    one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image, True).alias("image"))
     # Made here: where this module is imported on a worker there is no session to make it with.
     make_udf: Any = pandas_udf
     shown = one_each.select("score", make_udf(_thumbnails, "string")(F.col("image")).alias("thumbnail"))
@@ -138,7 +138,7 @@ def _bars(df: DataFrame, score: Column, width: float) -> list[Bar]:
 
 def _thumbnails(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
     for batch in batches:
-        yield pd.Series([_thumbnail(bytes(data)) for data in batch], dtype=object)
+        yield pd.Series([None if data is None else _thumbnail(bytes(data)) for data in batch], dtype=object)
 
 
 def _thumbnail(data: bytes) -> str | None:

@@ -63,7 +63,7 @@ class AestheticScorer(
     """Scores a column of images or of CLIP embeddings, as `score_image` and `aesthetic_score_from_embedding` do.
 
     Saved and loaded like any other stage, with a predictor of your own inside it; on classic sessions and on Connect.
-    Each row is scored once, whatever is done with the columns.
+    Each image is scored once, whatever is done with the columns.
 
     Args:
         inputCol: Binary column of image files, or with `inputKind="embedding"` `array<float>`, `array<double>` or an

@@ -118,8 +118,10 @@ def test_the_policy_allows_the_cluster_of_the_job(job: dict[str, Any]) -> None:
 
 
 def test_production_has_one_place(bundle: dict[str, Any]) -> None:
-    # Else the command line refuses to deploy it.
-    assert bundle["targets"]["prod"]["workspace"]["root_path"].endswith("${bundle.target}")
+    # Else the command line refuses to deploy it; and of one place for each user each has a nightly job.
+    place = bundle["targets"]["prod"]["workspace"]["root_path"]
+    assert place.endswith("${bundle.target}")
+    assert "current_user" not in place
 
 
 def test_each_line_of_settings_has_a_reason_above_it() -> None:

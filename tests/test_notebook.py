@@ -13,18 +13,20 @@ from spark_aesthetic.testing import noise_image
 
 ROWS = [(at, bytearray(noise_image(at)), at / 4, "mine@0") for at in range(20)]
 ROWS += [(20, bytearray(b"no image"), 9.5, "mine@0"), (21, None, None, "mine@0")]
+# Scored from what was kept of it.
+ROWS += [(22, None, 9.75, "mine@0")]
 SCHEMA = "id int, image binary, aesthetic_score float, aesthetic_model string"
 
 
 def test_images_are_spread_over_the_ranking_and_all_scores_are_counted(spark: SparkSession) -> None:
     shown = sa.display(spark.createDataFrame(ROWS, SCHEMA).repartition(3), n=5)
-    assert [tile.score for tile in shown.tiles] == [9.5, 3.75, 2.5, 1.25, 0.0]
+    assert [tile.score for tile in shown.tiles] == [9.75, 4.0, 2.5, 1.25, 0.0]
     assert [tile.thumbnail is None for tile in shown.tiles] == [True, False, False, False, False]
-    assert (shown.scored, shown.unscored, repr(shown)) == (21, 1, "21 scored, 1 without a score, 5 shown")
-    assert [bar.rows for bar in shown.bars] == [1] * 20 + [0] * 18 + [1]
+    assert (shown.scored, shown.unscored, repr(shown)) == (22, 1, "22 scored, 1 without a score, 5 shown")
+    assert [bar.rows for bar in shown.bars] == [1] * 20 + [0] * 18 + [1, 1]
     html = shown._repr_html_()
     assert html.count("data:image/jpeg;base64,") == 4
-    assert html.count('class="bar"') == 39
+    assert html.count('class="bar"') == 40
     assert "untrained" not in html
     assert "http" not in html
 
