@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import NumericType
 
 from spark_aesthetic.errors import TableError, nearest
-from spark_aesthetic.preflight import quoted
+from spark_aesthetic.preflight import column_type, quoted
 
 
 def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -32,7 +32,6 @@ def check_columns(df: DataFrame, columns: Sequence[str], option: str) -> None:
 
 def check_score(df: DataFrame, score_col: str) -> None:
     """Raise TableError unless the column of scores is there and has numbers."""
-    check_columns(df, [score_col], "score_col")
-    found = df.select(quoted(score_col)).schema[0].dataType
+    found = column_type(df, quoted(score_col), "score_col")
     if not isinstance(found, NumericType):
         raise TableError(f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; cast the column")
