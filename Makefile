@@ -105,9 +105,10 @@ CORE := $(addprefix tests/test_,functions.py sql.py transformer.py notebook.py t
 OLDER := -W ignore::pytest.PytestUnraisableExceptionWarning
 
 .PHONY: test-compat
-test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta
+test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta, and a client of 4.2 on a server of 4.0
 	for versions in 4.0.5-4.0.1 4.1.1-4.3.1; do \
 		PYTHONPATH=$(CURDIR)/.compat/$$versions $(PYTEST) $(OLDER) $(CORE) || exit 1; done
+	$(PYTEST) -m long tests/test_older_server.py
 
 .PHONY: docs
 docs: setup ## Build the documentation (build/site)

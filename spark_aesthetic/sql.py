@@ -84,7 +84,7 @@ def create_function_ddl(
             but `laion-aesthetics-v2-ava-relu` are.
         portable: Write `aggregate` and `zip_with`, which every engine with Spark's SQL has, instead of the vector
             functions of Spark 4.2, which are 27 times as fast (222,000 and 8,000 rows a second, measured on 2 cores
-            with 200,000 rows of 768 floats); None decides by the pyspark at hand.
+            with 200,000 rows of 768 floats); None decides by the Spark at hand, with Spark Connect the server too.
         model_path: See `spark_aesthetic.Options`.
 
     Raises:
