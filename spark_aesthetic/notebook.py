@@ -10,11 +10,11 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
-from pyspark.sql.types import NumericType
 
 from spark_aesthetic import preflight
+from spark_aesthetic.curation.columns import check_score
 from spark_aesthetic.curation.models import is_score, is_untrained, model_column
-from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.errors import OptionError
 from spark_aesthetic.options import is_whole
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.report import render, thumbnail
@@ -91,9 +91,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     if not is_whole(n) or n < 1:
         raise OptionError(f"n={n!r}: expected a whole number of at least 1")
     preflight.check_image_type(preflight.column_type(df, quoted(image_col), "image_col"), f"image_col {image_col}")
-    found = preflight.column_type(df, quoted(score_col), "score_col")
-    if not isinstance(found, NumericType):
-        raise TableError(f"score_col {score_col}: expected a number, found {found.simpleString()}; name the scores")
+    check_score(df, score_col)
     given = F.col(quoted(score_col)).cast("double")
     score = F.when(is_score(given), given)
     ranks = [at / (n - 1) for at in range(n)] if n > 1 else [1.0]

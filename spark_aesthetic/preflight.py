@@ -340,7 +340,10 @@ def check_view(spark: SparkSession, view: str) -> None:
     try:
         taken = spark.catalog.tableExists(view) and spark.catalog.getTable(view).tableType != "VIEW"
     except PySparkException as error:
-        raise TableError(f"--view: expected a name for a view, found {view!r}: {_first_line(error)}") from error
+        raise TableError(
+            f"--view: expected a name for a view, found {view!r}; put other characters than letters, digits and _ "
+            "between backquotes, and a schema that is there before it"
+        ) from error
     if taken:
         raise TableError(f"--view: expected a free name or that of a view, found the table {view!r}; choose another")
 

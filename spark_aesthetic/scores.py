@@ -106,7 +106,7 @@ class Target:
             The table's folder.
 
         Raises:
-            TableError: A table is there with another type in one of the columns.
+            TableError: A table is there with another type in one of the columns, or files that are no Delta table.
         """
         found = preflight.detail(spark, self.table)
         if found is not None:
@@ -122,9 +122,18 @@ class Target:
             # A chunk is as many small files as it had tasks; without it a long run leaves millions.
             "TBLPROPERTIES ('delta.autoOptimize.optimizeWrite' = 'true')"
         )
-        # Of runs that make it at once some find the folder of another's first commit, or see the table a moment later.
-        committed(lambda: spark.sql(create), also=("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION",))
-        committed(lambda: properties(spark, self.identifier), also=("DELTA_MISSING_DELTA_TABLE",))
+        occupied = ("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION", "DELTA_MISSING_DELTA_TABLE")
+        try:
+            # Of runs that make it at once some find another's folder before its first commit, or see it a moment later.
+            committed(lambda: spark.sql(create), also=occupied[:1])
+            committed(lambda: properties(spark, self.identifier), also=occupied[1:])
+        except PySparkException as error:
+            if not any(condition in str(error) for condition in occupied):
+                raise
+            raise TableError(
+                f"scores {self.table!r}: expected a Delta table or room for one, found a folder with files of another "
+                "kind; choose a name or a folder that is not there yet"
+            ) from error
         return preflight.whole(self.table) if "/" in self.table else self.make(spark)
 
     def rows(self, spark: SparkSession) -> DataFrame:

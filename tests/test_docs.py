@@ -6,6 +6,7 @@ import doctest
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +54,20 @@ JOBS = {
     "train_head.py": (commands.train_head_arguments, ("table",)),
     "export_webdataset.py": (commands.export_arguments, ("table",)),
 }
+
+
+def test_the_session_of_connect_that_a_page_starts_has_delta(tmp_path: Path) -> None:
+    code = blocks(REPOSITORY / "docs" / "notebooks.md", "python")
+    code += f"""
+assert type(spark).__module__ == "pyspark.sql.connect.session"
+spark.range(3).write.format("delta").save({str(tmp_path / "table")!r})
+print(spark.read.format("delta").load({str(tmp_path / "table")!r}).count())
+"""
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.split() == ["3"], done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

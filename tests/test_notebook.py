@@ -63,7 +63,7 @@ def test_wrong_columns_are_told(spark: SparkSession) -> None:
         sa.display(frame, "imge")
     with pytest.raises(TableError, match=r"no column .aesthetic_scor. in the table: did you mean"):
         sa.display(frame, score_col="aesthetic_scor")
-    with pytest.raises(TableError, match="score_col aesthetic_model: expected a number, found string"):
+    with pytest.raises(TableError, match="score_col 'aesthetic_model': expected numbers, found string"):
         sa.display(frame, score_col="aesthetic_model")
     for n in (0, -1, 2.5, True, "3"):
         with pytest.raises(OptionError, match=r"n=.*expected a whole number of at least 1"):

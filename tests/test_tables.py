@@ -297,7 +297,7 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
         ({"predictor": "laion-aesthetics-v1-b32"}, TableError, "expected 512 numbers .* found 768"),
         ({"predictor": "laion"}, PredictorError, "no predictor 'laion'"),
         ({"view": "some_view"}, TableError, "--view: expected --scores"),
-        ({"view": "not a name", "scores": "NEW"}, TableError, "--view: expected a name for a view"),
+        ({"view": "not a name", "scores": "NEW"}, TableError, "--view: expected a name .* 'not a name'; put other"),
         ({"view": "default.taken", "scores": "NEW"}, TableError, "--view: .* found the table"),
         ({"key": ["id", "ID"]}, TableError, "expected each column once"),
         ({"embedding_col": "short_vector"}, TableError, "expected 768 numbers .* found 2"),
@@ -409,6 +409,16 @@ def test_a_table_that_is_not_delta_is_named_as_such(spark: SparkSession, tmp_pat
     embeddings(spark).write.parquet(str(tmp_path / "parquet"))
     with pytest.raises(TableError, match="expected a Delta table"):
         sa.score_table(spark, source=str(tmp_path / "parquet"), key=["id"], embedding_col="e")
+
+
+def test_a_folder_of_other_files_is_no_place_for_scores(spark: SparkSession, tmp_path: Path) -> None:
+    source = write(embeddings(spark), str(tmp_path / "source"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(TableError, match=r"scores .*other.*: expected a Delta table or room for one"):
+        sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=str(other))
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
 
 
 def test_a_score_column_of_another_type_is_refused(spark: SparkSession, tmp_path: Path) -> None:

@@ -34,4 +34,6 @@ def check_score(df: DataFrame, score_col: str) -> None:
     """Raise TableError unless the column of scores is there and has numbers."""
     found = column_type(df, quoted(score_col), "score_col")
     if not isinstance(found, NumericType):
-        raise TableError(f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; cast the column")
+        raise TableError(
+            f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; name the scores, or cast them"
+        )
