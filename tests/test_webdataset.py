@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from datetime import datetime, timezone
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -291,3 +292,15 @@ def test_a_key_with_a_dot_is_refused_with_the_remedy(spark: SparkSession, tmp_pa
     frame = spark.createDataFrame([("a.jpg", bytearray(b"x"))], "__key__ string, jpg binary")
     with pytest.raises(Exception, match="expected one without a dot"):
         frame.write.format("webdataset").mode("append").save(str(tmp_path / "out"))
+
+
+def test_times_travel_as_utc(spark: SparkSession, tmp_path: Path) -> None:
+    rows = spark.sql("SELECT 'a' AS name, X'ffd8ff' AS image, TIMESTAMP '2026-11-26 07:00:00.25+02:00' AS at")
+    out = str(tmp_path / "out")
+    rows.write.format("webdataset").mode("append").option("keyCol", "name").option("sidecar", "true").save(out)
+    (row,) = spark.read.format("webdataset").load(f"{out}/*.tar").collect()
+    assert datetime.fromisoformat(json.loads(row.json)["at"]) == datetime(2026, 11, 26, 5, 0, 0, 250_000, timezone.utc)
+    (beside,) = spark.read.format("webdataset").option("sidecar", "true").load(f"{out}/*.tar").select(
+        F.col("at").cast("double").alias("seconds")
+    ).collect()  # fmt: skip
+    assert beside.seconds == datetime(2026, 11, 26, 5, 0, 0, 250_000, timezone.utc).timestamp()

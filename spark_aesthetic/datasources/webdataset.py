@@ -201,7 +201,7 @@ class Reader(DataSourceReader):
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
         """On a worker: the samples of a shard, in batches bounded in bytes."""
         assert isinstance(partition, Shard)
-        schema = to_arrow_schema(self._schema)
+        schema = to_arrow_schema(self._schema, timezone="UTC")
         text = {field.name for field in schema if pa.types.is_string(field.type)}
         wanted = text if self._options.metadata_only else set(schema.names)
         columns: dict[str, list[Any]] = {name: [] for name in schema.names}
@@ -292,7 +292,7 @@ class Writer(DataSourceArrowWriter):
             raise OptionError(
                 f"webdataset: keyCol: no column {options.key_col!r}: {nearest(options.key_col, schema.names)}"
             )
-        self._schema, self._options, self._overwrite = to_arrow_schema(schema), options, overwrite
+        self._schema, self._options, self._overwrite = to_arrow_schema(schema, timezone="UTC"), options, overwrite
         self._out = shards.absolute(options.path)
         staging.settle(self._out)
         self._staged = staging.new(self._out)
