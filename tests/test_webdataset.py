@@ -294,7 +294,7 @@ def test_a_key_with_a_dot_is_refused_with_the_remedy(spark: SparkSession, tmp_pa
         frame.write.format("webdataset").mode("append").save(str(tmp_path / "out"))
 
 
-def test_times_travel_as_utc(spark: SparkSession, tmp_path: Path) -> None:
+def test_times_keep_their_instant(spark: SparkSession, tmp_path: Path) -> None:
     rows = spark.sql("SELECT 'a' AS name, X'ffd8ff' AS image, TIMESTAMP '2026-11-26 07:00:00.25+02:00' AS at")
     out = str(tmp_path / "out")
     rows.write.format("webdataset").mode("append").option("keyCol", "name").option("sidecar", "true").save(out)
