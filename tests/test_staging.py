@@ -5,7 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from time import sleep
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -29,7 +32,6 @@ def mv(self, source, target, **options):
     move(self, source, target, **options)
 LocalFileSystem.mv = mv
 staged = staging.new(folder)
-os.makedirs(staged)
 for name in "abc":
     open(f"{staged}/{name}", "w").write(f"new {name}")
 gone = ["00003.tar"] if replaces else []
@@ -42,7 +44,6 @@ staging.commit(staged, moves, gone=gone, replaces=replaces)
 def test_a_file_that_is_there_is_not_replaced_by_an_append(tmp_path: Path) -> None:
     folder = tmp_path / "a [1]"
     staged = Path(staging.new(str(folder)))
-    staged.mkdir(parents=True)
     (staged / "a").write_text("new")
     (folder / "00000.tar").write_text("old")
     with pytest.raises(TableError, match="another write has put there"):
@@ -62,7 +63,6 @@ def test_what_cannot_be_removed_does_not_fail_a_commit_that_is_done(
         remove(self, path)
 
     staged = Path(staging.new(str(tmp_path)))
-    staged.mkdir()
     (staged / "a").write_text("new")
     with monkeypatch.context() as patched:
         patched.setattr(LocalFileSystem, "rm", failing)
@@ -70,6 +70,25 @@ def test_what_cannot_be_removed_does_not_fail_a_commit_that_is_done(
     assert staged.exists()
     staging.settle(str(tmp_path))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"00000.tar": "new"}
+
+
+def test_a_file_that_is_made_while_its_folder_is_removed_goes_too(tmp_path: Path) -> None:
+    for _ in range(20):
+        staged = Path(staging.new(str(tmp_path)))
+        for at in range(100):
+            (staged / str(at)).touch()
+
+        def write(staged: Path = staged) -> None:
+            with suppress(FileNotFoundError):
+                for at in range(100, 5000):
+                    (staged / str(at)).touch()
+                    sleep(0.001)
+
+        with ThreadPoolExecutor() as pool:
+            task = pool.submit(write)
+            staging.settle(str(tmp_path))
+            task.result(10)
+        assert list(tmp_path.iterdir()) == []
 
 
 def texts(folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -21,10 +22,12 @@ import webdataset
 from conftest import own_session
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 from test_shards import make_shard
 
 import spark_aesthetic as sa
 from spark_aesthetic.datasources import shards
+from spark_aesthetic.datasources.webdataset import WebDataset
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.testing import noise_image
 
@@ -175,6 +178,21 @@ def test_a_failed_job_leaves_nothing_and_a_second_completes(spark: SparkSession,
     # Appending numbers on.
     rows.write.format("webdataset").mode("append").save(str(out))
     assert sorted(path.name for path in out.glob("*.tar")) == [f"{at:05d}.tar" for at in range(4)]
+
+
+def test_a_task_that_has_not_heard_of_the_failure_adds_nothing(spark: SparkSession, tmp_path: Path) -> None:
+    schema = StructType([StructField("__key__", StringType()), StructField("jpg", BinaryType())])
+    writer = WebDataset({"path": str(tmp_path)}).writer(schema, overwrite=False)
+    writer.abort([])
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        writer.write(batches)
+        yield from ()
+
+    rows = spark.range(40).coalesce(1).selectExpr("CAST(id AS STRING) AS __key__", "X'00' AS jpg")
+    with pytest.raises(Exception, match="write to a place that driver and executors share"):
+        rows.mapInArrow(write, rows.schema).collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Commits shard after shard until it is killed.

@@ -21,12 +21,21 @@ from spark_aesthetic.errors import TableError
 # Names that begin so are hidden from patterns such as *.tar, and from Spark.
 _STAGED, _NOTE = "_staged-", "commit.json"
 
+_TRIES = 3
+
 Item = TypeVar("Item")
 
 
 def new(folder: str) -> str:
-    """The address of a folder, not made yet, for what a write stages in another one."""
-    return f"{folder}/{_STAGED}{uuid4().hex}"
+    """The address of a hidden folder, made in another one, for the files that a write stages.
+
+    They lie in it without folders of their own: so a disk lets a task that has not heard of the write's end make no
+    more of them.
+    """
+    staged = f"{folder}/{_STAGED}{uuid4().hex}"
+    system, hidden = locate(staged)
+    system.makedirs(hidden)
+    return staged
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,6 @@ def commit(staged: str, moves: dict[str, str], *, gone: Iterable[str] = (), repl
     if not replaces:
         _all(lambda name: _check_free(system, f"{hidden.rpartition('/')[0]}/{name}"), moves.values())
     note = _Note(moves, list(gone), replaces)
-    system.makedirs(hidden, exist_ok=True)
     # A note is there whole or not at all.
     system.pipe_file(f"{hidden}/{_NOTE}.new", json.dumps(asdict(note)).encode())
     system.mv(f"{hidden}/{_NOTE}.new", f"{hidden}/{_NOTE}")
@@ -98,9 +106,12 @@ def _carry_out(system: Any, hidden: str, note: _Note) -> None:
 def _drop(system: Any, hidden: str) -> None:
     # The note first: from here on the write is done, or undone.
     _remove(system, f"{hidden}/{_NOTE}")
-    # Else a write that is done would fail; the next one removes what is left.
-    with suppress(OSError):
-        system.rm(hidden, recursive=True)
+    # Again where a task that has not heard of the end has made a file meanwhile.
+    for _ in range(_TRIES):
+        # Else a write that is done would fail; the next one removes what is left.
+        with suppress(OSError):
+            system.rm(hidden, recursive=True)
+            return
 
 
 def _remove(system: Any, path: str) -> None:

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from math import isfinite
+from socket import gethostname
 from typing import IO, Any
 
 import numpy as np
@@ -293,6 +294,7 @@ class Writer(DataSourceArrowWriter):
                 f"webdataset: keyCol: no column {options.key_col!r}: {nearest(options.key_col, schema.names)}"
             )
         self._schema, self._options, self._overwrite = to_arrow_schema(schema, timezone="UTC"), options, overwrite
+        self._kinds = ("tar", "parquet") if options.sidecar else ("tar",)
         self._out = shards.absolute(options.path)
         staging.settle(self._out)
         self._staged = staging.new(self._out)
@@ -306,14 +308,12 @@ class Writer(DataSourceArrowWriter):
         done = Written(context.partitionId(), [])
         # An attempt of its own, so that one which was killed or runs twice is in nobody's way.
         attempt = f"{done.partition:06d}-{context.taskAttemptId()}"
-        system, hidden = shards.locate(self._staged)
-        system.makedirs(f"{hidden}/{attempt}", exist_ok=True)
         numbers, rows = count(), self._rows(iterator)
         try:
             # The first row of each shard tells that there is one.
             for first in rows:
-                done.stems.append(f"{attempt}/{len(done.stems):06d}")
-                with closing(shards.ShardWriter(system.open(f"{hidden}/{done.stems[-1]}.tar", "wb"))) as shard:
+                done.stems.append(f"{attempt}-{len(done.stems):06d}")
+                with closing(shards.ShardWriter(self._open(f"{done.stems[-1]}.tar"))) as shard:
                     beside = []
                     for row in islice(chain([first], rows), self._options.samples_per_shard):
                         given = row.pop(self._options.key_col, None)
@@ -324,14 +324,28 @@ class Writer(DataSourceArrowWriter):
                             told = {name: value for name, value in row.items() if not isinstance(value, memoryview)}
                             beside.append({**told, SIDECAR_KEY: str(key)})
                 if self._options.sidecar:
-                    with system.open(f"{hidden}/{done.stems[-1]}.parquet", "wb") as file:
+                    with self._open(f"{done.stems[-1]}.parquet") as file:
                         pq.write_table(pa.Table.from_pylist(beside, self._sidecar_schema()), file)
         except BaseException:
-            # The driver may have removed it; what is left goes with the rest.
-            with suppress(OSError):
-                system.rm(f"{hidden}/{attempt}", recursive=True)
+            # The driver may have removed them; what is left goes with the rest.
+            system, hidden = shards.locate(self._staged)
+            for stem in done.stems:
+                for kind in self._kinds:
+                    with suppress(OSError):
+                        system.rm(f"{hidden}/{stem}.{kind}")
             raise
         return done
+
+    def _open(self, name: str) -> IO[bytes]:
+        system, hidden = shards.locate(self._staged)
+        try:
+            file: IO[bytes] = system.open(f"{hidden}/{name}", "wb")
+        except FileNotFoundError as error:
+            raise TableError(
+                f"webdataset: expected the folder {self._staged}, which the driver has made, found none on "
+                f"{gethostname()}; write to a place that driver and executors share, one write at a time"
+            ) from error
+        return file
 
     @staticmethod
     def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
@@ -354,11 +368,10 @@ class Writer(DataSourceArrowWriter):
         """On the driver, once all tasks are done: put shards in place, numbered on from those that are there."""
         tasks = sorted((task for task in messages if isinstance(task, Written)), key=lambda task: task.partition)
         numbers = count(0 if self._overwrite else _next_number(self._out))
-        kinds = ("tar", "parquet") if self._options.sidecar else ("tar",)
         moves: dict[str, str] = {}
         for stem in (stem for task in tasks for stem in task.stems):
             number = next(numbers)
-            moves |= {f"{stem}.{kind}": f"{number:05d}.{kind}" for kind in kinds}
+            moves |= {f"{stem}.{kind}": f"{number:05d}.{kind}" for kind in self._kinds}
         gone = []
         if self._overwrite:
             system, place = shards.locate(self._out)
