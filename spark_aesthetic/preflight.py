@@ -264,11 +264,11 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     return vector
 
 
-def check_key_list(key: Sequence[str]) -> None:
-    """Raise TableError unless columns of a key are given as a list."""
-    if isinstance(key, str) or not key:
-        named = key.split(",") if isinstance(key, str) and key else ["id"]
-        raise TableError(f"key={key!r}: expected a list of columns, found {'text' if key else 'none'}; use key={named}")
+def key_columns(key: str | Sequence[str]) -> list[str]:
+    """The columns of a key, a single one by its name alone too; TableError if there is none."""
+    if not key:
+        raise TableError("--key: expected the columns that together identify a row, found none; name them")
+    return [key] if isinstance(key, str) else list(key)
 
 
 def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> None:

@@ -90,7 +90,7 @@ def score_table(
     spark: SparkSession,
     *,
     source: str,
-    key: Sequence[str],
+    key: str | Sequence[str],
     image_col: str | None = None,
     embedding_col: str | None = None,
     scores: str | None = None,
@@ -128,7 +128,7 @@ def score_table(
     Args:
         spark: A session with Delta Lake.
         source: Delta table by catalog name, or by path (anything with a slash).
-        key: Columns that together identify a row; no nulls, no duplicates.
+        key: Column, or columns that together, identify a row; no nulls, no duplicates.
         image_col: Binary column of image files. Either this or `embedding_col`.
         embedding_col: `array<float>`, `array<double>` or ml Vector column of CLIP embeddings; normalised here.
         scores: Delta table for the scores, by name or by path.
@@ -159,7 +159,7 @@ def score_table(
             another run is at work on the same scores.
     """
     started = time.monotonic()
-    preflight.check_key_list(key)
+    key = preflight.key_columns(key)
     checked = Options.of(score_table, **options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
     model = pinned.model_id
@@ -247,7 +247,12 @@ def score_table(
 
 
 def rescore_from_embeddings(
-    spark: SparkSession, *, scores: str, key: Sequence[str], predictor: str | Predictor, model_path: str | None = None
+    spark: SparkSession,
+    *,
+    scores: str,
+    key: str | Sequence[str],
+    predictor: str | Predictor,
+    model_path: str | None = None,
 ) -> Summary:
     """Score with another head the embeddings that a scores table has kept, in one commit, without opening an image.
 
@@ -257,7 +262,7 @@ def rescore_from_embeddings(
     Args:
         spark: A session with Delta Lake.
         scores: Delta table that a run with `with_embedding` has filled, by name or by path.
-        key: The columns that identify its rows, beside the model.
+        key: The column or columns that identify its rows, beside the model.
         predictor: The new predictor, its name, or the path of its JSON file.
         model_path: See `spark_aesthetic.Options`.
 
@@ -268,7 +273,7 @@ def rescore_from_embeddings(
         TableError: There is no such table, or it has no embedding of this backbone.
     """
     started = time.monotonic()
-    preflight.check_key_list(key)
+    key = preflight.key_columns(key)
     pinned = weights.pin(resolve(predictor), model_path)
     table = preflight.open_source(spark, scores, called="scores")
     fitting = [

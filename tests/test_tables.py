@@ -78,7 +78,7 @@ def test_a_second_run_writes_nothing_and_a_third_scores_just_the_new_rows(
     target = scores or source
 
     def run() -> sa.Summary:
-        return sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores)
+        return sa.score_table(spark, source=source, key="id", embedding_col="e", scores=scores)
 
     first = run()
     assert (first.rows_read, first.scored, first.failed, first.skipped, first.model) == (7, 7, 0, 0, V2)
@@ -284,8 +284,8 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
         ({"source": "default.no_such_table"}, TableError, "expected a Delta table, found none"),
         ({"source": "/no/such/path"}, TableError, "expected a Delta table, found none"),
         ({"key": ["idd"]}, TableError, "--key: no column 'idd' in the table: did you mean 'id'"),
-        ({"key": "id"}, TableError, r"expected a list of columns, found text; use key=\['id'\]"),
-        ({"key": []}, TableError, "expected a list of columns, found none"),
+        ({"key": "id,title"}, TableError, "--key: no column 'id,title' in the table"),
+        ({"key": []}, TableError, "--key: expected the columns .* found none; name them"),
         ({"key": ["title"]}, TableError, "each of the 10 rows, found 10 with the key of another; add"),
         ({"key": ["maybe"]}, TableError, "each of the 10 rows, found 1 with a null; add"),
         ({"embedding_col": "embeding"}, TableError, "--embedding-col: no column 'embeding'"),

@@ -244,7 +244,7 @@ def check_target(name: str, value: float) -> None:
         if not math.isfinite(value):
             raise OptionError(f"min_score: expected a finite number, found {value}")
     elif not 0 < value <= 1:
-        raise OptionError(f"{name}: expected a share above 0 and up to 1, found {value}")
+        raise OptionError(f"{name}: expected a share above 0 and up to 1, found {value:g}; a tenth is 0.1")
 
 
 def rows_of(target: str, wanted: float, scored: int) -> int:
@@ -365,7 +365,7 @@ def _lines(calibration: Calibration) -> Iterator[str]:
     if len(calibration.cuts) > _SHOWN:
         yield f"  and {len(calibration.cuts) - _SHOWN} more groups"
     if calibration.labels_without_score:
-        yield f"  {calibration.labels_without_score:,} labels were left out: their rows have no score"
+        yield f"  labels left out, whose rows have no score: {calibration.labels_without_score:,}"
 
 
 def _lines_of(cut: Cut) -> Iterator[str]:
@@ -375,7 +375,7 @@ def _lines_of(cut: Cut) -> Iterator[str]:
     if of.scored:
         yield "quantiles " + ", ".join(f"{share:g}: {score:.3f}" for share, score in of.quantiles.items())
     if cut.value is not None and cut.share is not None:
-        yield f"cut {cut.value:.4f} keeps {cut.kept:,} rows, {cut.share:.2%} of those with a score"
+        yield f"cut {cut.value:.4f} keeps {cut.kept:,} of {of.scored:,}, {cut.share:.2%}"
     elif of.scored:
         yield "kept from " + ", ".join(f"{at:g}: {share:.2%}" for at, share in of.shares.items())
     if cut.evidence is not None:
