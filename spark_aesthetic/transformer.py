@@ -42,6 +42,18 @@ def make_param(name: str, doc: str, converter: Any) -> Param[Any]:
     return Param(Params._dummy(), name, doc, typeConverter=converter)
 
 
+def _portable(predictor: str | Predictor) -> str:
+    """As a param keeps it: a name, or the whole recipe, so that a saved stage needs no other file of ours."""
+    if isinstance(predictor, str) and (predictor in BUILT_IN or predictor.startswith("{")):
+        return predictor
+    return resolve(predictor).to_json()
+
+
+def _optional_string(value: Any) -> str | None:
+    """The converter of a param that may be None, as `copy` and a saved stage may have it."""
+    return None if value is None else TypeConverters.toString(value)
+
+
 def assign(stage: Params, given: dict[str, Any]) -> None:
     """Set the params of a stage by name; None is back to the default.
 
@@ -96,9 +108,9 @@ class AestheticScorer(
     """
 
     inputKind = make_param("inputKind", "what the column holds: image or embedding", TypeConverters.toString)
-    errorCol = make_param("errorCol", "output column of the reason why a row has no score", TypeConverters.toString)
-    embeddingCol = make_param("embeddingCol", "output column of the image's embedding", TypeConverters.toString)
-    predictor = make_param("predictor", "name of a predictor, or its JSON text", TypeConverters.toString)
+    errorCol = make_param("errorCol", "output column of the reason why a row has no score", _optional_string)
+    embeddingCol = make_param("embeddingCol", "output column of the image's embedding", _optional_string)
+    predictor = make_param("predictor", "name of a predictor, or its JSON text", _portable)
     normalize = make_param("normalize", "divide embeddings by their length first", TypeConverters.toBoolean)
     batchSize = make_param("batchSize", "rows in one forward pass; -1 chooses for the device", TypeConverters.toInt)
     device = make_param("device", "auto, or a torch device", TypeConverters.toString)
@@ -106,7 +118,7 @@ class AestheticScorer(
     decode = make_param("decode", "exact or fast", TypeConverters.toString)
     numThreads = make_param("numThreads", "threads in a Python worker; -1 takes the task's cores", TypeConverters.toInt)
     maxPixels = make_param("maxPixels", "an image of more pixels gets no score", TypeConverters.toInt)
-    modelPath = make_param("modelPath", "folder of the weights, or the backbone's file", TypeConverters.toString)
+    modelPath = make_param("modelPath", "folder of the weights, or the backbone's file", _optional_string)
 
     # Of a head that AestheticEstimator made, what it found; not saved with the stage.
     report: HeadReport | None = None
@@ -144,11 +156,14 @@ class AestheticScorer(
     @keyword_only
     def setParams(self, **_: Any) -> AestheticScorer:
         """Set several params by name, as the constructor takes them."""
-        given = dict(self._input_kwargs)
-        if "predictor" in given:
-            given["predictor"] = _portable(given["predictor"])
-        assign(self, given)
-        self._check()
+        before = dict(self._paramMap)
+        try:
+            assign(self, self._input_kwargs)
+            self._check()
+        except Exception:
+            # Else each later call would meet the value that was refused.
+            self._paramMap = before
+            raise
         return self
 
     def _check(self) -> tuple[Predictor, Options]:
@@ -158,13 +173,19 @@ class AestheticScorer(
             raise OptionError(f"inputKind={kind!r}: {nearest(kind, INPUT_KINDS)}")
         if kind == "embedding" and self.getEmbeddingCol() is not None:
             raise OptionError("embeddingCol: expected inputKind='image', found 'embedding', which holds them already")
+        outputs = [name.lower() for name, _ in self._outputs()]
+        if len(set(outputs)) < len(outputs):
+            raise OptionError(
+                f"outputCol, errorCol, embeddingCol: expected a name of its own for each, found {', '.join(outputs)}; "
+                "rename one"
+            )
         options = {option: self.getOrDefault(param) for option, param in _OPTIONS.items()}
         return _restored(self.getOrDefault("predictor")), Options.of(**options)
 
     def transformSchema(self, schema: StructType) -> StructType:
         """The schema that `transform` gives for one that it gets; raises as that does."""
         self._check_input(schema)
-        for name, data_type in self._outputs().items():
+        for name, data_type in self._outputs():
             if name.lower() in (known.lower() for known in schema.names):
                 raise TableError(f"output column {name!r}: the table has one of that name; drop it, or name another")
             schema = StructType([*schema.fields]).add(name, data_type)
@@ -183,13 +204,13 @@ class AestheticScorer(
         preflight.check_image_type(found, f"inputCol {name}")
         return False
 
-    def _outputs(self) -> dict[str, DataType]:
+    def _outputs(self) -> list[tuple[str, DataType]]:
         wanted: list[tuple[str | None, DataType]] = [
             (self.getOutputCol(), FloatType()),
             (self.getErrorCol(), StringType()),
             (self.getEmbeddingCol(), ArrayType(FloatType())),
         ]
-        return {name: data_type for name, data_type in wanted if name is not None}
+        return [(name, data_type) for name, data_type in wanted if name is not None]
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         predictor, options = self._check()
@@ -207,9 +228,10 @@ class AestheticScorer(
             with_embedding = self.getEmbeddingCol() is not None
             struct = score_image(column, predictor=predictor, with_embedding=with_embedding, **asdict(options))
         scored = f"_{self.uid}"
-        parts = {self.getOutputCol(): "score", self.getErrorCol(): "error", self.getEmbeddingCol(): "embedding"}
-        made = [F.col(scored)[part].alias(name) for name, part in parts.items() if name is not None]
-        return dataset.select("*", struct.alias(scored)).select(*map(quoted, dataset.columns), *made)
+        parts = {"score": self.getOutputCol(), "error": self.getErrorCol(), "embedding": self.getEmbeddingCol()}
+        made = [F.col(scored)[part].alias(name) for part, name in parts.items() if name is not None]
+        # By no name of the table, of which a join leaves several.
+        return dataset.select("*", struct.alias(scored)).select("*", *made).drop(scored)
 
     def setInputCol(self, value: str) -> AestheticScorer:
         """Set `inputCol`."""
@@ -325,13 +347,6 @@ class AestheticScorer(
         """Get `modelPath`."""
         found: str | None = self.getOrDefault("modelPath")
         return found
-
-
-def _portable(predictor: str | Predictor) -> str:
-    """As a param keeps it: a name, or the whole recipe, so that a saved stage needs no other file of ours."""
-    if isinstance(predictor, str) and (predictor in BUILT_IN or predictor.startswith("{")):
-        return predictor
-    return resolve(predictor).to_json()
 
 
 def _restored(text: str) -> Predictor:

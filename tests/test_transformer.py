@@ -8,6 +8,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 import spark_aesthetic as sa
@@ -72,8 +73,33 @@ def test_params_are_set_got_and_explained() -> None:
     explained = scorer.explainParams()
     for param in scorer.params:
         assert f"{param.name}: " in explained
-    copied = scorer.copy({scorer.decode: "exact"})
+    own = small_predictor()
+    copied = scorer.copy({scorer.decode: "exact", scorer.predictor: own})
     assert (copied.getDecode(), scorer.getDecode()) == ("exact", "fast")
+    assert (copied.getPredictor(), scorer.getPredictor().name) == (own, sa.DEFAULT)
+
+
+def test_a_param_that_a_copy_sets_to_none_is_saved_and_loaded(spark: SparkSession, tmp_path: Path) -> None:
+    scorer = AestheticScorer(inputCol="image", errorCol="why")
+    scorer.copy({scorer.errorCol: None}).save(str(tmp_path / "stage"))
+    assert AestheticScorer.load(str(tmp_path / "stage")).getErrorCol() is None
+
+
+def test_a_value_that_is_refused_leaves_the_stage_as_it_was() -> None:
+    scorer = AestheticScorer(inputCol="image", decode="fast")
+    for wrong in ({"decode": "exat"}, {"outputCol": "s", "errorCol": "S"}, {"maxPixels": 7, "batchSize": "many"}):
+        with pytest.raises((OptionError, TypeError)):
+            scorer.setParams(**wrong)
+    assert (scorer.setNumThreads(1).getDecode(), scorer.getOutputCol()) == ("fast", "aesthetic_score")
+    assert scorer.getMaxPixels() == AestheticScorer().getMaxPixels()
+
+
+def test_a_table_with_two_columns_of_one_name_keeps_both(spark: SparkSession) -> None:
+    left, right = (spark.createDataFrame([(1, EMBEDDINGS[4])], "id int, e array<float>").alias(at) for at in "lr")
+    joined = left.join(right.select("id").alias("r"), F.col("l.id") == F.col("r.id"))
+    scored = AestheticScorer(inputCol="e", inputKind="embedding").transform(joined)
+    assert scored.columns == ["id", "e", "id", "aesthetic_score"]
+    assert scored.select("aesthetic_score").collect()[0][0] == pytest.approx(PUBLISHED_SCORES[4], abs=6e-4)
 
 
 def test_a_wrong_argument_is_an_error_at_the_call() -> None:
@@ -89,6 +115,9 @@ def test_a_wrong_argument_is_an_error_at_the_call() -> None:
         AestheticScorer(decod="fast")
     with pytest.raises(OptionError, match="expected inputKind='image'"):
         AestheticScorer(inputCol="e", inputKind="embedding", embeddingCol="e2")
+    for twice in ({"errorCol": "aesthetic_score"}, {"outputCol": "s", "embeddingCol": "S"}):
+        with pytest.raises(OptionError, match="expected a name of its own for each"):
+            AestheticScorer(inputCol="image", **twice)
 
 
 @pytest.mark.parametrize(
