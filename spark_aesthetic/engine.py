@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock, Semaphore
 from time import perf_counter
 from typing import cast
@@ -90,11 +91,24 @@ class ScoredRows:
 def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str | None) -> tuple[ImageEncoder, Head]:
     """Load a pinned predictor's model, once a process.
 
-    The key is the content of the recipe, not an object: running a notebook cell again loads nothing.
-
     Raises:
         WeightsError: A file is missing, another one, or does not fit the architecture; or head and backbone
             do not go together.
+    """
+    encoder = load_encoder(predictor, device=device, dtype=dtype, model_path=model_path)
+    head = weights.load_head(predictor, model_path)
+    weights.check_dimension(predictor, head, encoder.dimension)
+    return encoder, head
+
+
+def load_encoder(predictor: Predictor, *, device: str, dtype: str, model_path: str | None) -> ImageEncoder:
+    """Load the backbone of a predictor whose backbone is pinned, once a process.
+
+    What is kept goes by the content of the weights, not by an object: running a notebook cell again loads nothing, and
+    predictors share their backbone.
+
+    Raises:
+        WeightsError: A file is missing, another one, or does not fit the architecture.
     """
     prepared = weights.prepared_path(predictor, dtype)
     if not prepared.exists():
@@ -102,10 +116,12 @@ def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str
         from spark_aesthetic.prepare import prepare
 
         prepare(predictor, dtype=dtype, model_path=model_path)
-    encoder = ImageEncoder(prepared, device=device)
-    head = weights.load_head(predictor, model_path)
-    weights.check_dimension(predictor, head, encoder.dimension)
-    return encoder, head
+    return _mapped(prepared, device)
+
+
+@lru_cache(maxsize=2)
+def _mapped(prepared: Path, device: str) -> ImageEncoder:
+    return ImageEncoder(prepared, device=device)
 
 
 def dtype_for(options: Options) -> str:

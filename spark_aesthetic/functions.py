@@ -76,7 +76,7 @@ def clip_embedding(
 
     Args:
         image: Binary column of whole image files.
-        predictor: A predictor, its name, or the path of its JSON file; its head is not used.
+        predictor: A predictor, its name, or the path of its JSON file; its head is neither used nor looked for.
         **options: See `spark_aesthetic.Options`.
 
     Returns:
@@ -88,7 +88,7 @@ def clip_embedding(
         OptionError: A misspelt option or a value outside its range.
     """
     checked = Options.of(clip_embedding, **options)
-    pinned = weights.pin(resolve(predictor), checked.model_path)
+    pinned = weights.pin_backbone(resolve(predictor), checked.model_path)
     return udfs.embedding_udf(pinned, checked)(_column(image))
 
 
@@ -199,7 +199,7 @@ def aesthetic_score_from_embedding(
 
     Args:
         embedding: `array<float>` or `array<double>` column, or an ml Vector column with `vector=True`.
-        predictor: A predictor, its name, or the path of its JSON file; only its head is used.
+        predictor: A predictor, its name, or the path of its JSON file; its backbone is neither used nor looked for.
         normalize: Divide by the L2 norm first, as the published heads expect. False saves a part of the time
             where embeddings are known to be of unit length.
         vector: The column holds ml Vectors. Spark casts those to no array, and a Column does not know its type
@@ -208,11 +208,13 @@ def aesthetic_score_from_embedding(
 
     Returns:
         `float`, the score. Null where the embedding is null, of the wrong length, has a null, a NaN or an
-        infinity in it, or is all zeros (without `normalize`, all zeros score as the head's bias).
+        infinity in it, or is all zeros (without `normalize`, all zeros score as the head's bias). Give what you make of
+        it a name by `alias`: Spark else calls it by the expression, with all the weights.
 
     Raises:
         PredictorError: No such predictor.
         WeightsError: The head's file is missing or another one.
+        pyspark.errors.AnalysisException: By the query: the column is of another type.
 
     Examples:
         >>> unit = [1.0] + [0.0] * 767
@@ -221,12 +223,12 @@ def aesthetic_score_from_embedding(
         [Row(above_4=True), Row(above_4=None)]
     """
     model_path = Options.of(aesthetic_score_from_embedding, **options).model_path
-    pinned = weights.pin(resolve(predictor), model_path)
+    pinned = weights.pin_head(resolve(predictor), model_path)
     head = weights.load_head(pinned, model_path)
     if udfs.runs_natively(head):
         score = _once(_column(embedding), lambda column: _native_score(as_array(column, vector), head, normalize))
     else:
-        score = udfs.vector_udf(pinned, normalize, model_path)(_column(embedding)).getField("score")
+        score = udfs.vector_udf(pinned, normalize, model_path)(as_array(embedding, vector)).getField("score")
     # Without a name of its own the column would be called by the expression, with all its weights.
     return score.alias("aesthetic_score_from_embedding")
 
@@ -242,7 +244,7 @@ def embedding_columns(
     """What `aesthetic_score_from_embedding` gives, with the reason: struct<score: float, error: string>."""
     head = weights.load_head(predictor, model_path)
     if not udfs.runs_natively(head):
-        return udfs.vector_udf(predictor, normalize, model_path)(_column(embedding))
+        return udfs.vector_udf(predictor, normalize, model_path)(as_array(embedding, vector))
 
     def scored(column: Column) -> Column:
         array = as_array(column, vector)
@@ -268,7 +270,10 @@ def _once(column: Column, expression: Callable[[Column], Column]) -> Column:
 
 
 def as_array(embedding: ColumnOrName, vector: bool) -> Column:
-    """A column of embeddings, ml Vectors or not, as array<float>; null where the embedding is."""
+    """A column of embeddings, ml Vectors or not, as array<float>; null where the embedding is.
+
+    What cannot be one, such as text, numbers or Vectors that were not said to be, ends when Spark analyses the query.
+    """
     column = _column(embedding)
     if vector:
         from pyspark.ml.functions import vector_to_array

@@ -79,7 +79,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
         df: Rows of images and scores. A column aesthetic_model, if there, says whether weights are untrained.
         image_col: Binary column of image files.
         score_col: Column of numbers.
-        n: How many images to show, 1 or more; 1 is the best.
+        n: How many images to show at most, 1 or more; 1 is the best. Of images with one score any is shown.
 
     Returns:
         An object that a notebook shows as HTML, complete in itself.

@@ -34,7 +34,8 @@ def register(
     `aesthetic_score_from_embedding(embedding)`, each with `prefix` before its name; several predictors stand
     side by side under several prefixes. On Spark 4.2 or later, with an affine head, the last one is a SQL
     function without Python: it takes ARRAY<FLOAT> and ARRAY<DOUBLE>. Otherwise it is a pandas UDF and takes
-    ml Vectors too. Spark takes no SQL function in ORDER BY: sort by the name that SELECT gives to its result.
+    ml Vectors too. Spark takes no SQL function in ORDER BY, in UPDATE, DELETE and the clauses of MERGE, and in lambdas:
+    score in a subquery, and use the name that its SELECT gives to the result.
 
     Args:
         spark: The session.
@@ -55,6 +56,7 @@ def register(
         raise OptionError(f"prefix={prefix!r}: expected ASCII letters, digits and _ as in 'fast_', no digit first")
     checked = Options.of(register, **options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
+    head = weights.load_head(pinned, checked.model_path)
     # A data source, which has but one name.
     from spark_aesthetic.datasources.webdataset import WebDataset
 
@@ -63,8 +65,9 @@ def register(
     spark.udf.register(f"{prefix}clip_embedding", udfs.embedding_udf(pinned, checked))
     spark.udf.register(f"{prefix}score_image", udfs.score_image_udf(pinned, False, checked))
     from_embedding = f"{prefix}aesthetic_score_from_embedding"
-    head = weights.load_head(pinned, checked.model_path)
     if udfs.runs_natively(head):
+        # Spark puts no function of SQL in the place of one of Python.
+        spark.sql(f"DROP TEMPORARY FUNCTION IF EXISTS {from_embedding}")
         spark.sql(_ddl("CREATE OR REPLACE TEMPORARY FUNCTION", from_embedding, pinned, _native(head)))
     else:
         spark.udf.register(from_embedding, udfs.vector_score_udf(pinned, checked.model_path))
@@ -81,7 +84,8 @@ def create_function_ddl(
     Args:
         name: Of the function, as SQL takes it: "main.images.aesthetic_score_from_embedding".
         predictor: A predictor, its name, or the path of its JSON file; its head must be affine, as all built-in ones
-            but `laion-aesthetics-v2-ava-relu` are.
+            but `laion-aesthetics-v2-ava-relu` are. For the comment the backbone's file is read where the predictor has
+            no checksum of it.
         portable: Write `aggregate` and `zip_with`, which every engine with Spark's SQL has, instead of the vector
             functions of Spark 4.2, which are 27 times as fast (222,000 and 8,000 rows a second, measured on 2 cores
             with 200,000 rows of 768 floats); None decides by the Spark at hand, with Spark Connect the server too.
@@ -120,7 +124,9 @@ def _ddl(statement: str, name: str, pinned: Predictor, expression: str) -> str:
         f"backbone sha256 {pinned.backbone_sha256}, licence of the head: {licence}. Made by spark-aesthetic "
         f"{spark_aesthetic.__version__}"
     )
-    return f"{statement} {name}(embedding ARRAY<FLOAT>) RETURNS FLOAT COMMENT '{comment}' RETURN\n{expression}"
+    # Names of a predictor's files are its user's.
+    escaped = comment.replace("\\", r"\\").replace("'", r"\'")
+    return f"{statement} {name}(embedding ARRAY<FLOAT>) RETURNS FLOAT COMMENT '{escaped}' RETURN\n{expression}"
 
 
 def _native(head: Head) -> str:

@@ -57,7 +57,7 @@ def embedding_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLik
     """The UDF behind `clip_embedding`."""
 
     def clip_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        return (frame["embedding"] for frame in worker.score_images(batches, pinned, options))
+        return (frame["embedding"] for frame in worker.clip_embeddings(batches, pinned, options))
 
     return _iterator_udf(clip_embedding, ArrayType(FloatType())).asNondeterministic()
 

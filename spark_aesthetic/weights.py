@@ -90,12 +90,22 @@ def pin(predictor: Predictor, model_path: str | None = None) -> Predictor:
     Raises:
         WeightsError: A file is missing, or is an archive or pickle whose checksum was not given.
     """
-    backbone_sha256, head_sha256 = predictor.backbone_sha256, predictor.head_sha256
-    if backbone_sha256 is None:
-        backbone_sha256 = _content_sha256(predictor.backbone_weights, predictor.backbone, "backbone", model_path)
-    if head_sha256 is None:
-        head_sha256 = _content_sha256(predictor.head_weights, "", "head", model_path)
-    return replace(predictor, backbone_sha256=backbone_sha256, head_sha256=head_sha256)
+    return pin_head(pin_backbone(predictor, model_path), model_path)
+
+
+def pin_backbone(predictor: Predictor, model_path: str | None = None) -> Predictor:
+    """The same for the backbone alone, for what makes embeddings."""
+    if predictor.backbone_sha256 is not None:
+        return predictor
+    sha256 = _content_sha256(predictor.backbone_weights, predictor.backbone, "backbone", model_path)
+    return replace(predictor, backbone_sha256=sha256)
+
+
+def pin_head(predictor: Predictor, model_path: str | None = None) -> Predictor:
+    """The same for the head alone, for what scores embeddings."""
+    if predictor.head_sha256 is not None:
+        return predictor
+    return replace(predictor, head_sha256=_content_sha256(predictor.head_weights, "", "head", model_path))
 
 
 def backbone_file(predictor: Predictor, model_path: str | None = None) -> Path:

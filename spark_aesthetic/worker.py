@@ -64,6 +64,24 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
     return _piped(batches, options, load)
 
 
+def clip_embeddings(batches: Iterable[pd.Series], predictor: Predictor, options: Options) -> Iterator[pd.DataFrame]:
+    """Embed columns of image bytes with a predictor's backbone.
+
+    Yields:
+        Frames as `score_images` has them, without scores.
+    """
+
+    def load(granted: Options) -> Pipeline:
+        from spark_aesthetic.engine import Pipeline, dtype_for, load_encoder
+
+        encoder = load_encoder(
+            predictor, device=granted.device, dtype=dtype_for(granted), model_path=granted.model_path
+        )
+        return Pipeline(encoder, None, granted)
+
+    return _piped(batches, options, load)
+
+
 def embed_images(
     batches: Iterable[pd.Series], name: EncoderName, normalize: bool, options: Options
 ) -> Iterator[pd.DataFrame]:
@@ -142,10 +160,27 @@ def score_vectors(
     """
     head = weights.load_head(predictor, model_path)
     for batch in batches:
-        # An ml Vector comes as the fields of the struct that it is stored as.
-        vectors = list(batch) if isinstance(batch, pd.Series) else [_dense(row) for row in batch.itertuples()]
-        scores, errors = score_embeddings(head, vectors, normalize=normalize)
+        scores, errors = score_embeddings(head, list(_vectors(batch)), normalize=normalize)
         yield pd.DataFrame({"score": scores, "error": pd.Series(errors, dtype=object)})
+
+
+def _vectors(batch: pd.Series | pd.DataFrame) -> Iterator[npt.ArrayLike | None]:
+    # An ml Vector comes as the fields of the struct that it is stored as.
+    if isinstance(batch, pd.DataFrame):
+        if list(batch.columns) != ["type", "size", "indices", "values"]:
+            raise _no_embeddings(f"a struct of {', '.join(batch.columns)}")
+        yield from map(_dense, batch.itertuples())
+        return
+    for value in batch:
+        if not isinstance(value, np.ndarray | list | None):
+            raise _no_embeddings(f"{type(value).__name__} {str(value)[:60]}")
+        yield value
+
+
+def _no_embeddings(found: str) -> TableError:
+    return TableError(
+        f"embedding column: expected array<float>, array<double> or an ml Vector, found {found}; name the embeddings"
+    )
 
 
 def _dense(row: Any) -> npt.ArrayLike | None:

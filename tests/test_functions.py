@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import native, planned
-from pyspark.errors import PythonException
+from pyspark.errors import AnalysisException, PythonException
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -342,6 +343,37 @@ def test_a_head_with_relu_runs_as_a_pandas_udf(spark: SparkSession, relu_predict
     assert last is None
 
 
+@pytest.mark.parametrize("native_head", [True, False])
+@pytest.mark.parametrize("value", ["id", "CAST(id AS STRING)", "struct(id)", "X'00'"])
+def test_a_column_that_holds_no_embeddings_is_an_error_when_the_query_is_analysed(
+    spark: SparkSession, relu_predictor: sa.Predictor, native_head: bool, value: str
+) -> None:
+    predictor = sa.DEFAULT if native_head else relu_predictor
+    frame = spark.range(2).selectExpr(f"{value} AS e")
+    for column in (
+        sa.aesthetic_score_from_embedding("e", predictor=predictor),
+        sa.score_image("e", predictor=predictor, input_kind="embedding"),
+    ):
+        with pytest.raises(AnalysisException) as raised:
+            _ = frame.select(column).schema
+        # Below it stands the plan, with the weights in it.
+        assert "cannot cast" in str(raised.value).splitlines()[0]
+
+
+def test_scoring_embeddings_needs_the_head_alone_and_making_them_the_backbone_alone(spark: SparkSession) -> None:
+    v2 = sa.resolve(sa.DEFAULT)
+    head_alone = replace(v2, name="head", backbone_weights="/nowhere/clip.safetensors", backbone_sha256=None)
+    frame = spark.createDataFrame([(UNIT, bytearray(noise_image(0)))], "e array<float>, image binary")
+    score = frame.select(sa.aesthetic_score_from_embedding("e", predictor=head_alone).alias("s")).collect()[0].s
+    assert score == pytest.approx(PUBLISHED_SCORES[9], abs=6e-4)
+    backbone_alone = replace(SMALL, head_weights="/nowhere/head.safetensors", head_sha256=None)
+    row = frame.select(
+        sa.clip_embedding("image", predictor=backbone_alone).alias("found"),
+        sa.clip_embedding("image", predictor=SMALL).alias("expected"),
+    ).collect()[0]
+    assert row.found == row.expected
+
+
 # SQL
 
 
@@ -381,6 +413,20 @@ def test_sql_scores_embeddings_with_a_relu_head_too(spark: SparkSession, relu_pr
     assert frame.selectExpr("relu_aesthetic_score_from_embedding(e) AS s").collect()[0].s == pytest.approx(
         expected, abs=1e-4
     )
+    for value, found in (("1", "int 1"), ("X'00'", "bytes"), ("struct(1 AS x)", "a struct of x"), ("'a'", "str a")):
+        with pytest.raises(Exception, match=rf"embedding column: expected array<float>, .*found {found}"):
+            frame.selectExpr(f"relu_aesthetic_score_from_embedding({value}) AS s").collect()
+
+
+def test_a_predictor_is_registered_in_the_place_of_one_of_another_kind(
+    spark: SparkSession, relu_predictor: sa.Predictor
+) -> None:
+    frame = spark.createDataFrame([(UNIT,)], "e array<float>")
+    scores = []
+    for predictor in (sa.DEFAULT, relu_predictor, sa.DEFAULT):
+        sa.register(spark, predictor=predictor, prefix="again_")
+        scores.append(frame.selectExpr("again_aesthetic_score_from_embedding(e) AS s").collect()[0].s)
+    assert scores[0] == scores[2] != scores[1]
 
 
 def test_sql_filters_and_aggregates_by_score(spark: SparkSession) -> None:
