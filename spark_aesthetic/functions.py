@@ -25,7 +25,7 @@ from spark_aesthetic import embeddings, udfs, weights
 from spark_aesthetic.errors import OptionError, nearest
 from spark_aesthetic.head import Head
 from spark_aesthetic.options import INPUT_KINDS, EncoderName, OptionArgs, Options
-from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
+from spark_aesthetic.predictors import BUILT_IN, DEFAULT, Predictor, resolve
 from spark_aesthetic.sql import register
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def aesthetic_score(
         `float`, about 1 (poor) to 10 (fine), never clamped. Null for a null, undecodable or over-limit image.
 
     Raises:
-        PredictorError: No such predictor.
+        PredictorError: No such predictor, or one of your own whose backbone open_clip has not; the second where that is
+            installed beside the session, else on the workers.
         OptionError: A misspelt option or a value outside its range.
 
     Examples:
@@ -65,7 +66,7 @@ def aesthetic_score(
         [Row(score=None)]
     """
     checked = Options.of(aesthetic_score, **options)
-    pinned = weights.pin(resolve(predictor), checked.model_path)
+    pinned = weights.pin(_with_backbone(resolve(predictor)), checked.model_path)
     return udfs.score_udf(pinned, checked)(_column(image))
 
 
@@ -84,11 +85,12 @@ def clip_embedding(
         undecodable or over-limit image.
 
     Raises:
-        PredictorError: No such predictor.
+        PredictorError: No such predictor, or one of your own whose backbone open_clip has not; the second where that is
+            installed beside the session, else on the workers.
         OptionError: A misspelt option or a value outside its range.
     """
     checked = Options.of(clip_embedding, **options)
-    pinned = weights.pin_backbone(resolve(predictor), checked.model_path)
+    pinned = weights.pin_backbone(_with_backbone(resolve(predictor)), checked.model_path)
     return udfs.embedding_udf(pinned, checked)(_column(image))
 
 
@@ -160,7 +162,8 @@ def score_image(
         `model_id`, also where there is an error. The struct itself is never null.
 
     Raises:
-        PredictorError: No such predictor.
+        PredictorError: No such predictor, or one of your own whose backbone open_clip has not; the second where that is
+            installed beside the session, else on the workers.
         OptionError: A misspelt option or a value outside its range.
 
     Examples:
@@ -178,7 +181,7 @@ def score_image(
         scored = embedding_columns(image, predictor=pinned, model_path=checked.model_path)
         # As that of images is called, and not by the expression, with all its weights.
         return scored.withField("model", F.lit(pinned.model_id)).alias("score_image")
-    return udfs.score_image_udf(pinned, with_embedding, checked)(_column(image))
+    return udfs.score_image_udf(_with_backbone(pinned), with_embedding, checked)(_column(image))
 
 
 def aesthetic_score_from_embedding(
@@ -320,6 +323,16 @@ def _of_right_length(array: Column, head: Head) -> Column:
 
 def _norm(array: Column) -> Column:
     return F.call_function("vector_norm", array, F.lit(2.0).cast("float"))
+
+
+def _with_backbone(predictor: Predictor) -> Predictor:
+    """The predictor, if its backbone is one that makes embeddings; whatever scores embeddings alone needs none."""
+    # A thin client of Spark Connect has no open_clip, and importing it for what is known to be right takes seconds.
+    if predictor not in BUILT_IN.values() and find_spec("open_clip") is not None:
+        from spark_aesthetic import architectures
+
+        architectures.embedding_dimension(predictor.backbone)
+    return predictor
 
 
 def _column(column: ColumnOrName) -> Column:

@@ -157,6 +157,10 @@ def test_wrong_arguments_are_errors_at_the_call() -> None:
     for predictor in (None, 5):
         with pytest.raises(PredictorError, match=f"predictor={predictor}: expected a Predictor, the name of one"):
             functions.aesthetic_score("image", predictor=predictor)  # type: ignore[arg-type]
+    misspelt = replace(SMALL, backbone="ViT-S-23")
+    for function in (functions.aesthetic_score, functions.clip_embedding, functions.score_image):
+        with pytest.raises(PredictorError, match="no architecture 'ViT-S-23': did you mean 'ViT-S-32'"):
+            function("image", predictor=misspelt)
 
 
 @pytest.mark.parametrize(
