@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import RunHere, last_query, plan_metrics
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.curation.export import ExportSummary
@@ -140,6 +141,32 @@ def test_images_are_not_shuffled_to_meet_their_scores(
     nodes = {(node.name(), "photo" in node.desc()) for node, *_ in plan_metrics(spark, before)}
     assert ("BroadcastHashJoin", False) in nodes or ("BroadcastHashJoin", True) in nodes
     assert not any(name in ("SortMergeJoin",) or (name == "Exchange" and photo) for name, photo in nodes)
+
+
+def test_embeddings_of_the_scores_go_out_where_they_are_named_and_are_no_broadcast(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path
+) -> None:
+    scored = spark.read.format("delta").load(tables[1]).withColumn("clip_embedding", F.expr("array(1F, 0.5F)"))
+    scored.write.format("delta").save(f"{tmp_path}/scores")
+
+    def export(columns: list[str] | None) -> set[str]:
+        sa.export_webdataset(
+            spark, table=tables[0], scores=f"{tmp_path}/scores", key="image_id", model="a@1",
+            where="clip_embedding[0] = 1", image_col="photo", columns=columns, out=str(tmp_path / "out"),
+            mode="overwrite",
+        )  # fmt: skip
+        told = [json.loads(str(row["json"])) for row in read(spark, tmp_path / "out").values()]
+        assert len(told) == len(IMAGES)
+        assert all(one.get("clip_embedding", [1, 0.5]) == [1, 0.5] for one in told)
+        return set(told[0])
+
+    assert export(None) == {"image_id", "path", "aesthetic_score", "aesthetic_model"}
+    # Spark itself sends such a small table to all.
+    before, limit = last_query(spark), "spark.sql.autoBroadcastJoinThreshold"
+    spark.conf.set(limit, "-1")
+    assert export(["clip_embedding"]) == {"clip_embedding"}
+    spark.conf.unset(limit)
+    assert "SortMergeJoin" in [node.name() for node, *_ in plan_metrics(spark, before)]
 
 
 def test_the_job_exports_and_prints_one_json_line(tables: tuple[str, str], tmp_path: Path, run_here: RunHere) -> None:

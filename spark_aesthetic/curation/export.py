@@ -20,7 +20,7 @@ from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.fetch import rows_of_chosen
 from spark_aesthetic.preflight import identifier, quoted, spelled
-from spark_aesthetic.scores import MODEL, TYPES
+from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def export_webdataset(
         key_col: Column of the samples' keys, without dots and each once; by default they are counted, also where the
             table has keys of shards that it was ingested from.
         image_col: Binary column of image files; the files are named by what the bytes are.
-        columns: One other to write, or several; by default all, but `__key__` and `__url__` of an ingested table never.
+        columns: One other to write, or several; by default all but the embeddings of the scores, which cost a shuffle
+            of the images where they are named, and `__key__` and `__url__` of an ingested table never.
         samples_per_shard: At most so many in a shard.
         sidecar: Also write all but the images as Parquet beside each shard.
         mode: "append" numbers on from the shards that are there, "overwrite" replaces them.
@@ -119,7 +120,11 @@ def export_webdataset(
     if where is not None:
         chosen = _filtered(chosen, where)
     key_col = None if key_col is None else spelled(chosen, key_col)
-    others = _others(chosen, chosen.columns if columns is None else names(columns), image_col, key_col)
+    # Of the scores these are no broadcast beyond some hundred thousand rows.
+    wide = {EMBEDDING} if scored is not None and EMBEDDING in scored.columns else set()
+    asked = [name for name in chosen.columns if name not in wide] if columns is None else names(columns)
+    others = _others(chosen, asked, image_col, key_col)
+    wide &= set(others)
     if key_col is not None:
         _check_keys(chosen, key_col)
     without_score = None
@@ -129,13 +134,17 @@ def export_webdataset(
         else:
             without_score = rows.join(scored, key, "left_anti").count()
             # Kept, so that the condition is asked once.
-            narrow = chosen.select(*map(quoted, scored.columns)).persist(StorageLevel.DISK_ONLY)
-            held.callback(narrow.unpersist)
+            narrow_columns = [name for name in scored.columns if name != EMBEDDING]
+            of_scores = chosen.select(*map(quoted, [*narrow_columns, *wide])).persist(StorageLevel.DISK_ONLY)
+            held.callback(of_scores.unpersist)
+            narrow = of_scores.select(*map(quoted, narrow_columns))
             count = narrow.count()
             preflight.check_key_values(narrow, key)
             wanted = [*others, *([] if key_col is None else [key_col])]
             own = [name for name in dict.fromkeys([*key, *wanted, image_col]) if name in rows.columns]
             chosen = held.enter_context(rows_of_chosen(source, rows, narrow, count, key=key, own=own))
+            if wide:
+                chosen = chosen.join(of_scores.select(*map(quoted, [*key, *wide])), key)
         keys = [] if key_col is None else [F.col(quoted(key_col)).cast("string").alias(KEY)]
         samples = chosen.select(*keys, F.col(quoted(image_col)).alias("image"), *map(quoted, others))
         told = Observation()
