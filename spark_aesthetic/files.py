@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,22 +13,27 @@ from spark_aesthetic.errors import OptionError
 # Of the file system of Databricks, on every node.
 _MOUNT = "/dbfs/"
 
+# Spark writes one slash, URLs have three.
+_LOCAL = re.compile(r"^file:(//)?(?=/[^/])")
+
 
 def mounted(path: str) -> str:
-    """A path as Python opens it: dbfs:/ is where Databricks mounts it on every node, all else is as given.
+    """A path as Python opens it: dbfs:/ is where Databricks mounts it on every node, file: goes, all else is as given.
 
     Examples:
-        >>> mounted("dbfs:/heads/own.json"), mounted("/Volumes/main/heads"), mounted("s3://bucket/heads")
-        ('/dbfs/heads/own.json', '/Volumes/main/heads', 's3://bucket/heads')
+        >>> mounted("dbfs:/heads/own.json"), mounted("file:/heads/own.json"), mounted("s3://bucket/heads")
+        ('/dbfs/heads/own.json', '/heads/own.json', 's3://bucket/heads')
     """
-    return _MOUNT + path.removeprefix("dbfs:/").lstrip("/") if path.startswith("dbfs:/") else path
+    if path.startswith("dbfs:/"):
+        return _MOUNT + path.removeprefix("dbfs:/").lstrip("/")
+    return _LOCAL.sub("", path)
 
 
 def beside(name: str, folder: str) -> str:
-    """A relative path as one in a folder, which is a path or an address; any other is as given.
+    """A relative path as one in a folder, which is a path or an address; any other is as `mounted` gives it.
 
     Examples:
-        >>> beside("head.pth", "s3://bucket/heads"), beside("/models/head.pth", "s3://bucket/heads")
+        >>> beside("head.pth", "s3://bucket/heads"), beside("file:/models/head.pth", "s3://bucket/heads")
         ('s3://bucket/heads/head.pth', '/models/head.pth')
     """
     place = mounted(name)
@@ -35,7 +41,7 @@ def beside(name: str, folder: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """A path from the root, or an address as given."""
+    """A path from the root, or an address as `mounted` gives it."""
     return beside(path, str(Path.cwd()))
 
 

@@ -383,6 +383,7 @@ def test_the_job_names_the_arguments_that_are_missing(monkeypatch: pytest.Monkey
 
 def test_files_are_where_databricks_mounts_them(tmp_path: Path) -> None:
     assert files.absolute("dbfs:/heads") == "/dbfs/heads"
+    assert files.absolute("file:/heads") == files.absolute("file:///heads") == "/heads"
     assert files.absolute("heads") == str(Path.cwd() / "heads")
     files.check_writable(str(tmp_path / "new"), "path")
     assert list((tmp_path / "new").iterdir()) == []
