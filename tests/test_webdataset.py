@@ -322,3 +322,36 @@ def test_times_keep_their_instant(spark: SparkSession, tmp_path: Path) -> None:
         F.col("at").cast("double").alias("seconds")
     ).collect()  # fmt: skip
     assert beside.seconds == datetime(2026, 11, 26, 5, 0, 0, 250_000, timezone.utc).timestamp()
+
+
+def test_maps_are_objects_and_lists_of_text_json(spark: SparkSession, tmp_path: Path) -> None:
+    rows = spark.sql(
+        "SELECT 'a' AS name, map('x', 1) AS m, named_struct('n', array(map(2, double('NaN')))) AS s, "
+        "map_filter(map('x', 1), (k, v) -> v > 1) AS e, array('a cat', 'ü') AS caption, X'ffd8ff' AS image"
+    )
+    out = str(tmp_path / "out")
+    rows.write.format("webdataset").mode("append").option("keyCol", "name").option("sidecar", "true").save(out)
+    (row,) = load(spark, out).collect()
+    assert json.loads(row.json) == {"m": {"x": 1}, "s": {"n": [{"2": None}]}, "e": {}}
+    assert json.loads(row.caption) == ["a cat", "ü"]
+    (beside,) = pq.read_table(f"{out}/00000.parquet").to_pylist()
+    assert (beside["m"], beside["caption"]) == ([("x", 1)], ["a cat", "ü"])
+
+
+def test_a_variant_is_refused_with_the_remedy(spark: SparkSession, tmp_path: Path) -> None:
+    rows = spark.sql("SELECT X'ffd8ff' AS image, array(named_struct('v', parse_json('1'))) AS told")
+    with pytest.raises(Exception, match=r"column 'told': expected a type that JSON has, .*; write to_json of"):
+        rows.write.format("webdataset").mode("append").save(str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_times_past_those_of_python_are_text(spark: SparkSession, tmp_path: Path) -> None:
+    at = "TIMESTAMP '9999-12-31 23:59:59-05:00'"
+    rows = spark.sql(f"SELECT 'a' AS name, {at} AS at, named_struct('of', array({at})) AS s")
+    out = str(tmp_path / "out")
+    rows.write.format("webdataset").mode("append").option("keyCol", "name").option("sidecar", "true").save(out)
+    (row,) = load(spark, out).collect()
+    text = "10000-01-01 04:59:59.000000Z"
+    assert json.loads(row.json) == {"at": text, "s": {"of": [text]}}
+    (beside,) = pq.read_table(f"{out}/00000.parquet").column("at")
+    assert beside.value == 253_402_318_799_000_000

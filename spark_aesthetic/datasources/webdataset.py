@@ -30,7 +30,16 @@ from pyspark.sql.datasource import (
     WriterCommitMessage,
 )
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
-from pyspark.sql.types import BinaryType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    DataType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    VariantType,
+)
 
 from spark_aesthetic import formats
 from spark_aesthetic.datasources import shards, staging, tar
@@ -293,6 +302,12 @@ class Writer(DataSourceArrowWriter):
             raise OptionError(
                 f"webdataset: keyCol: no column {options.key_col!r}: {nearest(options.key_col, schema.names)}"
             )
+        for field in schema:
+            if _has_variant(field.dataType):
+                raise TableError(
+                    f"webdataset: column {field.name!r}: expected a type that JSON has, found "
+                    f"{field.dataType.simpleString()}; write to_json of what is variant"
+                )
         self._schema, self._options, self._overwrite = to_arrow_schema(schema, timezone="UTC"), options, overwrite
         self._kinds = ("tar", "parquet") if options.sidecar else ("tar",)
         self._out = shards.absolute(options.path)
@@ -352,7 +367,7 @@ class Writer(DataSourceArrowWriter):
         """Row by row; bytes stay where they lie in the batch."""
         for batch in batches:
             columns = {
-                name: _views(column) if _holds_bytes(column.type) else column.to_pylist()
+                name: _views(column) if _holds_bytes(column.type) else _values(column)
                 for name, column in zip(batch.schema.names, batch.columns, strict=True)
                 if name != URL
             }
@@ -390,6 +405,14 @@ def _next_number(out: str) -> int:
     return max((int(stem) for stem in stems if stem.isdecimal()), default=-1) + 1
 
 
+def _has_variant(kind: DataType) -> bool:
+    if isinstance(kind, StructType):
+        return any(_has_variant(field.dataType) for field in kind)
+    if isinstance(kind, MapType):
+        return _has_variant(kind.valueType)
+    return isinstance(kind, VariantType) or (isinstance(kind, ArrayType) and _has_variant(kind.elementType))
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
     # Of 64-bit offsets where spark.sql.execution.arrow.useLargeVarTypes is set.
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
@@ -404,6 +427,35 @@ def _views(column: pa.Array) -> list[memoryview | None]:
     places = places[column.offset : column.offset + len(column) + 1].tolist()
     valid, view = column.is_valid().to_pylist(), memoryview(content)
     return [view[begin:end] if there else None for there, begin, end in zip(valid, places, places[1:], strict=False)]
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """As Python has them: a map is a dict, and a time of which Python has none stays as it is."""
+    if not _has_maps(column.type):
+        with suppress(OverflowError):
+            return list(column.to_pylist())
+    return [_value(scalar) for scalar in column]
+
+
+def _has_maps(kind: pa.DataType) -> bool:
+    inner = [kind.field(at).type for at in range(kind.num_fields)]
+    return bool(pa.types.is_map(kind)) or any(map(_has_maps, inner))
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.MapScalar):
+        return {_value(entry["key"]): _value(entry["value"]) for entry in scalar.values}
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(inner) for inner in scalar.values]
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(inner) for name, inner in scalar.items()}
+    try:
+        return scalar.as_py()
+    except OverflowError:
+        # The sidecar takes it so, where times have the zone that they have there.
+        return scalar.cast(pa.timestamp("us", "UTC")) if getattr(scalar.type, "tz", None) else scalar
 
 
 def _files(row: dict[str, Any]) -> dict[str, tar.Buffer]:
@@ -425,7 +477,7 @@ def _files(row: dict[str, Any]) -> dict[str, tar.Buffer]:
         elif value is None:
             continue
         elif shards.is_text(lower) and (isinstance(value, str) or not lower.endswith(("json", "jsonl"))):
-            add(name, lower, str(value).encode())
+            add(name, lower, _text(value).encode())
         # JSON has no number for the rest.
         elif not (isinstance(value, float) and not isfinite(value)):
             told[name] = value
@@ -443,6 +495,10 @@ def _files(row: dict[str, Any]) -> dict[str, tar.Buffer]:
     return files
 
 
+def _text(value: Any) -> str:
+    return _dumped(value) if isinstance(value, list | dict) else _plain(value)
+
+
 def _with_columns(text: tar.Buffer, told: dict[str, Any]) -> bytes | None:
     """A JSON object with the columns added, of the same name these; None where the text is none that can be kept."""
     try:
@@ -457,21 +513,24 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"no number of JSON: {constant}")
 
 
-def _dumped(told: dict[str, Any]) -> str:
+def _dumped(told: Any) -> str:
     try:
         return json.dumps(told, default=_plain, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(told), default=_plain, ensure_ascii=False, allow_nan=False)
+    # The second is of a map whose keys are no text.
+    except (ValueError, TypeError):
+        return json.dumps(_sayable(told), default=_plain, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
-    """With null in the place of numbers that JSON has not, so that those of a list keep theirs."""
+def _sayable(value: Any) -> Any:
+    """With null in the place of numbers that JSON has not, so that those of a list keep theirs, and keys as text."""
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return {_plain(name): _sayable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_sayable(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _plain(value: Any) -> str:
-    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    return str(value.cast(pa.string()) if isinstance(value, pa.Scalar) else value)
