@@ -83,6 +83,19 @@ def test_a_sidecar_is_joined_on_the_last_part_of_the_key(spark: SparkSession, tm
     assert [row.width for row in rows] == [640, None, 320]
 
 
+def test_a_schema_of_ones_own_is_blind_to_case_and_has_the_types_of_files(spark: SparkSession, tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", 1)
+    pq.write_table(pa.table({"Key": ["00000"], "Width": [640]}), tmp_path / "a.parquet")
+    reader = spark.read.format("webdataset").options(sidecar="true", sidecarKey="Key")
+    names = "__KEY__ string, Jpg binary, TXT string, width bigint"
+    (row,) = reader.schema(names).load(str(tmp_path / "a.tar")).collect()
+    assert row.asDict() == {"__KEY__": "some/00000", "Jpg": bytes(700), "TXT": "caption 0 ü", "width": 640}
+    with pytest.raises(Exception, match=r"column 'CLS': expected string or binary, .* found int; read it as string"):
+        reader.schema("CLS int").load(str(tmp_path / "a.tar")).collect()
+    with pytest.raises(Exception, match="expected the column __error__ in the schema"):
+        reader.schema("txt string").option("onDamage", "report").load(str(tmp_path / "a.tar")).collect()
+
+
 def damaged(path: Path, kind: str) -> None:
     make_shard(path, 6)
     whole = path.read_bytes()

@@ -129,17 +129,26 @@ class WebDataset(DataSource):
             if text or not options.metadata_only:
                 fields.append(StructField(extension, StringType() if text else BinaryType()))
         if options.sidecar:
-            with _open_sidecar(urls[0]) as file:
-                beside = from_arrow_schema(pq.read_schema(file))
             known = {field.name for field in fields}
+            beside = _sidecar_schema(urls[0])
             fields += [field for field in beside if field.name not in known and field.name != options.sidecar_key]
         if options.reports:
             fields.append(StructField(ERROR, StringType()))
         return StructType(fields)
 
     def reader(self, schema: StructType) -> DataSourceReader:
-        """Reads what `schema` or the user says."""
-        return Reader(schema, _Options.of(self.options, _READ))
+        """Reads what `schema` or the user says.
+
+        Raises:
+            OptionError: Damage is to be reported, and there is no column for it.
+        """
+        options = _Options.of(self.options, _READ)
+        if options.reports and ERROR not in (name.lower() for name in schema.names):
+            raise OptionError(
+                f"webdataset: onDamage=report: expected the column {ERROR} in the schema, which damage is told in, "
+                f"found none; add {ERROR} string to the schema"
+            )
+        return Reader(schema, options)
 
     def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
         """Writes rows of a schema."""
@@ -205,16 +214,35 @@ class Reader(DataSourceReader):
         self._schema, self._options = schema, options
 
     def partitions(self) -> list[InputPartition]:
-        """A shard each; on the driver."""
-        return [Shard(url) for url in shards.find(self._options.path)]
+        """A shard each; on the driver.
+
+        Raises:
+            TableError: There are no shards, or a column has a type that neither their files nor the first sidecar have.
+        """
+        urls = shards.find(self._options.path)
+        self._check_types(urls[0])
+        return [Shard(url) for url in urls]
+
+    def _check_types(self, first: str) -> None:
+        others = [field for field in self._schema if not isinstance(field.dataType, StringType | BinaryType)]
+        beside = _sidecar_schema(first).names if others and self._options.sidecar else []
+        for field in others:
+            if field.name.lower() not in map(str.lower, beside):
+                raise TableError(
+                    f"webdataset: column {field.name!r}: expected string or binary, which files of a shard are, found "
+                    f"{field.dataType.simpleString()}; read it as string and cast it"
+                )
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
         """On a worker: the samples of a shard, in batches bounded in bytes."""
         assert isinstance(partition, Shard)
         schema = to_arrow_schema(self._schema, timezone="UTC")
-        text = {field.name for field in schema if pa.types.is_string(field.type)}
-        wanted = text if self._options.metadata_only else set(schema.names)
-        columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+        # Names are blind to case, as Spark's; those of extensions are lower already.
+        fields = {field.name.lower(): field for field in schema}
+        text = {name for name, field in fields.items() if pa.types.is_string(field.type)}
+        wanted = text if self._options.metadata_only else set(fields)
+        columns: dict[str, list[Any]] = {name: [] for name in fields}
+        rows = next(iter(columns.values()))
         size, beside, paths = 0, self._beside(partition.url), Counter[str]()
 
         def add(row: dict[str, Any]) -> None:
@@ -222,7 +250,7 @@ class Reader(DataSourceReader):
                 values.append(row.get(name))
 
         def batch() -> pa.RecordBatch:
-            arrays = [pa.array(columns[field.name], field.type) for field in schema]
+            arrays = [pa.array(columns[name], field.type) for name, field in fields.items()]
             for values in columns.values():
                 values.clear()
             return pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -237,14 +265,14 @@ class Reader(DataSourceReader):
                 if PATH in columns:
                     row[PATH] = _path(partition.url, sample.key, paths)
                 add(row)
-                if size >= _BATCH_BYTES or len(columns[schema.names[0]]) == _BATCH_ROWS:
+                if size >= _BATCH_BYTES or len(rows) == _BATCH_ROWS:
                     yield batch()
                     size = 0
         except shards.ShardError as error:
-            if not self._options.reports or ERROR not in columns:
+            if not self._options.reports:
                 raise
             add({URL: partition.url, PATH: partition.url, ERROR: str(error)})
-        if columns[schema.names[0]]:
+        if rows:
             yield batch()
 
     def _beside(self, url: str) -> dict[str, dict[str, Any]]:
@@ -257,8 +285,10 @@ class Reader(DataSourceReader):
             raise OptionError(
                 f"webdataset: sidecarKey: no column {key!r} in {_sidecar(url)}: {nearest(key, table.column_names)}"
             )
-        kept = [name for name in table.column_names if name in self._schema.names or name == key]
-        return {str(row[key]): row for row in table.select(kept).to_pylist()}
+        wanted = [name.lower() for name in self._schema.names]
+        kept = [name for name in table.column_names if name.lower() in wanted or name == key]
+        rows = table.select(kept).rename_columns([name.lower() for name in kept]).to_pylist()
+        return {str(row[key.lower()]): row for row in rows}
 
 
 def _path(url: str, key: str, seen: Counter[str]) -> str:
@@ -269,6 +299,11 @@ def _path(url: str, key: str, seen: Counter[str]) -> str:
         path = f"{first}#{seen[first]}"
     seen[path] = 1
     return path
+
+
+def _sidecar_schema(url: str) -> StructType:
+    with _open_sidecar(url) as file:
+        return from_arrow_schema(pq.read_schema(file))
 
 
 def _open_sidecar(url: str) -> IO[bytes]:
