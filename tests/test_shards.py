@@ -91,6 +91,30 @@ def test_a_second_sample_of_a_key_has_a_path_of_its_own(tmp_path: Path) -> None:
     assert paths == ["a", "a#2", "a#3", "a#4"]
 
 
+@pytest.mark.parametrize(("key", "extension"), [("a", "mask/b"), ("__notes__/a", "jpg"), ("__a", "b__")])
+def test_names_that_readers_pass_over_are_refused(tmp_path: Path, key: str, extension: str) -> None:
+    with (tmp_path / "x.tar").open("wb") as file:
+        shard = shards.ShardWriter(file)
+        with pytest.raises(TableError, match=r"expected a name that readers take for a sample's"):
+            shard.write(key, {extension: b"x"})
+        shard.write("__a__", {"jpg": b"x"})
+        shard.close()
+    assert [sample.key for sample in shards.read(str(tmp_path / "x.tar"), lambda _: True)] == ["__a__"]
+
+
+def test_columns_that_would_be_lost_are_refused(tmp_path: Path) -> None:
+    def write(schema: StructType, **options: str) -> None:
+        WebDataset({"path": str(tmp_path / "out"), **options}).writer(schema, overwrite=False)
+
+    schema = StructType([StructField("id", BinaryType()), StructField("Key", StringType())])
+    with pytest.raises(TableError, match=r"keyCol 'id': expected text or numbers, found binary; take hex\(id\)"):
+        write(schema, keyCol="id")
+    with pytest.raises(TableError, match="column 'Key': expected none of that name with sidecar=true"):
+        write(schema, sidecar="true")
+    assert not (tmp_path / "out").exists()
+    write(schema, sidecar="true", keyCol="Key")
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_bytes_are_taken_where_they_lie(kind: pa.DataType) -> None:
     values = [b"skipped", b"ab", None, b"", b"cde"]

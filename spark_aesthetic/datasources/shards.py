@@ -225,7 +225,7 @@ class ShardWriter:
         """Append a sample, its bytes as they are; the same input gives the same shard to the byte.
 
         Raises:
-            TableError: Readers would not find the key again.
+            TableError: Readers would not find the key, or one of its files, again.
         """
         if not key.rpartition("/")[2] or "." in key.rpartition("/")[2]:
             raise TableError(
@@ -237,6 +237,13 @@ class ShardWriter:
                 f"webdataset: key {key!r}: expected each key once, found it twice in a shard, where readers take both "
                 "for one sample; take another column, or none, so that keys are counted"
             )
+        for extension in files:
+            if "/" in extension or _META.match(f"{key}.{extension}"):
+                raise TableError(
+                    f"webdataset: file '{key}.{extension}': expected a name that readers take for a sample's, found a "
+                    "slash in the extension, or __…__ around what is first, as of notes about the shard; rename the "
+                    "column, or take other keys"
+                )
         self._keys.add(key)
         for extension, content in files.items():
             for part in tar.entry(f"{key}.{extension}", content):

@@ -338,11 +338,7 @@ class Writer(DataSourceArrowWriter):
                 f"webdataset: keyCol: no column {options.key_col!r}: {nearest(options.key_col, schema.names)}"
             )
         for field in schema:
-            if _has_variant(field.dataType):
-                raise TableError(
-                    f"webdataset: column {field.name!r}: expected a type that JSON has, found "
-                    f"{field.dataType.simpleString()}; write to_json of what is variant"
-                )
+            _check_column(field, options)
         self._schema, self._options, self._overwrite = to_arrow_schema(schema, timezone="UTC"), options, overwrite
         self._kinds = ("tar", "parquet") if options.sidecar else ("tar",)
         self._out = shards.absolute(options.path)
@@ -438,6 +434,24 @@ def _next_number(out: str) -> int:
     system, place = shards.locate(out)
     stems = (name.rpartition("/")[2].removesuffix(".tar") for name in shards.tars(system, place))
     return max((int(stem) for stem in stems if stem.isdecimal()), default=-1) + 1
+
+
+def _check_column(field: StructField, options: _Options) -> None:
+    """Raise TableError where the column's values would be lost."""
+    name, has_bytes = field.name, isinstance(field.dataType, BinaryType)
+    if _has_variant(field.dataType):
+        raise TableError(
+            f"webdataset: column {name!r}: expected a type that JSON has, found {field.dataType.simpleString()}; write "
+            "to_json of what is variant"
+        )
+    if name == options.key_col:
+        if has_bytes:
+            raise TableError(f"webdataset: keyCol {name!r}: expected text or numbers, found binary; take hex({name})")
+    elif options.sidecar and not has_bytes and name.lower() == SIDECAR_KEY:
+        raise TableError(
+            f"webdataset: column {name!r}: expected none of that name with sidecar=true, which has the samples' keys "
+            "there, found one; rename it, or take it for keyCol"
+        )
 
 
 def _has_variant(kind: DataType) -> bool:
