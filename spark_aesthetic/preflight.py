@@ -173,7 +173,7 @@ def detail(spark: SparkSession, table: str) -> Row | None:
         if "NOT_FOUND" in condition or "MISSING_DELTA_TABLE" in condition or "PATH_DOES_NOT_EXIST" in condition:
             return None
         raise TableError(
-            f"table {table!r}: expected a Delta table, found: {_first_line(error)}{_delta_hint(spark)}"
+            f"table {table!r}: expected a Delta table, found: {first_line(error)}{_delta_hint(spark)}"
         ) from error
     if found.format != "delta":
         raise TableError(
@@ -397,5 +397,7 @@ def quoted(column: str) -> str:
     return f"`{column.replace('`', '``')}`"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def first_line(error: Exception) -> str:
+    """The first line of an error that says something."""
+    # Spark's parser begins with an empty one.
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -82,7 +82,7 @@ def test_keys_are_counted_on_from_one_export_to_the_next(
         ({"image_col": "foto"}, "no column 'foto'"),
         ({"image_col": "txt"}, "expected binary"),
         ({"where": "aestetic_score > 5"}, "--where 'aestetic_score > 5': "),
-        ({"where": "path >"}, "--where 'path >': "),
+        ({"where": "path >"}, "--where 'path >': .PARSE_SYNTAX_ERROR"),
         ({"columns": "pat"}, "did you mean 'path'"),
         ({"key_col": "path"}, "expected keys without a dot, at which readers cut them, found 'i0.x'"),
         ({"key": []}, "expected --key with it"),

@@ -380,7 +380,7 @@ def _run(spark: SparkSession, folder: Path, table: Path) -> _Run:
 
 
 def test_a_table_by_name_and_a_pattern_of_names(spark: SparkSession, folder: Path) -> None:
-    done = sa.ingest_images(spark, str(folder), "default.ingested", glob="*.{jpg,gif}", keep_once=True)
+    done = sa.ingest_images(spark, str(folder), "default.`ingested`", glob="*.{jpg,gif}", keep_once=True)
     assert (done.listed, done.added, done.left_out) == (5, 4, 1)
     assert spark.table("default.ingested").count() == 4
     assert spark.table("default.ingested_duplicates").count() == 1

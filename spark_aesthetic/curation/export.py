@@ -19,7 +19,7 @@ from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.fetch import rows_of_chosen
-from spark_aesthetic.preflight import identifier, quoted, spelled
+from spark_aesthetic.preflight import first_line, identifier, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
 
 
@@ -232,7 +232,7 @@ def _filtered(rows: DataFrame, where: str) -> DataFrame:
         chosen = rows.where(where)
         _ = chosen.schema
     except AnalysisException as error:
-        raise OptionError(f"--where {where!r}: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"--where {where!r}: {first_line(error)}") from error
     return chosen
 
 

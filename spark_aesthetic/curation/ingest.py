@@ -227,7 +227,9 @@ class _Run:
     @property
     def left_out(self) -> str:
         """The table of the copies that `keep_once` leaves out."""
-        return f"{self.table.rstrip('/')}_duplicates"
+        # Of a name in backquotes they are the last letter.
+        stem = self.table.rstrip("/").removesuffix("`")
+        return f"{stem}_duplicates{'`' if self.table.endswith('`') else ''}"
 
     @property
     def generation(self) -> int:
