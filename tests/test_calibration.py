@@ -266,9 +266,18 @@ def test_curate_takes_one_way_and_a_key_for_ties(table: DataFrame) -> None:
         curate(table, chosen, score_col="id")
 
 
+def test_scores_too_large_for_bins_are_said(spark: SparkSession) -> None:
+    scores = spark.createDataFrame([(at, 1e16 + 2 * at) for at in range(4)], "id int, aesthetic_score double")
+    with pytest.raises(TableError, match=r"expected scores between -8.79609e\+12 and 8.79609e\+12, .* found 1e\+16"):
+        curate(scores, top_k=2, key="id")
+    with pytest.raises(TableError, match="divide them, or calibrate with a larger bin_width"):
+        calibrate(scores, keep=0.5)
+    assert calibrate(scores, keep=0.5, bin_width=2.0).cut.kept == 2
+
+
 def test_too_many_counts_are_said(table: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histogram, "MAX_BINS", 100)
-    with pytest.raises(TableError, match="give a larger bin_width"):
+    with pytest.raises(TableError, match="take fewer groups, or calibrate with a larger bin_width"):
         calibrate(table)
     assert calibrate(table, bin_width=0.25, keep=0.5).cut.kept == pytest.approx(1000, abs=250)
 

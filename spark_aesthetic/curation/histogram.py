@@ -24,6 +24,9 @@ BIN_WIDTH = 2.0**-10
 # So many counts come to the driver at most: 9,000 are those of one table whose scores range from 1 to 10.
 MAX_BINS = 2_000_000
 
+# From here on not every whole number is one of float64, and bins run into one another.
+_EXACT = 2**53
+
 # The values of the columns that part a table, as text.
 Group = tuple[str | None, ...]
 
@@ -141,15 +144,22 @@ def histograms(
         the group () where `by` is empty, also of a table without rows.
 
     Raises:
-        TableError: As `binned` does; several models in one table; more than `MAX_BINS` counts.
+        TableError: As `binned` does; several models in one table; more than `MAX_BINS` counts; scores so large that
+            their bins are no exact numbers.
         OptionError: As `binned` does.
     """
     lazy = binned(df, score_col=score_col, by=by, bin_width=bin_width, min_score=min_score)
     counts = lazy.limit(MAX_BINS + 1).toArrow().to_pandas()
     if len(counts) > MAX_BINS:
         raise TableError(
-            f"expected at most {MAX_BINS} counts of scores by bin and group, found more; give a larger bin_width "
-            f"(--bin-width) than {bin_width}, or fewer groups"
+            f"expected at most {MAX_BINS} counts of scores by bin and group, found more; take fewer groups, or "
+            f"calibrate with a larger bin_width (--bin-width) than {bin_width}"
+        )
+    largest = counts[["least", "greatest"]].abs().max().max()
+    if largest >= _EXACT * bin_width:
+        raise TableError(
+            f"expected scores between -{_EXACT * bin_width:g} and {_EXACT * bin_width:g}, which bins of {bin_width} "
+            f"tell apart, found {largest:g}; divide them, or calibrate with a larger bin_width (--bin-width)"
         )
     model = one_model({str(name): int(rows) for name, rows in counts.groupby("model")["rows"].sum().items()})
     made: dict[Group, Histogram] = {}
