@@ -312,8 +312,9 @@ def test_addresses_come_from_delta_tables_too(spark: SparkSession, tmp_path: Pat
     addresses.save(path)
     addresses.saveAsTable(name)
     for source in (path, name):
-        opened = open_source(spark, source, format=None, uri_col="url", glob=None, max_file_bytes=1)
+        opened = open_source(spark, source, format=None, uri_col="URL", glob=None, max_file_bytes=1)
         assert isinstance(opened, Addresses)
+        assert opened.column == "url"
         assert [row.url for row in opened.rows.collect()] == ["a"]
 
 
@@ -432,7 +433,9 @@ def test_what_is_not_there_or_another_table_is_an_error(spark: SparkSession, tmp
         "found nothing there": {"source": str(tmp_path / "nowhere")},
         "Parquet table of paths, found none": {"source": str(tmp_path / "nowhere"), "uri_col": "url"},
         "expected the shard": {"source": str(tmp_path / "{0..1}.tar")},
+        "no column 'ur': did you mean 'url'": {"source": str(tmp_path / "urls"), "uri_col": "ur"},
     }
+    spark.createDataFrame([("a",)], "url string").write.parquet(str(tmp_path / "urls"))
     for match, options in wrong.items():
         with pytest.raises(AestheticError, match=match):
             sa.ingest_images(spark, table=table, **options)
@@ -440,6 +443,7 @@ def test_what_is_not_there_or_another_table_is_an_error(spark: SparkSession, tmp
     (tmp_path / "0.parquet").touch()
     with pytest.raises(TableError, match="found 1 shards; take --format webdataset"):
         sa.ingest_images(spark, str(tmp_path), table)
+    assert not Path(table).exists()
     spark.range(1).write.format("delta").save(str(tmp_path / "other"))
     with pytest.raises(TableError, match="was not made by ingest_images"):
         sa.ingest_images(spark, str(tmp_path), str(tmp_path / "other"), glob="*.jpg")

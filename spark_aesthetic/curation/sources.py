@@ -19,7 +19,7 @@ from spark_aesthetic.curation import files
 from spark_aesthetic.datasources import shards
 from spark_aesthetic.datasources.webdataset import ERROR, PATH, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.preflight import quoted
+from spark_aesthetic.preflight import quoted, spelled
 
 FORMATS = ("folder", "webdataset", "uris")
 
@@ -95,12 +95,12 @@ def open_source(
         if value is not None and format != fitting:
             raise OptionError(f"{option}: expected with --format {fitting}, found --format {format}; leave one out")
     if format == "folder":
-        return Folder(spark, source, glob, max_file_bytes)
+        return Folder.open(spark, source, glob, max_file_bytes)
     if format == "webdataset":
         return Shards.open(spark, source)
     if uri_col is None:
         raise OptionError("--format uris: expected --uri-col, the column of paths or addresses, found none; name it")
-    return Addresses(spark, _table(spark, source), uri_col, max_file_bytes)
+    return Addresses.open(spark, source, uri_col, max_file_bytes)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,33 @@ class Folder:
     """Files below a folder, read by Spark's own binaryFile with Spark's own access to the file system."""
 
     spark: SparkSession
-    path: str
-    glob: str | None
+    listed: DataFrame
+    count: int
     max_file_bytes: int
+
+    @classmethod
+    def open(cls, spark: SparkSession, path: str, glob: str | None, max_file_bytes: int) -> Folder:
+        """List the files; nothing else of them is read."""
+        reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
+        if glob is not None:
+            reader = reader.option("pathGlobFilter", glob)
+        try:
+            # Spark Connect looks whether there is such a folder no sooner than it is to keep its rows.
+            found = reader.load(path)
+            listed = found.select("path", F.unix_micros("modificationTime").alias("modified_us"), "length").persist()
+        except AnalysisException as error:
+            raise TableError(
+                f"--source {path!r}: expected a folder of images, found nothing there; check the path"
+            ) from error
+        shard_files = F.count_if(F.col("path").rlike(_TAR.pattern))
+        count, tars = listed.agg(F.count(F.lit(1)), shard_files).collect()[0]
+        # Beside shards there are their lists, as of img2dataset.
+        if tars > 0 and (glob is None or tars == count):
+            raise TableError(
+                f"--source {path!r}: expected images, found {tars} shards; take --format webdataset, or --glob "
+                "for the images beside them"
+            )
+        return cls(spark, listed, count, max_file_bytes)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -118,28 +142,9 @@ class Folder:
         return ()
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """Files that are not known by path, time and length; of listed files nothing else is read."""
-        reader = self.spark.read.format("binaryFile").option("recursiveFileLookup", "true")
-        if self.glob is not None:
-            reader = reader.option("pathGlobFilter", self.glob)
-        try:
-            # Spark Connect looks whether there is such a folder no sooner than it is to keep its rows.
-            found = reader.load(self.path)
-            listed = found.select("path", F.unix_micros("modificationTime").alias("modified_us"), "length").persist()
-        except AnalysisException as error:
-            raise TableError(
-                f"--source {self.path!r}: expected a folder of images, found nothing there; check the path"
-            ) from error
-        shard_files = F.count_if(F.col("path").rlike(_TAR.pattern))
-        count, tars = listed.agg(F.count(F.lit(1)), shard_files).collect()[0]
-        # Beside shards there are their lists, as of img2dataset.
-        if tars > 0 and (self.glob is None or tars == count):
-            raise TableError(
-                f"--source {self.path!r}: expected images, found {tars} shards; take --format webdataset, or --glob "
-                "for the images beside them"
-            )
-        fresh = listed.join(known.where("NOT again"), ["path", "modified_us", "length"], "left_anti")
-        return count, _entries(fresh, known, listed)
+        """Files that are not known by path, time and length."""
+        fresh = self.listed.join(known.where("NOT again"), ["path", "modified_us", "length"], "left_anti")
+        return self.count, _entries(fresh, known, self.listed)
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
         """Those that are not too large; of a file that cannot be read, nothing."""
@@ -176,6 +181,15 @@ class Addresses:
     column: str
     max_file_bytes: int
 
+    @classmethod
+    def open(cls, spark: SparkSession, source: str, uri_col: str, max_file_bytes: int) -> Addresses:
+        """Look for the table and its column."""
+        rows = _table(spark, source)
+        column = spelled(rows, uri_col)
+        if column not in rows.columns:
+            raise TableError(f"--uri-col: no column {uri_col!r}: {nearest(uri_col, rows.columns)}")
+        return cls(spark, rows, column, max_file_bytes)
+
     @property
     def texts(self) -> tuple[str, ...]:
         """None: the table has them, under the same path."""
@@ -183,8 +197,6 @@ class Addresses:
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
         """Addresses that are not known, each once; nulls are none."""
-        if self.column not in self.rows.columns:
-            raise TableError(f"--uri-col: no column {self.column!r}: {nearest(self.column, self.rows.columns)}")
         path = F.col(quoted(self.column)).cast("string").alias("path")
         listed = self.rows.select(path).where("path IS NOT NULL").distinct().persist()
         fresh = listed.join(known.where("NOT again"), "path", "left_anti")
