@@ -21,6 +21,7 @@ from pyspark.sql import Row, SparkSession
 from test_faults import Job, until
 
 import spark_aesthetic as sa
+from spark_aesthetic.curation.files import fetch
 from spark_aesthetic.curation.ingest import IngestSummary, _Run
 from spark_aesthetic.curation.sources import Addresses, open_source
 from spark_aesthetic.errors import AestheticError, OptionError, TableError
@@ -304,6 +305,16 @@ def test_addresses_in_a_table_are_fetched_once(spark: SparkSession, tmp_path: Pa
     tried = ingest(retry_failed=True)
     assert (tried.skipped, tried.added, tried.replaced, tried.failed) == (22, 0, 5, 4)
     assert bytes(rows(spark, table)["not there.jpg"].image) == noise_image(101)
+
+
+def test_addresses_are_found_as_spark_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spark_aesthetic.files._MOUNT", f"{tmp_path}/")
+    (tmp_path / "ü 1.jpg").write_bytes(b"escaped")
+    (tmp_path / "2%20.jpg").write_bytes(b"as it is")
+    for folder in (f"file:{tmp_path}/", f"file://{tmp_path}/", "dbfs:/"):
+        assert fetch(f"{folder}%C3%BC%201.jpg", 10) == b"escaped"
+        assert fetch(f"{folder}2%20.jpg", 10) == b"as it is"
+        assert fetch(f"{folder}3%20.jpg", 10) == "fetch: FileNotFoundError"
 
 
 def test_addresses_come_from_delta_tables_too(spark: SparkSession, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from urllib.parse import unquote
 
 import fsspec
 import pandas as pd
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from spark_aesthetic.download import http_client
 from spark_aesthetic.errors import MissingDependencyError
+from spark_aesthetic.files import mounted
 
 HEADER = "struct<width: int, height: int, format: string, error: string>"
 FETCHED = "path string, image binary, error string"
@@ -94,7 +96,10 @@ def fetch(address: str, max_file_bytes: int) -> bytes | str:
             # A stream, by one request: with a size at hand fsspec asks for none.
             opened = system.open(place, "rb", block_size=0, size=1)
         else:
-            system, place = fsspec.core.url_to_fs(address)
+            system, place = fsspec.core.url_to_fs(mounted(address))
+            # Spark writes them escaped, and a name may look so by itself.
+            if address.startswith(("file:", "dbfs:")) and not system.exists(place):
+                place = unquote(place)
             opened = system.open(place, "rb")
         with opened as file:
             # A stream gives what has come so far, not what was asked for.
