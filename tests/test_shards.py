@@ -40,6 +40,13 @@ def test_dbfs_is_where_databricks_mounts_it(tmp_path: Path, monkeypatch: pytest.
     assert shards.absolute("dbfs:/out/") == str(tmp_path / "out")
 
 
+def test_a_local_shard_has_one_address(tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", 1)
+    for url in (f"{tmp_path}//a.tar", f"file:{tmp_path}/a.tar", f"file://{tmp_path}/*.tar", f"{tmp_path}/.//"):
+        assert shards.find(url) == [str(tmp_path / "a.tar")]
+    assert shards.absolute(f"file://{tmp_path}/") == str(tmp_path)
+
+
 def test_a_store_whose_package_is_missing_is_named() -> None:
     with pytest.raises(MissingDependencyError, match=r"smb://.*expected the package of that file system"):
         shards.find("smb://server/a.tar")

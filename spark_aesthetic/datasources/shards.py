@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from gzip import BadGzipFile
+from os.path import normpath
 from typing import IO, Any
 
 import fsspec
@@ -82,8 +83,12 @@ def locate(url: str) -> tuple[Any, str]:
 
 def absolute(url: str) -> str:
     """The same place for every process of a cluster, whatever its working folder is."""
-    system, place = locate(url)
-    return str(system.unstrip_protocol(place) if "://" in url else place).rstrip("/")
+    return _address(url, *locate(url))
+
+
+def _address(url: str, system: Any, place: str) -> str:
+    """Of what is at a place, for which another url was given: of one file always the same."""
+    return str(system.unstrip_protocol(place)).rstrip("/") if "://" in mounted(url) else normpath(place)
 
 
 def find(path: str) -> list[str]:
@@ -106,7 +111,7 @@ def find(path: str) -> list[str]:
             places = sorted(system.glob(place))
         else:
             raise TableError(f"webdataset: expected the shard {url}, found nothing there; correct the range")
-        return [system.unstrip_protocol(at) if "://" in url else at for at in places]
+        return [_address(url, system, at) for at in places]
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         found = [url for urls in pool.map(expand, braceexpand(path)) for url in urls]
