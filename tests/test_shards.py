@@ -13,8 +13,9 @@ import pytest
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
 from spark_aesthetic.datasources import shards
+from spark_aesthetic.datasources.samples import files_of, views
 from spark_aesthetic.datasources.shards import ShardError
-from spark_aesthetic.datasources.webdataset import WebDataset, _files, _sidecar, _views
+from spark_aesthetic.datasources.webdataset import WebDataset, _sidecar
 from spark_aesthetic.errors import MissingDependencyError, OptionError, TableError
 
 
@@ -125,17 +126,17 @@ def test_columns_that_would_be_lost_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_bytes_are_taken_where_they_lie(kind: pa.DataType) -> None:
     values = [b"skipped", b"ab", None, b"", b"cde"]
-    assert _views(pa.array(values, kind)[1:]) == values[1:]
-    assert _views(pa.array([None, b""], kind)) == [None, b""]
-    assert _views(pa.array([], kind)) == []
+    assert views(pa.array(values, kind)[1:]) == values[1:]
+    assert views(pa.array([None, b""], kind)) == [None, b""]
+    assert views(pa.array([], kind)) == []
 
 
 def test_text_that_is_no_object_has_the_other_columns_beside_it() -> None:
     for text in ('["a"]', "{cut off", "NaN"):
-        files = _files({"json": text, "score": 1.5, "at": {"x": [1.0, float("nan")]}})
+        files = files_of({"json": text, "score": 1.5, "at": {"x": [1.0, float("nan")]}})
         assert files["json"] == text.encode()
         assert json.loads(bytes(files["columns.json"])) == {"score": 1.5, "at": {"x": [1.0, None]}}
-    files = _files({"json": '{"a": "ü", "b": 1}', "b": 2, "en.txt": "x", "cls": 3})
+    files = files_of({"json": '{"a": "ü", "b": 1}', "b": 2, "en.txt": "x", "cls": 3})
     assert files == {"json": '{"a": "ü", "b": 2}'.encode(), "en.txt": b"x", "cls": b"3"}
 
 
