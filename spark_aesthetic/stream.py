@@ -54,12 +54,26 @@ from spark_aesthetic.worker import STAGES
 # Spark's; see where it is set.
 _ONE_RUN = "spark.sql.streaming.stopActiveRunOnRestart"
 
+# Spark gives that process ten seconds, whatever its settings: too few on a busy machine. Nothing has begun by then.
+_SLOW, _STARTS = "Python worker failed to connect back", 3
+
 # What the change data feed says of a row; other sources are read as nothing but inserts.
 _CHANGE, _VERSION = "_change_type", "_commit_version"
 
 
 class Stopped(Exception):  # noqa: N818 (nothing is wrong)
     """A chunk was not begun, because the run is to end."""
+
+
+def started(start: Callable[[], StreamingQuery]) -> StreamingQuery:
+    """A query by its `start`, again where Spark Connect's process for the chunks did not come up in time."""
+    for _ in range(_STARTS - 1):
+        try:
+            return start()
+        except PySparkException as error:
+            if _SLOW not in str(error):
+                raise
+    return start()
 
 
 def never() -> bool:
@@ -132,9 +146,8 @@ class Chunks:
         writer = rows.writeStream.foreachBatch(write).option("checkpointLocation", checkpoint)
         # Else a second run in the same JVM would end the first one, which would take that for its own end.
         with settings(spark, {_ONE_RUN: "false"}):
-            if every is None:
-                return writer.trigger(availableNow=True).start()
-            return writer.trigger(processingTime=every).start()
+            triggered = writer.trigger(availableNow=True) if every is None else writer.trigger(processingTime=every)
+            return started(triggered.start)
 
     def _written_here(self, checkpoint: str) -> Callable[[DataFrame, int], None]:
         def write(batch: DataFrame, number: int) -> None:

@@ -173,8 +173,8 @@ class AestheticScorer(
             raise OptionError(f"inputKind={kind!r}: {nearest(kind, INPUT_KINDS)}")
         if kind == "embedding" and self.getEmbeddingCol() is not None:
             raise OptionError("embeddingCol: expected inputKind='image', found 'embedding', which holds them already")
-        outputs = [name.lower() for name, _ in self._outputs()]
-        if len(set(outputs)) < len(outputs):
+        outputs = [name for name, _ in self._outputs()]
+        if len(set(map(str.lower, outputs))) < len(outputs):
             raise OptionError(
                 f"outputCol, errorCol, embeddingCol: expected a name of its own for each, found {', '.join(outputs)}; "
                 "rename one"

@@ -23,6 +23,7 @@ from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.predictors import Predictor
 from spark_aesthetic.runs import Run
 from spark_aesthetic.scores import merge_into
+from spark_aesthetic.stream import started
 from spark_aesthetic.testing import published_embeddings
 
 FEED = "delta.enableChangeDataFeed"
@@ -34,6 +35,26 @@ def rows(spark: SparkSession, ids: range, shift: int = 0) -> DataFrame:
     """Rows whose embedding, so whose score, follows from the id; `shift` makes others of the same ids."""
     made = [(at, f"photo {at}", PUBLISHED[(at + shift) % 10]) for at in ids]
     return spark.createDataFrame(made, "id bigint, title string, e array<float>")
+
+
+@pytest.mark.parametrize(
+    ("said", "failures", "starts"), [("Python worker failed to connect back.", 2, 3), ("Python worker failed", 1, 1)]
+)
+def test_a_process_for_chunks_that_comes_up_late_is_started_again(said: str, failures: int, starts: int) -> None:
+    tried = []
+
+    def start() -> Any:
+        tried.append(said)
+        if len(tried) <= failures:
+            raise PySparkException(said)
+        return "query"
+
+    if starts > failures:
+        assert started(start) == "query"
+    else:
+        with pytest.raises(PySparkException, match="failed"):
+            started(start)
+    assert len(tried) == starts
 
 
 @pytest.fixture
