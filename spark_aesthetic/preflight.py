@@ -264,11 +264,18 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     return vector
 
 
-def key_columns(key: str | Sequence[str]) -> list[str]:
-    """The columns of a key, a single one by its name alone too; TableError if there is none."""
+def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name, several or none, as a tuple."""
+    if columns is None:
+        return ()
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def key_names(key: str | Sequence[str]) -> tuple[str, ...]:
+    """The same of a key; TableError if it has no column."""
     if not key:
         raise TableError("--key: expected the columns that together identify a row, found none; name them")
-    return [key] if isinstance(key, str) else list(key)
+    return names(key)
 
 
 def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> None:

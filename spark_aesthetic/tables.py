@@ -159,7 +159,7 @@ def score_table(
             another run is at work on the same scores.
     """
     started = time.monotonic()
-    key = preflight.key_columns(key)
+    key = preflight.key_names(key)
     checked = Options.of(score_table, **options)
     pinned = weights.pin(resolve(predictor), checked.model_path)
     model = pinned.model_id
@@ -273,7 +273,7 @@ def rescore_from_embeddings(
         TableError: There is no such table, or it has no embedding of this backbone.
     """
     started = time.monotonic()
-    key = preflight.key_columns(key)
+    key = preflight.key_names(key)
     pinned = weights.pin(resolve(predictor), model_path)
     table = preflight.open_source(spark, scores, called="scores")
     fitting = [

@@ -13,7 +13,6 @@ from pyspark.sql import DataFrame
 
 import spark_aesthetic
 from spark_aesthetic import files
-from spark_aesthetic.curation.columns import names
 from spark_aesthetic.curation.evidence import (
     Evidence,
     Floats,
@@ -29,6 +28,7 @@ from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, Histogram, hist
 from spark_aesthetic.curation.labels import NO_LABELS, Labels, collect_labels, of_group
 from spark_aesthetic.curation.models import is_untrained
 from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.preflight import names
 from spark_aesthetic.scores import SCORE
 
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)

@@ -11,13 +11,6 @@ from spark_aesthetic.errors import TableError, nearest
 from spark_aesthetic.preflight import column_type, quoted
 
 
-def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One name, several or none, as a tuple."""
-    if columns is None:
-        return ()
-    return (columns,) if isinstance(columns, str) else tuple(columns)
-
-
 def has_column(df: DataFrame, name: str) -> bool:
     """Whether there is such a column, as Spark sees it, which is blind to case."""
     return name.lower() in (known.lower() for known in df.columns)

@@ -14,12 +14,11 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic import preflight
-from spark_aesthetic.curation.columns import names
 from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.fetch import rows_of_chosen
-from spark_aesthetic.preflight import first_line, identifier, quoted, spelled
+from spark_aesthetic.preflight import first_line, identifier, names, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
 
 

@@ -8,9 +8,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, DataType, MapType, StructType
 
-from spark_aesthetic.curation.columns import check_columns, names
+from spark_aesthetic.curation.columns import check_columns
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.preflight import quoted, spelled
+from spark_aesthetic.preflight import names, quoted, spelled
 
 __all__ = ["save_metadata"]
 

@@ -20,12 +20,12 @@ from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import AtomicType, BinaryType, IntegerType, StructField, StructType
 
 from spark_aesthetic import files, preflight
-from spark_aesthetic.curation.columns import check_score, names
+from spark_aesthetic.curation.columns import check_score
 from spark_aesthetic.curation.models import check_model, is_untrained, model_column, one_model, reason
 from spark_aesthetic.curation.thumbnails import thumbnails
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.fetch import rows_of_keys
-from spark_aesthetic.preflight import has_null, quoted
+from spark_aesthetic.preflight import has_null, names, quoted
 from spark_aesthetic.report import render
 from spark_aesthetic.scores import SCORE
 

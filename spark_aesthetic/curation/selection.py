@@ -8,11 +8,11 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation.calibration import Calibration, check_target, rows_of
-from spark_aesthetic.curation.columns import check_columns, check_score, has_column, names
+from spark_aesthetic.curation.columns import check_columns, check_score, has_column
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, histograms
 from spark_aesthetic.curation.models import is_score
 from spark_aesthetic.errors import OptionError
-from spark_aesthetic.preflight import quoted
+from spark_aesthetic.preflight import names, quoted
 from spark_aesthetic.scores import MODEL, SCORE
 
 _CUT, _REST, _RANK = "_aesthetic_cut", "_aesthetic_rest", "_aesthetic_rank"
