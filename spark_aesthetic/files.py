@@ -17,8 +17,20 @@ _MOUNT = "/dbfs/"
 _LOCAL = re.compile(r"^file:(//)?(?=/[^/])")
 
 
+def home(path: str) -> str:
+    """Put the home folder of the driver's user in place of a `~` at the beginning, as a shell does.
+
+    Examples:
+        >>> home("~/scores") == f"{Path.home()}/scores", home("a~b"), home("s3://bucket/~")
+        (True, 'a~b', 's3://bucket/~')
+    """
+    return str(Path.home()) + path[1:] if path == "~" or path.startswith("~/") else path
+
+
 def mounted(path: str) -> str:
-    """A path as Python opens it: dbfs:/ is where Databricks mounts it on every node, file: goes, all else is as given.
+    """Give a path as Python opens it.
+
+    `dbfs:/` is the folder in which Databricks mounts it on every node, `file:` is removed, and `~` is the home folder.
 
     Examples:
         >>> mounted("dbfs:/heads/own.json"), mounted("file:/heads/own.json"), mounted("s3://bucket/heads")
@@ -26,7 +38,7 @@ def mounted(path: str) -> str:
     """
     if path.startswith("dbfs:/"):
         return _MOUNT + path.removeprefix("dbfs:/").lstrip("/")
-    return _LOCAL.sub("", path)
+    return home(_LOCAL.sub("", path))
 
 
 def beside(name: str, folder: str) -> str:

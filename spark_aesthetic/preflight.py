@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, Float
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError, nearest
-from spark_aesthetic.java import Py4JJavaError
+from spark_aesthetic.files import home
+from spark_aesthetic.java import Py4JJavaError, first_line
 from spark_aesthetic.predictors import Predictor
 
 _log = logging.getLogger("spark_aesthetic")
@@ -76,8 +78,42 @@ def identifier(table: str) -> str:
 
 
 def whole(path: str) -> str:
-    """A path as Delta takes it: a relative one begins at the driver's working folder."""
-    return path if ":" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute would keep the "..")
+    """Give a path as Delta takes it: `~` is the home folder, and a relative path begins at the driver's working folder.
+
+    Every other character stands for itself, also those of patterns.
+    """
+    return path if ":" in path else os.path.abspath(home(path))  # noqa: PTH100 (Path.absolute would keep the "..")
+
+
+def literal(path: str) -> str:
+    r"""Escape a path for Spark's readers of files, which take it for a pattern.
+
+    Examples:
+        >>> print(literal("/data/a[1]/{x}"))
+        /data/a\[1\]/\{x\}
+    """
+    return re.sub(r"([\\{}\[\]*?,])", r"\\\1", path)
+
+
+@contextmanager
+def reaching(
+    place: str, remedy: str = "check the address, and that its connector and access are set up"
+) -> Iterator[None]:
+    """Turn what a file system, a connector or a metastore raises into one line about a place.
+
+    Args:
+        place: The place, as its user named it: `--source 's3://bucket/x'`.
+        remedy: What to do about it.
+
+    Raises:
+        TableError: The place cannot be reached; the message holds the first line of the cause.
+    """
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as error:
+        raise TableError(
+            f"{place}: expected a place that Spark can reach, found: {first_line(error)}; {remedy}"
+        ) from error
 
 
 def check_gpu_scheduling(spark: SparkSession) -> None:
@@ -402,9 +438,3 @@ def described(spark: SparkSession, text: str) -> Iterator[None]:
 def quoted(column: str) -> str:
     """A top-level column's name as SQL takes it, whatever characters it has."""
     return f"`{column.replace('`', '``')}`"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error that says something."""
-    # Spark's parser begins with an empty one.
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

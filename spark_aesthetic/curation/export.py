@@ -18,7 +18,8 @@ from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.fetch import rows_of_chosen
-from spark_aesthetic.preflight import first_line, identifier, names, quoted, spelled
+from spark_aesthetic.java import first_line
+from spark_aesthetic.preflight import identifier, names, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
 
 
