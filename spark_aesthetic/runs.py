@@ -19,22 +19,14 @@ from pyspark.sql import functions as F
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import preflight
+from spark_aesthetic.commits import Commit, history, merge_into
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.java import Py4JJavaError
+from spark_aesthetic.ledger import Progress, forget_progress, load_progress, save_progress
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.progress import ProgressListener
-from spark_aesthetic.scores import (
-    ERROR,
-    Commit,
-    Progress,
-    forget_progress,
-    history,
-    load_progress,
-    merge_into,
-    same_key,
-    save_progress,
-)
+from spark_aesthetic.scores import ERROR, same_key
 from spark_aesthetic.stream import Chunks, explained, wait
 
 _log = logging.getLogger("spark_aesthetic")

@@ -25,30 +25,12 @@ from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import errors, preflight
+from spark_aesthetic.commits import ATTEMPTS, Commit, committed, history, is_conflict, merge_into, settings
 from spark_aesthetic.errors import AestheticError, SourceChangedError, TableError
+from spark_aesthetic.ledger import Progress, load_progress, save_progress
 from spark_aesthetic.preflight import Source, quoted
 from spark_aesthetic.progress import Tasks
-from spark_aesthetic.scores import (
-    ATTEMPTS,
-    EMBEDDING,
-    ERROR,
-    MODEL,
-    SCORE,
-    SCORED_AT,
-    TYPES,
-    Commit,
-    Progress,
-    Target,
-    add_columns,
-    committed,
-    history,
-    is_conflict,
-    load_progress,
-    merge_into,
-    same_key,
-    save_progress,
-    settings,
-)
+from spark_aesthetic.scores import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target, add_columns, same_key
 from spark_aesthetic.worker import STAGES
 
 # Spark's; see where it is set.

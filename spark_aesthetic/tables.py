@@ -13,27 +13,17 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic
 from spark_aesthetic import preflight, udfs, weights
+from spark_aesthetic.commits import Commit, history
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import embedding_columns
+from spark_aesthetic.ledger import backbones, end_beginnings
 from spark_aesthetic.options import OptionArgs, Options, check_files, in_bytes
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
 from spark_aesthetic.preflight import Source, identifier, quoted
 from spark_aesthetic.runs import FOLDER, Run
-from spark_aesthetic.scores import (
-    EMBEDDING,
-    ERROR,
-    MODEL,
-    SCORE,
-    SCORED_AT,
-    TYPES,
-    Commit,
-    Target,
-    backbones,
-    end_beginnings,
-    history,
-    make_view,
-)
+from spark_aesthetic.scores import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target
 from spark_aesthetic.stream import Chunks, never
+from spark_aesthetic.views import make_view
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
