@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import datetime, timezone
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import LongType, StringType, StructField, StructType, TimestampType
-from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import preflight
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.java import Py4JJavaError
 from spark_aesthetic.preflight import identifier
+from spark_aesthetic.sessions import commit_settings, own_session, statement
 
 Done = TypeVar("Done")
 
@@ -30,6 +30,12 @@ ATTEMPTS = 5
 _CONFLICTS = (
     "DELTA_CONCURRENT", "io.delta.exceptions.Concurrent", "DELTA_METADATA_CHANGED", "MetadataChangedException",
     "DELTA_PROTOCOL_CHANGED", "ProtocolChangedException", "DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS",
+)  # fmt: skip
+
+# What changes a table without changing a row.
+_HARMLESS = (
+    "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UNSET TBLPROPERTIES", "ADD COLUMNS", "CLUSTER BY",
+    "CHANGE COLUMN", "COMPUTE STATS", "UPGRADE PROTOCOL", "ADD CONSTRAINT", "DROP CONSTRAINT",
 )  # fmt: skip
 
 
@@ -49,42 +55,11 @@ class Commit:
 
     def options(self) -> dict[str, str]:
         """As a writer takes them."""
-        options = {"userMetadata": self.info}
+        # A setting's value is no text to Spark but a pattern, in which it replaces ${env:HOME}; to JSON it is the same.
+        options = {"userMetadata": self.info.replace("$", "\\u0024")}
         if self.application is not None:
             options |= {"txnAppId": self.application, "txnVersion": str(self.number)}
         return options
-
-    @contextmanager
-    def settings(self, spark: SparkSession) -> Iterator[None]:
-        """The same for statements, which take no options, while they run."""
-        names = {
-            "userMetadata": "spark.databricks.delta.commitInfo.userMetadata",
-            "txnAppId": "spark.databricks.delta.write.txnAppId",
-            "txnVersion": "spark.databricks.delta.write.txnVersion",
-        }
-        told = self.options()
-        if is_remote():
-            # There a chunk runs in the user's own session, whose other commits would pass for this one. A MERGE that is
-            # repeated changes nothing.
-            told = {"userMetadata": self.info}
-        with settings(spark, {names[name]: value for name, value in told.items()}):
-            yield
-
-
-@contextmanager
-def settings(spark: SparkSession, values: dict[str, str]) -> Iterator[None]:
-    """Give settings of a session other values for a while."""
-    before = {name: spark.conf.get(name, None) for name in values}
-    for name, value in values.items():
-        spark.conf.set(name, value)
-    try:
-        yield
-    finally:
-        for name, known in before.items():
-            if known is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, known)
 
 
 def is_conflict(error: Exception) -> bool:
@@ -108,35 +83,131 @@ def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: 
 
 def properties(spark: SparkSession, table: str) -> dict[str, str]:
     """The table's properties."""
-    return {row.key: row.value for row in spark.sql(f"SHOW TBLPROPERTIES {table}").collect()}
+    return {row.key: row.value for row in statement(spark, f"SHOW TBLPROPERTIES {table}")}
+
+
+def properties_clause(values: Mapping[str, str]) -> str:
+    """Properties as CREATE and ALTER take them; neither names nor values hold a quote or a backslash."""
+    return "(" + ", ".join(f"'{name}' = '{value}'" for name, value in values.items()) + ")"
 
 
 def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, commit: Commit) -> list[Row]:
-    """MERGE rows, called `scored` in the clauses, into a table, called `target`; gives what Delta says of it."""
-    view = f"spark_aesthetic_{uuid4().hex}"
+    """MERGE rows into a table.
+
+    Args:
+        spark: A session of our own, in which the rows were made.
+        table: As SQL takes it.
+        rows: Called `scored` in the clauses.
+        clauses: What follows USING in the statement; the table is called `target` there.
+        commit: What the commit says of itself.
+
+    Returns:
+        The counts that Delta gives; nothing where this commit has been made before.
+    """
+    view = f"_aesthetic_{uuid4().hex}"
     rows.createTempView(view)
     try:
-        with commit.settings(spark):
-            merge = f"MERGE INTO {table} AS target USING {view} AS scored {clauses}"
-            return spark.sql(merge).collect()
+        with commit_settings(spark, commit.options()):
+            return spark.sql(f"MERGE INTO {table} AS target USING {view} AS scored {clauses}").collect()
     finally:
         spark.catalog.dropTempView(view)
 
 
-_INFO = StructType(
-    [
-        StructField("spark_aesthetic", StringType()),
-        StructField("model", StringType()),
-        StructField("predictor", StringType()),
-        StructField("options", StringType()),
-        StructField("source", StringType()),
-        StructField("source_id", StringType()),
-        StructField("source_version", LongType()),
-        StructField("chunk", LongType()),
-        StructField("checkpoint", StringType()),
-        StructField("scored_at", TimestampType()),
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """A commit as Delta's history tells it.
+
+    Attributes:
+        version: The version of the table that it made.
+        at: When.
+        operation: Delta's word for it, such as WRITE or MERGE.
+        parameters: Delta's, of that operation.
+        metrics: Delta's counts, of that operation.
+        is_blind: Whether it added rows without reading any.
+        told: What it says of itself, where that is a JSON object.
+    """
+
+    version: int
+    at: datetime
+    operation: str
+    parameters: Mapping[str, str]
+    metrics: Mapping[str, str]
+    is_blind: bool
+    told: Mapping[str, Any]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package made it."""
+        return isinstance(self.told.get("spark_aesthetic"), str)
+
+    @property
+    def adds_only(self) -> bool:
+        """Whether each row that was there before is there after it, with the same values."""
+        appends = self.operation == "WRITE" and self.parameters.get("mode") == "Append"
+        return self.is_blind or appends or self.operation in _HARMLESS
+
+    def metric(self, name: str) -> int:
+        """One of the counts, 0 where Delta gives none."""
+        return int(self.metrics.get(name) or 0)
+
+    @property
+    def rows_written(self) -> int:
+        """Rows that were inserted or updated."""
+        if self.operation == "MERGE":
+            return self.metric("numTargetRowsInserted") + self.metric("numTargetRowsUpdated")
+        return self.metric("numOutputRows")
+
+
+def logged(spark: SparkSession, table: str, *, since: int = -1, last: int | None = None) -> list[Logged]:
+    """The commits that the history still has, the newest first.
+
+    Args:
+        spark: A session with Delta Lake.
+        table: As SQL takes it.
+        since: The commits after this version alone; -1 is all of them.
+        last: No more than this many of the newest.
+    """
+    if last is not None:
+        return [_logged(row) for row in _described(spark, f"DESCRIBE HISTORY {table} LIMIT {last}")]
+    found: list[Logged] = []
+    # Delta reads a file for each commit, and most callers ask for a handful of thousands.
+    for limit in (" LIMIT 50", " LIMIT 1000", ""):
+        found = [_logged(row) for row in _described(spark, f"DESCRIBE HISTORY {table}{limit}")]
+        if not found or found[-1].version <= since + 1 or not limit:
+            break
+    return [commit for commit in found if commit.version > since]
+
+
+def _described(spark: SparkSession, text: str) -> list[Row]:
+    with own_session(spark) as own:
+        # Python's local times repeat an hour a year.
+        return own.sql(text).withColumn("timestamp", F.unix_micros("timestamp")).collect()
+
+
+def _logged(row: Row) -> Logged:
+    try:
+        told = json.loads(row.userMetadata or "null")
+    except ValueError:
+        told = None
+    return Logged(
+        version=row.version,
+        at=datetime.fromtimestamp(row.timestamp / 1e6, timezone.utc),
+        operation=row.operation,
+        parameters=row.operationParameters or {},
+        metrics=row.operationMetrics or {},
+        is_blind=bool(row.isBlindAppend),
+        told=told if isinstance(told, dict) else {},
+    )
+
+
+_HISTORY = (
+    "version bigint, timestamp timestamp_ltz, operation string, package_version string, model string, "
+    "predictor string, options string, source string, source_id string, source_version bigint, chunk bigint, "
+    "checkpoint string, scored_at timestamp_ltz, rows_written bigint, rows_deleted bigint"
 )
+_TOLD = (
+    "spark_aesthetic", "model", "predictor", "options", "source", "source_id", "source_version", "chunk", "checkpoint",
+)  # fmt: skip
 
 
 def history(spark: SparkSession, scores: str) -> DataFrame:
@@ -157,16 +228,17 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
     """
     if not preflight.is_delta(spark, scores):
         raise TableError(f"scores {scores!r}: expected a Delta table, found none; check the name or path")
-    commits = spark.sql(f"DESCRIBE HISTORY {identifier(scores)}")
-    info, metric = F.from_json("userMetadata", _INFO), F.col("operationMetrics")
-    told = commits.select("version", "timestamp", "operation", info.alias("info"), metric.alias("metrics"))
-    merged = F.col("metrics.numTargetRowsInserted").cast("long") + F.col("metrics.numTargetRowsUpdated").cast("long")
-    appended = F.col("metrics.numOutputRows").cast("long")
-    return told.where("info.spark_aesthetic IS NOT NULL").select(
-        "version", "timestamp", "operation",
-        F.col("info.spark_aesthetic").alias("package_version"),
-        "info.model", "info.predictor", "info.options", "info.source", "info.source_id", "info.source_version",
-        "info.chunk", "info.checkpoint", "info.scored_at",
-        F.when(F.col("operation") == "MERGE", merged).otherwise(appended).alias("rows_written"),
-        F.coalesce(F.col("metrics.numTargetRowsDeleted").cast("long"), F.lit(0)).alias("rows_deleted"),
-    )  # fmt: skip
+    rows = [
+        (
+            commit.version, commit.at, commit.operation, *map(commit.told.get, _TOLD), scored_at(commit),
+            commit.rows_written, commit.metric("numTargetRowsDeleted"),
+        )
+        for commit in logged(spark, identifier(scores)) if commit.is_ours
+    ]  # fmt: skip
+    return spark.createDataFrame(rows, _HISTORY)
+
+
+def scored_at(commit: Logged) -> datetime | None:
+    """The time that a commit's rows have, where it tells one."""
+    text = commit.told.get("scored_at")
+    return None if text is None else datetime.fromisoformat(text)

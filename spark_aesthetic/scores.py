@@ -5,11 +5,11 @@ Everything about Delta goes through Spark SQL and DataFrames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -20,9 +20,10 @@ from pyspark.sql.types import (
 )
 
 from spark_aesthetic import preflight
-from spark_aesthetic.commits import Commit, committed, merge_into, properties
+from spark_aesthetic.commits import Commit, committed, logged, merge_into, properties, properties_clause
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.preflight import identifier, quoted
+from spark_aesthetic.sessions import statement, text_literal
 
 SCORE, ERROR, MODEL, SCORED_AT = "aesthetic_score", "aesthetic_error", "aesthetic_model", "aesthetic_scored_at"
 EMBEDDING = "clip_embedding"
@@ -34,6 +35,9 @@ TYPES: dict[str, DataType] = {
     SCORED_AT: TimestampType(),
     EMBEDDING: ArrayType(FloatType()),
 }
+
+# In rows that are merged: whether the row is another one than before, and whether it is gone from the source.
+CHANGED, DELETED = "_aesthetic_changed", "_aesthetic_deleted"
 
 COMMENTS = {
     SCORE: "Predicted visual appeal, about 1 (poor) to 10 (fine), never clamped; null where aesthetic_error says why",
@@ -76,33 +80,59 @@ class Target:
         """Of all columns, in their order."""
         return self.kept | {name: TYPES[name] for name in self.written}
 
-    def make(self, spark: SparkSession) -> str:
+    def check(self, spark: SparkSession) -> Row | None:
+        """Check that scores can go there, without writing.
+
+        Returns:
+            What Delta says of the table; None where there is none yet.
+
+        Raises:
+            TableError: A table is there with another type in one of the columns, or one that takes no updates; a schema
+                of that name is missing.
+        """
+        found = preflight.detail(spark, self.table)
+        if found is None:
+            preflight.check_schema(spark, self.table, f"--scores {self.table!r}")
+            return None
+        # An embedding or a version may come later: a table can be begun without them.
+        required = [*self.key, *(name for name in self.written if name != EMBEDDING)]
+        rows = preflight.read_table(spark, self.table)
+        preflight.check_columns(rows, self.types, self.table, required=required)
+        preflight.check_updates(found, f"--scores {self.table!r}", "choose another scores table")
+        new = [name for name in self.types if name.lower() not in map(str.lower, rows.columns)]
+        preflight.check_names(found, new, f"--scores {self.table!r}")
+        return found
+
+    def make(self, spark: SparkSession, told: Mapping[str, str]) -> str:
         """Create the table if it is not there, its comments included.
+
+        Args:
+            spark: A session of our own.
+            told: Properties of a table that is created.
 
         Returns:
             The table's folder.
 
         Raises:
-            TableError: A table is there with another type in one of the columns, or files that are no Delta table.
+            TableError: As `check` raises it, or the folder has files that are no Delta table.
         """
-        found = preflight.detail(spark, self.table)
+        found = self.check(spark)
         if found is not None:
-            # An embedding or a version may come later: a table can be begun without them.
-            required = [*self.key, *(name for name in self.written if name != EMBEDDING)]
-            rows = spark.table(self.identifier)
-            preflight.check_columns(rows, self.types, self.table, required=required)
-            add_columns(spark, self.identifier, rows, self.types)
+            add_columns(spark, self.identifier, preflight.read_table(spark, self.table), self.types)
             return str(found.location)
+        # A chunk is as many small files as it had tasks; without the first a long run leaves millions.
+        told = {"delta.autoOptimize.optimizeWrite": "true", **told}
+        if preflight.unusual(self.types):
+            told["delta.columnMapping.mode"] = "name"
         create = (
             f"CREATE TABLE IF NOT EXISTS {self.identifier} ({_definitions(self.types)}) USING delta "
             "COMMENT 'Scores of spark-aesthetic: one row for each key and aesthetic_model' "
-            # A chunk is as many small files as it had tasks; without it a long run leaves millions.
-            "TBLPROPERTIES ('delta.autoOptimize.optimizeWrite' = 'true')"
+            f"TBLPROPERTIES {properties_clause(told)}"
         )
         occupied = ("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION", "DELTA_MISSING_DELTA_TABLE")
         try:
             # Of runs that make it at once some find another's folder before its first commit, or see it a moment later.
-            committed(lambda: spark.sql(create), also=occupied[:1])
+            committed(lambda: statement(spark, create), also=occupied[:1])
             committed(lambda: properties(spark, self.identifier), also=occupied[1:])
         except PySparkException as error:
             if not any(condition in str(error) for condition in occupied):
@@ -111,11 +141,11 @@ class Target:
                 f"scores {self.table!r}: expected a Delta table or room for one, found a folder with files of another "
                 "kind; choose a name or a folder that is not there yet"
             ) from error
-        return preflight.whole(self.table) if "/" in self.table else self.make(spark)
+        return preflight.path_of(self.table) or self.make(spark, told)
 
     def rows(self, spark: SparkSession) -> DataFrame:
         """The rows of this model."""
-        return spark.table(self.identifier).where(F.col(MODEL) == self.model)
+        return preflight.read_table(spark, self.table).where(F.col(MODEL) == self.model)
 
     def keys(self, spark: SparkSession) -> DataFrame:
         """The keys of this model."""
@@ -123,23 +153,13 @@ class Target:
 
     def append(self, rows: DataFrame, commit: Commit) -> None:
         """Add rows whose keys are not there, in one commit, or nothing if this commit has been made before."""
-        writer = rows.write.format("delta").mode("append")
-        for name, value in commit.options().items():
-            writer = writer.option(name, value)
-        if "/" in self.table:
-            writer.save(preflight.whole(self.table))
-        else:
-            writer.saveAsTable(self.table)
+        writer = rows.write.format("delta").mode("append").options(**commit.options())
+        preflight.write_table(writer, self.table)
 
     def has(self, spark: SparkSession, checkpoint: str, chunk: int) -> bool:
         """Whether a chunk is among the last commits, of which a killed run's is one."""
-        told = F.from_json("userMetadata", "checkpoint string, chunk bigint")
-        chunks = (
-            spark.sql(f"DESCRIBE HISTORY {self.identifier} LIMIT {_LAST_COMMITS}")
-            .select(told.alias("told"))
-            .select("told.*")
-        )
-        return not chunks.where((F.col("checkpoint") == checkpoint) & (F.col("chunk") == chunk)).isEmpty()
+        last = logged(spark, self.identifier, last=_LAST_COMMITS)
+        return any((commit.told.get("checkpoint"), commit.told.get("chunk")) == (checkpoint, chunk) for commit in last)
 
     def merge(
         self,
@@ -154,10 +174,10 @@ class Target:
 
         Args:
             spark: The session.
-            rows: The columns of `types`, whether the row is another than before (`_changed`, boolean) and whether it is
-                gone (`_deleted`, boolean). A key that is there and not another stays as it is.
+            rows: The columns of `types`, `CHANGED` and `DELETED` (boolean). Existing rows are replaced only where the
+                first is true, and dropped where the second is.
             commit: What the commit says of itself.
-            inserts_only: No row is another or gone; Delta then rewrites no file.
+            inserts_only: No row is changed or deleted; Delta then rewrites no file.
             bounds: Least and greatest value of the first key column, by which Delta leaves out files of the table.
 
         Returns:
@@ -165,21 +185,21 @@ class Target:
         """
         columns = list(map(quoted, self.types))
         updates = [f"{name} = scored.{name}" for name in columns]
-        if EMBEDDING not in self.types and EMBEDDING in spark.table(self.identifier).columns:
-            # That of the row before it was another.
+        if EMBEDDING not in self.types and EMBEDDING in preflight.read_table(spark, self.table).columns:
+            # It is the embedding of the image that was replaced.
             updates.append(f"{EMBEDDING} = NULL")
         replace = (
-            "WHEN MATCHED AND scored._deleted THEN DELETE "
-            f"WHEN MATCHED AND scored._changed THEN UPDATE SET {', '.join(updates)}"
+            f"WHEN MATCHED AND scored.{DELETED} THEN DELETE "
+            f"WHEN MATCHED AND scored.{CHANGED} THEN UPDATE SET {', '.join(updates)}"
         )
         within = ""
         if bounds is not None:
             least, greatest = map(_literal, bounds)
             within = f"AND target.{quoted(self.key[0])} BETWEEN {least} AND {greatest} "
         clauses = (
-            f"ON {same_key(self.key, 'target')} AND target.{MODEL} = '{self.model}' {within}"
+            f"ON {same_key(self.key, 'target')} AND target.{MODEL} = {text_literal(self.model)} {within}"
             f"{'' if inserts_only else replace} "
-            f"WHEN NOT MATCHED AND NOT scored._deleted THEN INSERT ({', '.join(columns)}) "
+            f"WHEN NOT MATCHED AND NOT scored.{DELETED} THEN INSERT ({', '.join(columns)}) "
             f"VALUES ({', '.join(f'scored.{name}' for name in columns)})"
         )
         done = merge_into(spark, self.identifier, rows, clauses, commit)
@@ -193,7 +213,8 @@ def add_columns(spark: SparkSession, table: str, rows: DataFrame, types: dict[st
     known = [name.lower() for name in rows.columns]
     missing = {name: data_type for name, data_type in types.items() if name.lower() not in known}
     if missing:
-        committed(lambda: spark.sql(f"ALTER TABLE {table} ADD COLUMNS ({_definitions(missing)})"))
+        text = f"ALTER TABLE {table} ADD COLUMNS ({_definitions(missing)})"
+        committed(lambda: statement(spark, text))
 
 
 def _definitions(types: dict[str, DataType]) -> str:
@@ -205,11 +226,9 @@ def _definitions(types: dict[str, DataType]) -> str:
 
 def _literal(value: int | str) -> str:
     # Delta's MERGE binds no parameters.
-    if isinstance(value, int):
-        return str(value)
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(int(value)) if isinstance(value, int) else text_literal(value)
 
 
 def same_key(key: Sequence[str], left: str, right: str = "scored") -> str:
-    """The condition that two rows have one key."""
+    """The condition that two rows have one key, for a statement."""
     return " AND ".join(f"{left}.{quoted(column)} = {right}.{quoted(column)}" for column in key)

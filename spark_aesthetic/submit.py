@@ -77,6 +77,10 @@ def parser(name: str, description: str, *, scores_required: bool) -> Parser:
         help="of the source's files in one commit, about (default: %(default)s)",
     )  # fmt: skip
     made.add_argument("--max-files-per-chunk", type=int, metavar="N", help="the same, counted in files")
+    made.add_argument(
+        "--shared-keys", action="store_true",
+        help="equal keys mean the same image in all sources of --scores (default: a second source is refused)",
+    )  # fmt: skip
     made.add_argument("--version-col", metavar="COL", help="column that differs where the image does, for --reconcile")
     made.add_argument(
         "--batch-size", type=int, default=-1, metavar="N", help="rows in a forward pass (default: chosen)"
@@ -109,6 +113,7 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
         "max_bytes_per_chunk": args.max_bytes_per_chunk,
         "max_files_per_chunk": args.max_files_per_chunk,
         "version_col": args.version_col,
+        "shared_keys": args.shared_keys,
         "batch_size": args.batch_size,
         "num_threads": args.num_threads,
         "decode": args.decode,
