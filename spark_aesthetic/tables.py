@@ -452,11 +452,12 @@ def _check_and_plan(
         preflight.warn_of_large_batches(table.rows.sparkSession)
         preflight.check_image_column(table.rows, image_col)
         preflight.check_weights(pinned, options.get("model_path"))
-        return udfs.job_udf(pinned, with_embedding, Options.of(**options))(F.col(quoted(image_col)))
+        image = F.col(preflight.column_path(table.rows, image_col))
+        return udfs.job_udf(pinned, with_embedding, Options.of(**options))(image)
     assert embedding_col is not None, "checked before"
     head = weights.load_head(pinned, options.get("model_path"))
     vector = preflight.check_embedding_column(table.rows, embedding_col, head.dimension, pinned)
-    path = preflight.embedding_path(table.rows, embedding_col)
+    path = preflight.column_path(table.rows, embedding_col)
     return embedding_columns(path, predictor=pinned, vector=vector, model_path=options.get("model_path"))
 
 
