@@ -178,6 +178,7 @@ def run(name: str, job: Callable[[], Result]) -> int:
     # PySpark logs the whole Java stack of an analysis error even where it is caught.
     for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    _quieten_streams()
     words = Stderr()
     logging.basicConfig(stream=words, format=f"{name}: %(message)s")
     logging.getLogger("spark_aesthetic").setLevel(logging.INFO)
@@ -191,6 +192,17 @@ def run(name: str, job: Callable[[], Result]) -> int:
         return 1
     print(json.dumps(summary.to_dict()))
     return 0
+
+
+def _quieten_streams() -> None:
+    """Keep Spark from logging the Java stack of an error that ends a stream, which `run` reports itself."""
+    jvm = SparkContext._jvm
+    assert jvm is not None, "a job has its JVM"
+    log4j = jvm.org.apache.logging.log4j
+    # Spark 4.1 has moved the class.
+    for package in ("streaming", "streaming.runtime"):
+        name = f"org.apache.spark.sql.execution.{package}.MicroBatchExecution"
+        log4j.core.config.Configurator.setLevel(name, log4j.Level.OFF)
 
 
 def exit_with(name: str, job: Callable[[], Result]) -> None:
