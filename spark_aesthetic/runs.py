@@ -98,7 +98,7 @@ class Run:
         try:
             folder = self._checkpoints(target.make(spark, ledger.described(source, target.key)))
             ledger.register(spark, target.table, source, target.key, shared_keys=self.shared_keys)
-            taken = self._look_back(may_compare=reconcile)
+            taken = self._look_back(may_compare=reconcile and version_col is not None)
             if reconcile:
                 self._reconcile(folder, version_col)
             else:
@@ -213,7 +213,7 @@ class Run:
         """Look whether others took scores away since the last run, and go back to where they were restored to.
 
         Args:
-            may_compare: The run compares keys and versions anyway.
+            may_compare: The run compares versions anyway.
 
         Returns:
             The version of the scores table that was looked at, if scores may be missing there; None if not.
@@ -253,12 +253,19 @@ class Run:
         until = read_until(logged(self.spark, target.identifier), target.model, source.id, version)
         if progress.feed:
             self._begin(None if until is None else until + 1, feed=True)
-        elif not may_compare and until is not None and not self._only_grown_since(until):
+        elif not may_compare and not self._is_current(until):
             raise SourceChangedError(
                 f"scores {target.table!r}: expected scores that nobody restored to an older version, found RESTORE and "
                 f"a source whose rows were updated or deleted since its version {until}. Run once with --reconcile and "
-                "--version-col, a column that differs where the image does"
+                "--version-col, a column that differs where the image does, or delete the scores of this model, which "
+                "scores all rows again"
             )
+
+    def _is_current(self, until: int | None) -> bool:
+        """Whether no score can be that of an older image, if the source was read until one of its versions."""
+        if until is None or self._only_grown_since(until):
+            return True
+        return self.chunks.target.rows(self.spark).isEmpty()
 
     def _count_left(self) -> tuple[int, int]:
         """Rows of the source that had their score before this run, and rows that have none after it."""

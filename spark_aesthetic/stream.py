@@ -231,6 +231,10 @@ class Chunks:
             if number == 0 and self.known == 0 and not ledger.others(self.source):
                 progress = replace(progress, began_empty=True)
                 save_progress(spark, self.target, {self.source.id: progress})
+                # Another source that came in before this was saved does not know of it.
+                if load(spark, self.target.table).others(self.source):
+                    progress = replace(progress, began_empty=False)
+                    save_progress(spark, self.target, {self.source.id: progress})
         if not initial:
             self.merge(spark, batch, commit, now)
         elif progress.began_empty:
