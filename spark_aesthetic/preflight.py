@@ -16,7 +16,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType
+from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType, StructType
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError, nearest
@@ -244,13 +244,49 @@ def column_type(rows: DataFrame, column: str, option: str) -> DataType:
         raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, rows.columns)}") from error
 
 
+def column_path(rows: DataFrame, column: str) -> str:
+    """Give a column as `F.col` takes it: a field of a struct by its path, such as `image.bytes`.
+
+    A top-level column wins, whatever characters its name has, dots among them.
+    """
+    top = spelled(rows, column)
+    return quoted(top) if top in rows.columns else column
+
+
 def check_image_type(found: DataType, given: str) -> None:
-    """Raise TableError unless a column's type is that of bytes."""
+    """Check that a column holds bytes.
+
+    Args:
+        found: Its type.
+        given: The option and the column, as the caller wrote them: `--image-col photo`.
+
+    Raises:
+        TableError: Another type. For a struct the message names its fields that hold bytes.
+    """
+    # In the struct of Spark's image source `data` holds decoded pixels, not the bytes of a file.
+    inside = bytes_within(found) if isinstance(found, StructType) and "nChannels" not in found.names else []
+    if inside:
+        raise TableError(
+            f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; name its field "
+            f"{' or '.join(inside)}: {given}.{inside[0]}"
+        )
     if not isinstance(found, BinaryType):
         raise TableError(
             f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; read files with "
             "format binaryFile, decode base64 with unbase64; embeddings are scored as such, not as images"
         )
+
+
+def bytes_within(found: StructType) -> list[str]:
+    """List the paths of the fields that hold bytes, those of structs inside it too."""
+    paths = []
+    for field in found.fields:
+        name = field.name if re.fullmatch(r"\w+", field.name) else quoted(field.name)
+        if isinstance(field.dataType, BinaryType):
+            paths.append(name)
+        elif isinstance(field.dataType, StructType):
+            paths += [f"{name}.{path}" for path in bytes_within(field.dataType)]
+    return paths
 
 
 def is_vector(found: DataType, given: str) -> bool:
@@ -270,11 +306,6 @@ def check_image_column(rows: DataFrame, column: str) -> None:
     check_image_type(column_type(rows, quoted(column), "--image-col"), f"--image-col {column}")
 
 
-def embedding_path(rows: DataFrame, column: str) -> str:
-    """Where Spark finds a column of embeddings: one of the table, whatever is in its name, else a field of a struct."""
-    return quoted(column) if spelled(rows, column) in rows.columns else column
-
-
 def check_embedding_column(rows: DataFrame, column: str, dimension: int, predictor: Predictor) -> bool:
     """Check the type of a column of embeddings, and that some have the predictor's length.
 
@@ -284,7 +315,7 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
     Raises:
         TableError: Another type, or none of the first embeddings has the length that the head takes.
     """
-    path = embedding_path(rows, column)
+    path = column_path(rows, column)
     vector = is_vector(column_type(rows, path, "--embedding-col"), f"--embedding-col {column}")
     # The limit first: with nothing below it Delta reads no more files than it takes. A null vector is left out before
     # vector_to_array, which raises on it.

@@ -391,7 +391,7 @@ def _check_and_plan(
     assert embedding_col is not None, "checked before"
     head = weights.load_head(pinned, options.get("model_path"))
     vector = preflight.check_embedding_column(table.rows, embedding_col, head.dimension, pinned)
-    path = preflight.embedding_path(table.rows, embedding_col)
+    path = preflight.column_path(table.rows, embedding_col)
     return embedding_columns(path, predictor=pinned, vector=vector, model_path=options.get("model_path"))
 
 
