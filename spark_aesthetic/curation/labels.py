@@ -118,6 +118,8 @@ def collect_labels(
             f"labels: expected one label for each row, found keep and drop for {', '.join(torn[:_SHOWN])}{more}; leave "
             "one of both in the labels of such a row"
         )
+    # In an order of its own, so that the same labels give the same figures to the last bit.
+    found = found.sort_values(["score", "label"])
     parts: list[tuple[Group, pd.DataFrame]] = [((), found)]
     if by:
         parts = [(as_group(values), part) for values, part in found.groupby(group_names, dropna=False)]
