@@ -12,46 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# What `from spark_aesthetic import *` brings: names of two words or more. Names of one word, such as display, register,
+# history or Summary, are left out because a notebook may use them for something else, as Databricks does display. They
+# are imported by name (`from spark_aesthetic import review`) or used as attributes (`sa.review`).
 __all__ = [
     "aesthetic_score",
     "aesthetic_score_from_embedding",
     "clip_embedding",
     "image_embedding",
     "score_image",
-    "register",
     "create_function_ddl",
     "AestheticScorer",
     "AestheticEstimator",
     "score_table",
     "rescore_from_embeddings",
-    "history",
-    "calibrate",
-    "Calibration",
-    "curate",
     "describe_scores",
     "score_drift",
     "export_webdataset",
-    "display",
-    "review",
     "ingest_images",
     "save_metadata",
-    "Summary",
-    "Predictor",
-    "DEFAULT",
-    "resolve",
-    "Options",
     "AestheticError",
 ]
 
 if TYPE_CHECKING:
-    from spark_aesthetic.curation.calibration import Calibration, calibrate
+    from spark_aesthetic.curation.calibration import Calibration as Calibration
+    from spark_aesthetic.curation.calibration import calibrate as calibrate
     from spark_aesthetic.curation.estimator import AestheticEstimator
     from spark_aesthetic.curation.export import export_webdataset
     from spark_aesthetic.curation.ingest import ingest_images
     from spark_aesthetic.curation.metadata import save_metadata
     from spark_aesthetic.curation.quality import describe_scores, score_drift
-    from spark_aesthetic.curation.review import review
-    from spark_aesthetic.curation.selection import curate
+    from spark_aesthetic.curation.review import review as review
+    from spark_aesthetic.curation.selection import curate as curate
     from spark_aesthetic.errors import AestheticError
     from spark_aesthetic.functions import (
         aesthetic_score,
@@ -60,12 +52,18 @@ if TYPE_CHECKING:
         image_embedding,
         score_image,
     )
-    from spark_aesthetic.notebook import display
-    from spark_aesthetic.options import Options
-    from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
-    from spark_aesthetic.sql import create_function_ddl, register
-    from spark_aesthetic.tables import Summary, history, rescore_from_embeddings, score_table
+    from spark_aesthetic.notebook import display as display
+    from spark_aesthetic.options import Options as Options
+    from spark_aesthetic.predictors import DEFAULT as DEFAULT
+    from spark_aesthetic.predictors import Predictor as Predictor
+    from spark_aesthetic.predictors import resolve as resolve
+    from spark_aesthetic.sql import create_function_ddl
+    from spark_aesthetic.sql import register as register
+    from spark_aesthetic.tables import Summary as Summary
+    from spark_aesthetic.tables import history as history
+    from spark_aesthetic.tables import rescore_from_embeddings, score_table
     from spark_aesthetic.transformer import AestheticScorer
+
 
 _HOME = {
     "aesthetic_score": "functions",
@@ -107,4 +105,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*_HOME, "__version__"]

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType, StructType
+from pyspark.sql.types import StructType
 
-from spark_aesthetic.preflight import BROADCAST_KEYS, Source, quoted, spelled
+from spark_aesthetic.preflight import BROADCAST_KEYS, Source, holds_bytes, quoted, spelled
 
 _FILE, _SIZE = "_aesthetic_file", "_aesthetic_size"
 
@@ -111,8 +111,8 @@ def rows_of_chosen(
 ) -> Iterator[DataFrame]:
     """Rows of a table with narrow columns of chosen keys beside them, for one write while it is open.
 
-    With one column of bytes, those of up to half a million rows are read from the files alone that hold them; else a
-    join reads all, of up to five million rows without a shuffle of their bytes.
+    With one column of bytes, or of structs with bytes, those of up to half a million rows are read from the files alone
+    that hold them; else a join reads all, of up to five million rows without a shuffle of their bytes.
 
     Args:
         source: The table at its version, or None where it is none of Delta's.
@@ -122,7 +122,7 @@ def rows_of_chosen(
         key: Columns that together identify a row in both.
         own: Columns of `rows` to give, the key among them.
     """
-    of_bytes = [name for name in own if isinstance(rows.schema[name].dataType, BinaryType)]
+    of_bytes = [name for name in own if holds_bytes(rows.schema[name].dataType)]
     if source is not None and 0 < count <= _BROADCAST_ROWS and len(of_bytes) == 1 and of_bytes[0] not in key:
         # All in one part, for one commit.
         parts = rows_of_keys(

@@ -1,7 +1,7 @@
 """Column functions, in the manner of `pyspark.sql.functions`.
 
-All take a Column or a column name, run lazily, and give null (with a reason in `score_image`) for a row that
-cannot be scored.
+All take a Column, a column name, or the path of a struct's field such as `image.bytes`; run lazily; and give null (with
+a reason in `score_image`) for a row that cannot be scored.
 
 How often is an image scored? `score_image`, `clip_embedding` and `image_embedding` are nondeterministic to Spark, so
 that a filter on their result does not run them a second time below itself; a filter on another column then stays above
@@ -29,7 +29,7 @@ from spark_aesthetic.predictors import BUILT_IN, DEFAULT, Predictor, resolve
 from spark_aesthetic.sql import register
 
 if TYPE_CHECKING:
-    from pyspark.sql._typing import ColumnOrName
+    from pyspark.sql._typing import ColumnOrName, UserDefinedFunctionLike
     from typing_extensions import Unpack
 
 __all__ = [
@@ -67,7 +67,7 @@ def aesthetic_score(
     """
     checked = Options.of(aesthetic_score, **options)
     pinned = weights.pin(_with_backbone(resolve(predictor)), checked.model_path)
-    return udfs.score_udf(pinned, checked)(_column(image))
+    return _scored(udfs.score_udf(pinned, checked), image)
 
 
 def clip_embedding(
@@ -91,7 +91,7 @@ def clip_embedding(
     """
     checked = Options.of(clip_embedding, **options)
     pinned = weights.pin_backbone(_with_backbone(resolve(predictor)), checked.model_path)
-    return udfs.embedding_udf(pinned, checked)(_column(image))
+    return _scored(udfs.embedding_udf(pinned, checked), image)
 
 
 def image_embedding(
@@ -135,7 +135,7 @@ def image_embedding(
         from spark_aesthetic import encoders
 
         encoders.check(name)
-    return udfs.encoder_udf(name, normalize, checked)(_column(image))
+    return _scored(udfs.encoder_udf(name, normalize, checked), image)
 
 
 def score_image(
@@ -181,7 +181,7 @@ def score_image(
         scored = embedding_columns(image, predictor=pinned, model_path=checked.model_path)
         # As that of images is called, and not by the expression, with all its weights.
         return scored.withField("model", F.lit(pinned.model_id)).alias("score_image")
-    return udfs.score_image_udf(_with_backbone(pinned), with_embedding, checked)(_column(image))
+    return _scored(udfs.score_image_udf(_with_backbone(pinned), with_embedding, checked), image)
 
 
 def aesthetic_score_from_embedding(
@@ -333,6 +333,23 @@ def _with_backbone(predictor: Predictor) -> Predictor:
 
         architectures.embedding_dimension(predictor.backbone)
     return predictor
+
+
+# Stands in the expression, so Spark's error shows it where a query with a struct is analysed.
+_EXPECTED = "expected binary, the bytes of image files; of a struct name its field bytes, as in image.bytes"
+
+
+def _scored(function: UserDefinedFunctionLike, image: ColumnOrName) -> Column:
+    """A UDF of a binary column. A struct fails when Spark analyses the query, text when it is run.
+
+    For a binary column Spark's optimizer leaves nothing of the check.
+    """
+    column = _column(image)
+    wrong = F.typeof(column) != "binary"
+    checked = F.when(wrong, F.raise_error(F.lit(_EXPECTED)).cast("binary")).otherwise(column)
+    # Otherwise the check would be a part of the name that Spark gives the column.
+    name = function.func.__name__
+    return function(checked).alias(name if isinstance(image, Column) else f"{name}({image})")
 
 
 def _column(column: ColumnOrName) -> Column:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from spark_aesthetic import preflight
-from spark_aesthetic.curation.columns import check_score
+from spark_aesthetic.curation.columns import check_score, image_column
 from spark_aesthetic.curation.models import is_score, is_untrained, model_column
-from spark_aesthetic.errors import OptionError
-from spark_aesthetic.options import is_whole
+from spark_aesthetic.curation.thumbnails import data_uri, thumbnails
+from spark_aesthetic.options import whole
 from spark_aesthetic.preflight import quoted
-from spark_aesthetic.report import render, thumbnail
+from spark_aesthetic.report import render
 from spark_aesthetic.scores import SCORE
 
 _BAR_WIDTH = 0.25
@@ -26,10 +23,17 @@ _MOST_BARS = 60
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of the grid: its score, and a small JPEG as a data URI or None where it cannot be decoded."""
+    """One image of the grid.
+
+    Attributes:
+        score: Its score.
+        thumbnail: A small WebP as a data URI, or None.
+        reason: Why there is none, in the words of `aesthetic_error`, or None.
+    """
 
     score: float
     thumbnail: str | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
 
     Args:
         df: Rows of images and scores. A column aesthetic_model, if there, says whether weights are untrained.
-        image_col: Binary column of image files.
+        image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
         score_col: Column of numbers.
         n: How many images to show at most, 1 or more; 1 is the best. Of images with one score any is shown.
 
@@ -88,9 +92,8 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
         TableError: No such column, or not of that type.
         OptionError: `n` is no whole number of at least 1.
     """
-    if not is_whole(n) or n < 1:
-        raise OptionError(f"n={n!r}: expected a whole number of at least 1")
-    preflight.check_image_type(preflight.column_type(df, quoted(image_col), "image_col"), f"image_col {image_col}")
+    n = whole("n", n, least=1)
+    image, _ = image_column(df, image_col, "image_col")
     check_score(df, score_col)
     given = F.col(quoted(score_col)).cast("double")
     score = F.when(is_score(given), given)
@@ -104,7 +107,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     while about.scored and about.highest // width - about.lowest // width >= _MOST_BARS:
         width *= 2
     return Display(
-        tiles=_tiles(df, F.col(quoted(image_col)), score, about.chosen or []),
+        tiles=_tiles(df, F.col(image), score, about.chosen or []),
         bars=_bars(df, score, width),
         bar_width=width,
         scored=about.scored,
@@ -118,8 +121,12 @@ def _tiles(df: DataFrame, image: Column, score: Column, chosen: list[float]) -> 
     one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image, True).alias("image"))
     # Made here: where this module is imported on a worker there is no session to make it with.
     make_udf: Any = pandas_udf
-    shown = one_each.select("score", make_udf(_thumbnails, "string")(F.col("image")).alias("thumbnail"))
-    return [Tile(row.score, row.thumbnail) for row in sorted(shown.collect(), reverse=True, key=lambda row: row.score)]
+    shrink = make_udf(thumbnails, "thumbnail binary, reason string")
+    shown = one_each.select("score", shrink("image").alias("made")).collect()
+    return [
+        Tile(row.score, data_uri(row.made.thumbnail), row.made.reason)
+        for row in sorted(shown, reverse=True, key=lambda row: row.score)
+    ]
 
 
 def _bars(df: DataFrame, score: Column, width: float) -> list[Bar]:
@@ -132,16 +139,3 @@ def _bars(df: DataFrame, score: Column, width: float) -> list[Bar]:
     highest = max(counted.values())
     all_bars = range(min(counted), max(counted) + 1)
     return [Bar(at * width, counted.get(at, 0), counted.get(at, 0) / highest) for at in all_bars]
-
-
-def _thumbnails(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-    for batch in batches:
-        yield pd.Series([None if data is None else _thumbnail(bytes(data)) for data in batch], dtype=object)
-
-
-def _thumbnail(data: bytes) -> str | None:
-    try:
-        return thumbnail(data, longest_side=200)
-    # Whatever Pillow makes of a damaged file, it costs one tile.
-    except Exception:
-        return None

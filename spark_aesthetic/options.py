@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from inspect import Parameter, signature
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from spark_aesthetic.errors import OptionError, nearest
@@ -91,6 +94,9 @@ class Options:
             raise OptionError(
                 f"max_pixels={self.max_pixels!r}: expected 1 to {PILLOW_REFUSES_PIXELS}; Pillow decodes no larger image"
             )
+        for name in ("batch_size", "num_threads", "max_pixels"):
+            # NumPy's integers print and travel otherwise than Python's.
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     @classmethod
     def of(cls, called: Callable[..., Any] | None = None, /, **given: Unpack[OptionArgs]) -> Options:
@@ -158,10 +164,97 @@ def in_bytes(name: str, size: str | int) -> int:
 
 def check_files(name: str, files: int) -> None:
     """Raise OptionError unless it is a number of files that Delta can count to."""
-    if not is_whole(files) or not 1 <= files < 2**31:
-        raise OptionError(f"{name}={files!r}: expected a whole number of files from 1 to 2147483647")
+    whole(name, files, least=1, most=2**31 - 1, of="files")
+
+
+def whole(name: str, value: Any, *, least: int, most: int | None = None, of: str = "") -> int:
+    """Check a whole number that a caller gave.
+
+    Python's and NumPy's integers are taken, and floats without a fraction, such as 1e6. Text and booleans are not.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was given.
+        least: The lowest number allowed.
+        most: The highest number allowed, if there is one.
+        of: What is counted, for the message: "rows".
+
+    Raises:
+        OptionError: Anything else, or a number outside the range.
+
+    Examples:
+        >>> whole("top_k", 1e6, least=1)
+        1000000
+        >>> whole("top_k", "5", least=1, of="rows")
+        Traceback (most recent call last):
+          ...
+        spark_aesthetic.errors.OptionError: top_k='5': expected a whole number of rows of at least 1
+    """
+    if is_real(value) and math.isfinite(value) and value == int(value):
+        found = int(value)
+        if least <= found and (most is None or found <= most):
+            return found
+    kind = f"a whole number of {of}" if of else "a whole number"
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise OptionError(f"{name}={value!r}: expected {kind} {limits}")
+
+
+def number(name: str, value: Any, *, remedy: str = "") -> float:
+    """Check a finite number that a caller gave: Python's or NumPy's, and no text and no boolean.
+
+    Raises:
+        OptionError: Anything else.
+
+    Examples:
+        >>> number("cut", float("nan"))
+        Traceback (most recent call last):
+          ...
+        spark_aesthetic.errors.OptionError: cut=nan: expected a finite number
+    """
+    if not is_real(value) or not math.isfinite(value):
+        raise OptionError(f"{name}={value!r}: expected a finite number{remedy}")
+    return float(value)
+
+
+def share(name: str, value: Any) -> float:
+    """Check a share of rows that a caller gave, above 0 and up to 1; raises OptionError as `number` does."""
+    if not 0 < number(name, value, remedy=" above 0 and up to 1; a tenth is 0.1") <= 1:
+        raise OptionError(f"{name}={value!r}: expected a share above 0 and up to 1; a tenth is 0.1")
+    return float(value)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a number of Python's or NumPy's, a Decimal among them, and no boolean."""
+    # NumPy's booleans are no Real.
+    return isinstance(value, Real | Decimal) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is an int, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is an integer of Python's or NumPy's, and no boolean."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+# How tables and folders are written, in the words of Spark.
+MODES = ("errorifexists", "append", "overwrite")
+
+
+def check_mode(name: str, mode: Any, valid: Sequence[str] = MODES) -> str:
+    """Check what is to happen where something is written already.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        mode: "errorifexists" (Spark also calls it "error" and "default"), "append" or "overwrite", in any case.
+        valid: Those that make sense for the call.
+
+    Raises:
+        OptionError: Another one.
+
+    Examples:
+        >>> check_mode("mode", "Error"), check_mode("mode", "overwrite")
+        ('errorifexists', 'overwrite')
+    """
+    lower = str(mode).lower()
+    meant = "errorifexists" if lower in ("error", "default") else lower
+    if meant not in valid:
+        raise OptionError(f"{name}={mode!r}: {nearest(lower, valid)}")
+    return meant

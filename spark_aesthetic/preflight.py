@@ -28,6 +28,7 @@ from pyspark.sql.types import (
     FloatType,
     IntegerType,
     LongType,
+    MapType,
     ShortType,
     StructType,
     TimestampNTZType,
@@ -328,6 +329,37 @@ def column_path(rows: DataFrame, column: str) -> str:
     return quoted(top) if top in rows.columns else column
 
 
+def type_at(schema: StructType, column: str) -> DataType | None:
+    """Give the type of a column of a schema, found as `column_path` finds it, or None if there is no such column.
+
+    Examples:
+        >>> type_at(StructType.fromDDL("photo struct<bytes: binary>, `a.b` int"), "Photo.bytes")
+        BinaryType()
+    """
+    found: DataType | None = _field(schema, column)
+    if found is None:
+        found = schema
+        for part in path_parts(column):
+            found = _field(found, part) if isinstance(found, StructType) else None
+    return found
+
+
+def _field(schema: StructType, name: str) -> DataType | None:
+    types = {field.name.lower(): field.dataType for field in schema} | {field.name: field.dataType for field in schema}
+    return types.get(name, types.get(name.lower()))
+
+
+def path_parts(path: str) -> list[str]:
+    """Split the path of a field at its dots, except at those between backquotes.
+
+    Examples:
+        >>> path_parts("photo.`of 1.5`.bytes")
+        ['photo', 'of 1.5', 'bytes']
+    """
+    parts = re.findall(r"`(?:[^`]|``)*`|[^.`]+", path)
+    return [part[1:-1].replace("``", "`") if part.startswith("`") else part for part in parts]
+
+
 def check_image_type(found: DataType, given: str) -> None:
     """Check that a column holds bytes.
 
@@ -350,6 +382,17 @@ def check_image_type(found: DataType, given: str) -> None:
             f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; read files with "
             "format binaryFile, decode base64 with unbase64; embeddings are scored as such, not as images"
         )
+
+
+def holds_bytes(found: DataType) -> bool:
+    """Whether a type is binary, or a struct, an array or a map with binary values inside."""
+    if isinstance(found, StructType):
+        return any(holds_bytes(field.dataType) for field in found)
+    if isinstance(found, ArrayType):
+        return holds_bytes(found.elementType)
+    if isinstance(found, MapType):
+        return holds_bytes(found.keyType) or holds_bytes(found.valueType)
+    return isinstance(found, BinaryType)
 
 
 def bytes_within(found: StructType) -> list[str]:

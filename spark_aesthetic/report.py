@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 from spark_aesthetic.errors import MissingDependencyError
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-    from PIL import Image
+
+    from spark_aesthetic.curation.thumbnails import data_uri, thumbnail
 except ImportError as missing:
     raise MissingDependencyError(
         f"the page needs Jinja2 and Pillow (found: {missing}): pip install 'spark-aesthetic[demo,image]'"
     ) from missing
+
+# The longer side of an image on the page, in pixels.
+_SIDE = 480
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class ScoredImage:
 
     @property
     def thumbnail(self) -> str | None:
-        """A small JPEG as a data URI, or None where there is an error."""
-        return None if self.error is not None or self.image is None else thumbnail(self.image)
+        """A small WebP as a data URI, or None where there is an error."""
+        return None if self.error is not None else data_uri(thumbnail(self.image, side=_SIDE)[0])
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,6 @@ class ScoredEmbedding:
 
     name: str
     score: float
-
-
-def thumbnail(data: bytes, *, longest_side: int = 480) -> str:
-    """Shrink an image that decodes, to a JPEG as a data URI."""
-    file = BytesIO()
-    with Image.open(BytesIO(data)) as image:
-        image.thumbnail((longest_side, longest_side))
-        image.convert("RGB").save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def gallery(

@@ -8,13 +8,16 @@ except those below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from pyspark.sql import Row, SparkSession
 from pyspark.sql.utils import is_remote
+
+Job = TypeVar("Job", bound=Callable[..., Any])
 
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 _TXN_APP_ID = "spark.databricks.delta.write.txnAppId"
@@ -75,6 +78,17 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
     else:
         with settings(spark, _OWN):
             yield spark
+
+
+def in_own_session(job: Job) -> Job:
+    """Make a function, whose first argument is a session, run in a copy of it; its result must not be lazy."""
+
+    @wraps(job)
+    def run(spark: SparkSession, *args: Any, **options: Any) -> Any:
+        with own_session(spark) as own:
+            return job(own, *args, **options)
+
+    return cast("Job", run)
 
 
 def statement(spark: SparkSession, text: str) -> list[Row]:

@@ -17,6 +17,12 @@ from spark_aesthetic.predictors import BUILT_IN, DEFAULT, PACKAGED, PACKAGED_LIC
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# The parameter of the functions. Spark takes a column of that name in QUALIFY, LATERAL VIEW and subqueries for the
+# parameter, so it is none that a table has.
+_PARAMETER = "_aesthetic_embedding"
+
+_MADE = f"Made by spark-aesthetic {spark_aesthetic.__version__}"
+
 # Of a name in SQL, which may have a catalog and a schema before it.
 _PART = r"([A-Za-z_]\w*|`([^`]|``)+`)"
 
@@ -68,7 +74,8 @@ def register(
     if udfs.runs_natively(head):
         # Spark puts no function of SQL in the place of one of Python.
         spark.sql(f"DROP TEMPORARY FUNCTION IF EXISTS {from_embedding}")
-        spark.sql(_ddl("CREATE OR REPLACE TEMPORARY FUNCTION", from_embedding, pinned, _native(head)))
+        # Without the predictor's names, which are its user's and have no place in SQL text.
+        spark.sql(_ddl("CREATE OR REPLACE TEMPORARY FUNCTION", from_embedding, _native(head), _MADE))
     else:
         spark.udf.register(from_embedding, udfs.vector_score_udf(pinned, checked.model_path))
 
@@ -79,7 +86,8 @@ def create_function_ddl(
     """The text of a SQL function that scores embeddings without Python: for a catalog, once, and for all who query it.
 
     What it makes takes ARRAY<FLOAT> (ARRAY<DOUBLE> too) and gives FLOAT, null where
-    `aesthetic_score_from_embedding` gives null. Its comment names the model, its checksums and its licence.
+    `aesthetic_score_from_embedding` gives null. Its comment names the model, its checksums and its licence. Characters
+    that could mean something in SQL, such as quotes, backslashes and `$`, and those beyond ASCII are `_` there.
 
     Args:
         name: Of the function, as SQL takes it: "main.images.aesthetic_score_from_embedding".
@@ -97,7 +105,7 @@ def create_function_ddl(
 
     Examples:
         >>> print(create_function_ddl("aesthetic", portable=True)[:51])
-        CREATE OR REPLACE FUNCTION aesthetic(embedding ARRA
+        CREATE OR REPLACE FUNCTION aesthetic(_aesthetic_emb
     """
     if not re.fullmatch(rf"{_PART}(\.{_PART}){{0,2}}", name, flags=re.ASCII):
         raise OptionError(
@@ -114,24 +122,31 @@ def create_function_ddl(
         )
     if portable is None:
         portable = not udfs.runs_natively(head)
-    return _ddl("CREATE OR REPLACE FUNCTION", name, pinned, _portable(head) if portable else _native(head))
+    expression = _portable(head) if portable else _native(head)
+    return _ddl("CREATE OR REPLACE FUNCTION", name, expression, _comment(pinned))
 
 
-def _ddl(statement: str, name: str, pinned: Predictor, expression: str) -> str:
+def _ddl(statement: str, name: str, expression: str, comment: str) -> str:
+    return f"{statement} {name}({_PARAMETER} ARRAY<FLOAT>) RETURNS FLOAT COMMENT '{comment}' RETURN\n{expression}"
+
+
+def _comment(pinned: Predictor) -> str:
+    """What a function says of itself, with nothing in it that could be anything but text in SQL.
+
+    Spark puts values in the place of `${…}` in any SQL text, and its settings decide what a backslash or a doubled
+    quote means.
+    """
     licence = PACKAGED_LICENCES.get(pinned.head_weights.removeprefix(PACKAGED), "as its publisher says")
     comment = (
         f"Aesthetic score of CLIP {pinned.backbone} embeddings: {pinned.model_id}, head sha256 {pinned.head_sha256}, "
-        f"backbone sha256 {pinned.backbone_sha256}, licence of the head: {licence}. Made by spark-aesthetic "
-        f"{spark_aesthetic.__version__}"
+        f"backbone sha256 {pinned.backbone_sha256}, licence of the head: {licence}. {_MADE}"
     )
-    # Names of a predictor's files are its user's.
-    escaped = comment.replace("\\", r"\\").replace("'", r"\'")
-    return f"{statement} {name}(embedding ARRAY<FLOAT>) RETURNS FLOAT COMMENT '{escaped}' RETURN\n{expression}"
+    return re.sub(r"[^A-Za-z0-9 .,:@/()+_-]", "_", comment)
 
 
 def _native(head: Head) -> str:
     # The same guards as spark_aesthetic.functions has as Columns, and the same reasons for their form.
-    checked = f"CASE WHEN size(embedding) = {head.dimension} THEN embedding END"
+    checked = f"CASE WHEN size({_PARAMETER}) = {head.dimension} THEN {_PARAMETER} END"
     similarity = f"vector_cosine_similarity({checked}, {_weight(head, 'float')})"
     small = f"vector_norm({checked}, 2.0F) < float('infinity')"
     return (
@@ -141,14 +156,14 @@ def _native(head: Head) -> str:
 
 
 def _portable(head: Head) -> str:
-    product = f"zip_with(embedding, {_weight(head, 'double')}, (x, w) -> x * w)"
+    product = f"zip_with({_PARAMETER}, {_weight(head, 'double')}, (x, w) -> x * w)"
     product = f"aggregate({product}, 0.0D, (sum, xw) -> sum + xw)"
-    square = "aggregate(embedding, 0.0D, (sum, x) -> sum + CAST(x AS DOUBLE) * x)"
+    square = f"aggregate({_PARAMETER}, 0.0D, (sum, x) -> sum + CAST(x AS DOUBLE) * x)"
     # As float the square is zero or infinite for the same embeddings as in the other ways to a score; NaN passes no
     # comparison with infinity.
     usable = f"CAST({square} AS FLOAT) > 0 AND CAST({square} AS FLOAT) < float('infinity')"
     return (
-        f"CASE WHEN size(embedding) = {head.dimension} AND {usable}\n"
+        f"CASE WHEN size({_PARAMETER}) = {head.dimension} AND {usable}\n"
         f"THEN CAST({product} / sqrt({square}) + {head.bias!r}D AS FLOAT) END"
     )
 

@@ -22,7 +22,7 @@ from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
 from spark_aesthetic.preflight import Source, quoted
 from spark_aesthetic.runs import FOLDER, Run
 from spark_aesthetic.scores import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target
-from spark_aesthetic.sessions import own_session
+from spark_aesthetic.sessions import in_own_session
 from spark_aesthetic.stream import Chunks, never
 from spark_aesthetic.views import make_view
 
@@ -78,6 +78,7 @@ class Summary:
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
+@in_own_session
 def score_table(
     spark: SparkSession,
     *,
@@ -166,81 +167,79 @@ def score_table(
     limit = in_bytes("max_bytes_per_chunk", max_bytes_per_chunk)
     if max_files_per_chunk is not None:
         check_files("max_files_per_chunk", max_files_per_chunk)
-    with own_session(spark) as own:
-        if every is not None:
-            preflight.check_interval(own, every)
-        table = preflight.open_source(own, source)
-        struct = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
-        preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
+    if every is not None:
+        preflight.check_interval(spark, every)
+    table = preflight.open_source(spark, source)
+    struct = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
+    preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
+    if view is not None:
+        preflight.check_view(spark, view)
+    if scores is not None and view_model not in (None, "all", model):
+        _check_shown(view_model, [model, *_models(spark, scores)])
+
+    key = [preflight.spelled(table.rows, name) for name in key]
+    column = _top_level(table.rows, str(image_col if embedding_col is None else embedding_col))
+    kept = [*key, *([] if version_col is None else [_version_column(table.rows, version_col, key)])]
+    if column in kept:
+        raise TableError(f"--key, --version-col: expected other columns than the scored one, found {column!r} twice")
+    chunks = Chunks(
+        source=table,
+        target=Target(
+            table=_staged(table, checkpoint) if scores is None else scores,
+            key=tuple(key),
+            model=model,
+            kept={name: preflight.column_type(table.rows, quoted(name), "--version-col") for name in kept},
+            written=(SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])),
+        ),
+        struct=struct,
+        column=column,
+        where=_unscored_in_place(table.rows, model, retry_failed) if scores is None else None,
+        info={
+            "spark_aesthetic": spark_aesthetic.__version__,
+            "model": model,
+            "predictor": pinned.to_json(),
+            "options": json.dumps(asdict(checked)),
+            "source": table.identifier,
+            "source_id": table.id,
+        },
+        stopping=stopping,
+    )
+    _check_target(spark, chunks, scores, shared_keys=shared_keys)
+    if checkpoint is not None:
+        _check_checkpoint(spark, checkpoint)
+    rows_read = table.rows.count()
+    run = Run(
+        spark=spark,
+        chunks=chunks,
+        folder=checkpoint,
+        max_bytes_per_chunk=limit,
+        max_files_per_chunk=max_files_per_chunk,
+        rows_read=rows_read,
+        every=every,
+        backbone=_backbone(pinned),
+        shared_keys=shared_keys,
+        progress_file=progress_file,
+    )
+    if dry_run:
+        preflight.check_key_values(table.rows, key)
+        to_score = run.count_unscored(retry_failed=retry_failed)
+        return Summary(
+            rows_read=rows_read, scored=0, failed=0, skipped=rows_read - to_score, model=model,
+            seconds=round(time.monotonic() - started, 3), dry_run=True, to_score=to_score,
+        )  # fmt: skip
+    rewritten, skipped = None, None
+    if scores is None:
+        rewritten, skipped = run.in_place()
+    else:
+        skipped = run.beside(
+            reconcile=reconcile, version_col=None if version_col is None else kept[-1], retry_failed=retry_failed
+        )
         if view is not None:
-            preflight.check_view(own, view)
-        if scores is not None and view_model not in (None, "all", model):
-            _check_shown(view_model, [model, *_models(own, scores)])
-
-        key = [preflight.spelled(table.rows, name) for name in key]
-        column = _top_level(table.rows, str(image_col if embedding_col is None else embedding_col))
-        kept = [*key, *([] if version_col is None else [_version_column(table.rows, version_col, key)])]
-        if column in kept:
-            raise TableError(
-                f"--key, --version-col: expected other columns than the scored one, found {column!r} twice"
-            )
-        chunks = Chunks(
-            source=table,
-            target=Target(
-                table=_staged(table, checkpoint) if scores is None else scores,
-                key=tuple(key),
-                model=model,
-                kept={name: preflight.column_type(table.rows, quoted(name), "--version-col") for name in kept},
-                written=(SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])),
-            ),
-            struct=struct,
-            column=column,
-            where=_unscored_in_place(table.rows, model, retry_failed) if scores is None else None,
-            info={
-                "spark_aesthetic": spark_aesthetic.__version__,
-                "model": model,
-                "predictor": pinned.to_json(),
-                "options": json.dumps(asdict(checked)),
-                "source": table.identifier,
-                "source_id": table.id,
-            },
-            stopping=stopping,
-        )
-        _check_target(own, chunks, scores, shared_keys=shared_keys)
-        if checkpoint is not None:
-            _check_checkpoint(own, checkpoint)
-        rows_read = table.rows.count()
-        run = Run(
-            spark=own,
-            chunks=chunks,
-            folder=checkpoint,
-            max_bytes_per_chunk=limit,
-            max_files_per_chunk=max_files_per_chunk,
-            rows_read=rows_read,
-            every=every,
-            backbone=_backbone(pinned),
-            shared_keys=shared_keys,
-            progress_file=progress_file,
-        )
-        if dry_run:
-            preflight.check_key_values(table.rows, key)
-            to_score = run.count_unscored(retry_failed=retry_failed)
-            return Summary(
-                rows_read=rows_read, scored=0, failed=0, skipped=rows_read - to_score, model=model,
-                seconds=round(time.monotonic() - started, 3), dry_run=True, to_score=to_score,
-            )  # fmt: skip
-        rewritten, skipped = None, None
-        if scores is None:
-            rewritten, skipped = run.in_place()
-        else:
-            skipped = run.beside(
-                reconcile=reconcile, version_col=None if version_col is None else kept[-1], retry_failed=retry_failed
-            )
-            if view is not None:
-                _make_view(own, view, table, chunks.target, view_model)
-        return _summary(chunks, started, rows_read=rows_read, skipped=skipped, bytes_rewritten=rewritten)
+            _make_view(spark, view, table, chunks.target, view_model)
+    return _summary(chunks, started, rows_read=rows_read, skipped=skipped, bytes_rewritten=rewritten)
 
 
+@in_own_session
 def rescore_from_embeddings(
     spark: SparkSession,
     *,
@@ -270,46 +269,45 @@ def rescore_from_embeddings(
     started = time.monotonic()
     key = preflight.key_names(key)
     pinned = weights.pin(resolve(predictor), model_path)
-    with own_session(spark) as own:
-        table = preflight.open_source(own, scores, called="scores")
-        known = ledger.load(own, scores)
-        fitting = [model for model, backbone in known.backbones().items() if backbone == _backbone(pinned)]
-        if EMBEDDING not in table.rows.columns or not fitting:
-            raise TableError(
-                f"scores {scores!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
-                f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
-                "--with-embedding first"
-            )
-        preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
-        ledger.check_key(known, scores, key)
-        key = [preflight.spelled(table.rows, name) for name in key]
-        if known.key is None:
-            # A table of an earlier release; its rows alone tell what identifies them.
-            preflight.check_key_values(table.rows, key, beside=(MODEL,))
-        chunks = Chunks(
-            source=table,
-            target=Target(
-                table=scores,
-                key=tuple(key),
-                model=pinned.model_id,
-                kept={name: preflight.column_type(table.rows, quoted(name), "--key") for name in key},
-                written=(SCORE, ERROR, MODEL, SCORED_AT),
-            ),
-            struct=embedding_columns(EMBEDDING, predictor=pinned, model_path=model_path),
-            column=EMBEDDING,
-            where=None,
-            info={
-                "spark_aesthetic": spark_aesthetic.__version__,
-                "model": pinned.model_id,
-                "predictor": pinned.to_json(),
-                "source": table.identifier,
-                "source_id": table.id,
-            },
-            stopping=never,
+    table = preflight.open_source(spark, scores, called="scores")
+    known = ledger.load(spark, scores)
+    fitting = [model for model, backbone in known.backbones().items() if backbone == _backbone(pinned)]
+    if EMBEDDING not in table.rows.columns or not fitting:
+        raise TableError(
+            f"scores {scores!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
+            f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
+            "--with-embedding first"
         )
-        chunks.target.check(own)
-        rows_read = _rescore(own, chunks, fitting)
-        return _summary(chunks, started, rows_read=rows_read, skipped=rows_read - chunks.rows)
+    preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
+    ledger.check_key(known, scores, key)
+    key = [preflight.spelled(table.rows, name) for name in key]
+    if known.key is None:
+        # A table of an earlier release; its rows alone tell what identifies them.
+        preflight.check_key_values(table.rows, key, beside=(MODEL,))
+    chunks = Chunks(
+        source=table,
+        target=Target(
+            table=scores,
+            key=tuple(key),
+            model=pinned.model_id,
+            kept={name: preflight.column_type(table.rows, quoted(name), "--key") for name in key},
+            written=(SCORE, ERROR, MODEL, SCORED_AT),
+        ),
+        struct=embedding_columns(EMBEDDING, predictor=pinned, model_path=model_path),
+        column=EMBEDDING,
+        where=None,
+        info={
+            "spark_aesthetic": spark_aesthetic.__version__,
+            "model": pinned.model_id,
+            "predictor": pinned.to_json(),
+            "source": table.identifier,
+            "source_id": table.id,
+        },
+        stopping=never,
+    )
+    chunks.target.check(spark)
+    rows_read = _rescore(spark, chunks, fitting)
+    return _summary(chunks, started, rows_read=rows_read, skipped=rows_read - chunks.rows)
 
 
 def _rescore(spark: SparkSession, chunks: Chunks, fitting: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 from pyspark import keyword_only
 from pyspark.ml import Transformer
 from pyspark.ml.param import Param, Params, TypeConverters
@@ -19,7 +20,6 @@ from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import embedding_columns, score_image
 from spark_aesthetic.options import INPUT_KINDS, PILLOW_WARNS_PIXELS, Options
 from spark_aesthetic.predictors import BUILT_IN, DEFAULT, Predictor, resolve
-from spark_aesthetic.preflight import quoted
 
 if TYPE_CHECKING:
     from spark_aesthetic.curation.ratings import HeadReport
@@ -54,23 +54,59 @@ def _optional_string(value: Any) -> str | None:
     return None if value is None else TypeConverters.toString(value)
 
 
-def assign(stage: Params, given: dict[str, Any]) -> None:
-    """Set the params of a stage by name; None is back to the default.
+def _of_python(value: Any) -> Any:
+    """Give NumPy's numbers as Python's, since PySpark's converters take only some of them."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return [_of_python(each) for each in value] if isinstance(value, list | tuple) else value
 
-    Raises:
-        OptionError: It has no param of a name.
-    """
-    for name, value in given.items():
-        if not stage.hasParam(name):
-            raise OptionError(f"no param {name!r}: {nearest(name, [param.name for param in stage.params])}")
-        if value is None:
-            # PySpark saves no None that was set.
-            stage.clear(stage.getParam(name))
-    stage._set(**{name: value for name, value in given.items() if value is not None})
+
+class CheckedParams(Params):
+    """Params that are set together, and only if all of them are right."""
+
+    def _assign(self, given: dict[str, Any]) -> None:
+        """Set params by name; None sets one back to its default.
+
+        Raises:
+            OptionError: There is no param of a name, or a value is refused. The stage is then as it was.
+        """
+        before = dict(self._paramMap)
+        try:
+            for name in given:
+                if not self.hasParam(name):
+                    raise OptionError(f"no param {name!r}: {nearest(name, [param.name for param in self.params])}")
+            self._set(**given)
+            self._check()
+        except Exception:
+            # Otherwise each later call would meet the value that was refused.
+            self._paramMap = before
+            raise
+
+    def _set(self, **given: Any) -> CheckedParams:
+        """Set params, which PySpark's `copy` does by this too; raises OptionError for a value of another type."""
+        for name, value in given.items():
+            if value is None:
+                # PySpark saves no None that was set.
+                self.clear(self.getParam(name))
+                continue
+            try:
+                super()._set(**{name: _of_python(value)})
+            except TypeError as error:
+                raise OptionError(f"{name}={value!r}: expected a value of the param's type, found: {error}") from error
+        return self
+
+    def _check(self) -> object:
+        """Raise an AestheticError unless the params are right; those of `fit` and `transform` pass no setter."""
+        raise NotImplementedError
 
 
 class AestheticScorer(
-    Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable["AestheticScorer"], DefaultParamsWritable
+    CheckedParams,
+    Transformer,
+    HasInputCol,
+    HasOutputCol,
+    DefaultParamsReadable["AestheticScorer"],
+    DefaultParamsWritable,
 ):
     """Scores a column of images or of CLIP embeddings, as `score_image` and `aesthetic_score_from_embedding` do.
 
@@ -79,7 +115,7 @@ class AestheticScorer(
 
     Args:
         inputCol: Binary column of image files, or with `inputKind="embedding"` `array<float>`, `array<double>` or an
-            ml Vector.
+            ml Vector; it may be the field of a struct, such as "image.bytes".
         inputKind: "image" or "embedding".
         outputCol: `float`: the score; null where there is none.
         errorCol: `string`: why there is none; left out unless named.
@@ -156,14 +192,7 @@ class AestheticScorer(
     @keyword_only
     def setParams(self, **_: Any) -> AestheticScorer:
         """Set several params by name, as the constructor takes them."""
-        before = dict(self._paramMap)
-        try:
-            assign(self, self._input_kwargs)
-            self._check()
-        except Exception:
-            # Else each later call would meet the value that was refused.
-            self._paramMap = before
-            raise
+        self._assign(self._input_kwargs)
         return self
 
     def _check(self) -> tuple[Predictor, Options]:
@@ -184,6 +213,7 @@ class AestheticScorer(
 
     def transformSchema(self, schema: StructType) -> StructType:
         """The schema that `transform` gives for one that it gets; raises as that does."""
+        self._check()
         self._check_input(schema)
         for name, data_type in self._outputs():
             if name.lower() in (known.lower() for known in schema.names):
@@ -196,7 +226,7 @@ class AestheticScorer(
         if not self.isDefined(self.inputCol):
             raise OptionError("inputCol: expected the name of a column, found none; set it")
         name = self.getInputCol()
-        found = {field.name.lower(): field.dataType for field in schema.fields}.get(name.lower())
+        found = preflight.type_at(schema, name)
         if found is None:
             raise TableError(f"inputCol: no column {name!r}: {nearest(name, schema.names)}")
         if self.getInputKind() == "embedding":
@@ -215,7 +245,7 @@ class AestheticScorer(
     def _transform(self, dataset: DataFrame) -> DataFrame:
         predictor, options = self._check()
         self.transformSchema(dataset.schema)
-        column = F.col(quoted(self.getInputCol()))
+        column = F.col(preflight.column_path(dataset, self.getInputCol()))
         if self.getInputKind() == "embedding":
             struct = embedding_columns(
                 column,
@@ -227,7 +257,7 @@ class AestheticScorer(
         else:
             with_embedding = self.getEmbeddingCol() is not None
             struct = score_image(column, predictor=predictor, with_embedding=with_embedding, **asdict(options))
-        scored = f"_{self.uid}"
+        scored = f"_aesthetic_{self.uid}"
         parts = {"score": self.getOutputCol(), "error": self.getErrorCol(), "embedding": self.getEmbeddingCol()}
         made = [F.col(scored)[part].alias(name) for part, name in parts.items() if name is not None]
         # By no name of the table, of which a join leaves several.

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ import pytest
 from conftest import last_query, planned
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 from sklearn.metrics import precision_score, recall_score, roc_auc_score, roc_curve
 
-from spark_aesthetic import Calibration, calibrate, curate, files
+from spark_aesthetic import Calibration, calibrate, curate, describe_scores, files
 from spark_aesthetic.curation import histogram
 from spark_aesthetic.curation import labels as labels_module
+from spark_aesthetic.curation.columns import in_type
 from spark_aesthetic.curation.evidence import weights_of
 from spark_aesthetic.errors import OptionError, TableError
 
@@ -100,6 +104,49 @@ def test_a_score_on_the_cut_is_kept_and_neither_nan_nor_infinity(frame: Make) ->
     assert sorted(row.id for row in curate(rows, min_score=5.0).collect()) == [0, 6]
     assert calibrate(rows, top_k=2).cut.value == 7.0 - 2
     assert calibrate(frame([0.3] * 4), keep=0.5).cut.kept == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "expected"),
+    [
+        (5.7, "float", 5.699999809265137), (5.7, "double", 5.7), (1e300, "float", math.inf),
+        (-0.3, "decimal(3,1)", "-0.3"), (5.7, "decimal(4,1)", "5.7"), (5.65, "decimal(4,1)", "5.7"),
+        (5.61, "decimal(10,1)", "5.7"), (-5.65, "decimal(4,1)", "-5.6"), (999.91, "decimal(4,1)", 999.91),
+        (5.7, "decimal(38,20)", "5.70000000000000000000"), (6, "int", 6), (5.01, "tinyint", 6),
+        (-5.01, "smallint", -5), (127.5, "tinyint", 127.5), (-300, "tinyint", -300.0), (1e19, "bigint", 1e19),
+    ],
+)  # fmt: skip
+def test_a_number_has_its_place_among_the_values_of_a_type(number: float, kind: str, expected: object) -> None:
+    made, (value,) = in_type(StructType.fromDDL(f"s {kind}")["s"].dataType, [number])
+    assert value == (Decimal(expected) if isinstance(expected, str) else expected)
+    assert made.simpleString() in (kind, "double")
+
+
+@pytest.mark.parametrize(
+    ("kind", "cut", "literal"), [("float", 5.7, "5.7"), ("decimal(4,1)", 5.65, "5.7"), ("int", 5.2, "6")]
+)
+def test_a_score_that_equals_the_cut_is_kept_in_every_type(
+    spark: SparkSession, tmp_path: Path, kind: str, cut: float, literal: str
+) -> None:
+    numbers = [-3, 4, 5, 6, 7, 8] if kind == "int" else [-2.3, 4.9, 5.6, 5.7, 5.7, 7.4]
+    texts = [(at, str(number), "ab"[at % 2]) for at, number in enumerate(numbers)]
+    given = spark.createDataFrame(texts, "id int, s string, g string").coalesce(1)
+    given.withColumn("s", F.col("s").cast(kind)).write.format("delta").save(str(tmp_path / "scores"))
+    rows = spark.read.format("delta").load(str(tmp_path / "scores"))
+    labels = labels_of(spark, [(at, "keep" if at in (3, 0) else "drop") for at in range(6)])
+    chosen = calibrate(rows, labels, min_score=cut, score_col="s", key="id")
+    by_group = calibrate(rows, min_score=cut, score_col="s", by="g")
+    assert chosen.cut.kept == sum(part.kept or 0 for part in by_group.cuts) == 3
+    assert chosen.cut.evidence is not None
+    assert chosen.cut.evidence.precision is not None
+    assert chosen.cut.evidence.precision.value == pytest.approx(1 / 3)
+    filtered = curate(rows, min_score=cut, score_col="s")
+    for kept in (filtered, curate(rows, chosen), curate(rows, by_group)):
+        assert sorted(row.id for row in kept.collect()) == [3, 4, 5]
+    shares = describe_scores(rows, score_col="s", cuts=[cut, 4.0]).collect()[0].shares
+    assert shares == {cut: 3 / 6, 4.0: 5 / 6}
+    # The files' statistics leave out files by it.
+    assert f"GreaterThanOrEqual(s,{literal})" in planned(filtered)
 
 
 def test_a_table_without_scores_has_a_distribution_and_no_cut(frame: Make) -> None:
@@ -229,12 +276,21 @@ def test_a_calibration_reads_well(table: DataFrame, spark: SparkSession) -> None
     ("given", "said"),
     [
         ({"keep": 0.1, "top_k": 3}, "expected one target at most, found keep, top_k"),
-        ({"keep": 0.0}, "keep: expected a share above 0"),
-        ({"keep": 1.5}, "keep: expected a share above 0"),
-        ({"top_k": 0}, "top_k: expected a number of rows from 1 on"),
-        ({"min_score": float("nan")}, "min_score: expected a finite number"),
+        ({"keep": 0.0}, "keep=0.0: expected a share above 0"),
+        ({"keep": 1.5}, "keep=1.5: expected a share above 0"),
+        ({"keep": "0.1"}, "keep='0.1': expected a finite number above 0 and up to 1; a tenth is 0.1"),
+        ({"keep": True}, "keep=True: expected a finite number above 0"),
+        ({"top_k": 0}, "top_k=0: expected a whole number of rows of at least 1"),
+        ({"top_k": float("nan")}, "top_k=nan: expected a whole number of rows"),
+        ({"top_k": float("inf")}, "top_k=inf: expected a whole number of rows"),
+        ({"top_k": "3"}, "top_k='3': expected a whole number of rows"),
+        ({"min_score": float("nan")}, "min_score=nan: expected a finite number"),
+        ({"min_score": "5"}, "min_score='5': expected a finite number"),
+        ({"precision": float("nan")}, "precision=nan: expected a finite number"),
+        ({"bin_width": "x"}, "bin_width='x': expected a finite number, a power of two"),
+        ({"bin_width": -0.5}, "bin_width=-0.5: expected a power of two"),
         ({"recall": 0.9}, "recall: expected labels with it"),
-        ({"bin_width": 0.001}, "bin_width: expected a power of two"),
+        ({"bin_width": 0.001}, "bin_width=0.001: expected a power of two"),
         (
             {"score_col": "aesthetic_scor"},
             "score_col: no column 'aesthetic_scor' in the table: did you mean 'aesthetic_sc",
@@ -246,6 +302,17 @@ def test_a_calibration_reads_well(table: DataFrame, spark: SparkSession) -> None
 def test_what_cannot_be_is_said_before_any_work(table: DataFrame, given: dict[str, object], said: str) -> None:
     with pytest.raises((OptionError, TableError), match=said):
         calibrate(table, **given)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(table: DataFrame) -> None:
+    assert calibrate(table, keep=np.float32(0.25)) == calibrate(table, keep=0.25)
+    assert calibrate(table, top_k=np.int16(100)) == calibrate(table, top_k=100)
+    assert calibrate(table, top_k=100.0, bin_width=np.float64(2**-8)) == calibrate(table, top_k=100, bin_width=2**-8)
+    json.dumps(calibrate(table, min_score=np.float32(5.5)).to_dict())
+    assert curate(table, min_score=np.float32(5.5)).count() == curate(table, min_score=Decimal("5.5")).count()
+    for wrong in ({"keep": "0.1"}, {"top_k": math.nan}, {"min_score": True}, {"min_score": "x"}, {"top_k": [1]}):
+        with pytest.raises(OptionError, match=r"expected a (finite number|whole number of rows)"):
+            curate(table, **wrong, key="id")  # type: ignore[arg-type]
 
 
 def test_curate_takes_one_way_and_a_key_for_ties(table: DataFrame) -> None:
@@ -396,6 +463,43 @@ def test_the_key_of_a_csv_is_taken_for_what_it_is_in_the_table(
     chosen = calibrate(table, str(file), recall=1.0, key="id")
     assert chosen.cut.kept == 5
     assert chosen.labels_without_score == 1
+
+
+def test_labels_of_one_row_that_agree_count_once_and_others_are_said(
+    spark: SparkSession, table: DataFrame, tmp_path: Path
+) -> None:
+    rows = [(at, "keep" if at % 3 else "drop") for at in range(90)]
+    once = calibrate(table, labels_of(spark, rows), min_score=5, key="id")
+    # 2003 has no score, and a null key is of no row.
+    again = [*rows, *rows[:7], rows[3], (2003, "keep"), (2003, "drop"), (None, "keep"), (None, "drop")]
+    twice = calibrate(table, labels_of(spark, again), min_score=5, key="id")
+    assert (once.labels_without_score, once.labels_repeated) == (0, 0)
+    assert (twice.labels_without_score, twice.labels_repeated) == (4, 8)
+    assert twice.cut.evidence == once.cut.evidence
+    assert repr(twice).splitlines()[-1] == "  labels left out, which repeat another label of their row: 8"
+    twice.save(str(tmp_path / "cut.json"))
+    assert Calibration.load(str(tmp_path / "cut.json")) == twice
+    torn = [*rows, *((at, "drop" if at % 3 else "keep") for at in range(20, 25))]
+    with pytest.raises(TableError, match="found keep and drop for 20, 21, 22 and 2 more; leave one"):
+        calibrate(table, labels_of(spark, torn), min_score=5, key="id")
+    # Labels that name no row are all counted.
+    by_score = [(float(at % 5) + 3, "keep" if at % 2 else "drop") for at in range(20)]
+    loose = calibrate(table, labels_of(spark, by_score, "score double, label string"), min_score=5)
+    assert loose.labels_repeated == 0
+    assert loose.cut.evidence is not None
+    assert (loose.cut.evidence.keep, loose.cut.evidence.drop) == (10, 10)
+
+
+def test_columns_may_be_called_as_those_of_the_plans(spark: SparkSession) -> None:
+    names = ["number", "key_0", "group_0", "bin", "reason", "reaches_0", "label_", "model"]
+    rows = [(*[f"{name}{at}" for name in names[:-1]], "ab"[at % 2], at / 2) for at in range(20)]
+    frame = spark.createDataFrame(rows, [*names, "score"]).coalesce(1)
+    labels = frame.selectExpr("*", "IF(score > 4, 'keep', 'drop') AS label")
+    chosen = calibrate(frame, labels, precision=1.0, by="model", key=names[:-1], score_col="score")
+    assert [cut.value for cut in chosen.cuts] == [5.0, 4.5]
+    assert curate(frame, chosen).count() == 11
+    best = curate(frame, top_k=2, by="model", key=names[:-1], score_col="score")
+    assert sorted(row.score for row in best.collect()) == [8.0, 8.5, 9.0, 9.5]
 
 
 @pytest.mark.parametrize(

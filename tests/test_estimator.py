@@ -15,6 +15,7 @@ import pytest
 from conftest import RunHere
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.linalg import Vectors
+from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
@@ -300,6 +301,43 @@ def test_a_wrong_argument_is_an_error_at_the_call() -> None:
         AestheticEstimator().setParams(numFold=3)
     with pytest.raises(OptionError, match="did you mean 'regParams'"):
         AestheticEstimator(regParam=[1.0])
+
+
+def test_a_value_that_is_refused_leaves_the_stage_as_it_was() -> None:
+    made = AestheticEstimator(numFolds=4, regParams=[0.5])
+    for wrong in (
+        {"numFolds": 21},
+        {"numFolds": "x"},
+        {"regParams": 0.1},
+        {"name": 5},
+        {"regParams": [1.0], "numFolds": 0},
+    ):
+        with pytest.raises(OptionError, match=r"=.*: expected"):
+            made.setParams(**wrong)
+    assert made.setName("x").getNumFolds() == 4
+    assert made.getRegParams() == [0.5]
+    made.setParams(numFolds=np.int32(3), regParams=np.array([0.25, 1], np.float32))
+    assert (made.getNumFolds(), made.getRegParams()) == (3, [0.25, 1.0])
+
+
+def test_params_that_pass_no_setter_are_checked_when_they_are_used(noisy: DataFrame, make: Make) -> None:
+    stage = make()
+    unread = noisy.withColumn("e", F.expr("array(float(raise_error('read')))"))
+    grid = ParamGridBuilder().addGrid(stage.numFolds, [1, 2]).build()
+    for fit in (
+        lambda: stage.fit(unread, {stage.numFolds: 1}),
+        lambda: stage.fit(unread, grid),
+        lambda: Pipeline(stages=[stage.copy({stage.numFolds: 50})]).fit(unread),
+        lambda: stage.copy({stage.numFolds: 0}).transformSchema(unread.schema),
+    ):
+        with pytest.raises(OptionError, match=r"numFolds=\d+: expected 2 to 20"):
+            fit()
+    with pytest.raises(OptionError, match=r"regParams=\[-1.0\]: expected numbers above zero"):
+        stage.fit(unread, {stage.regParams: [-1.0]})
+    with pytest.raises(OptionError, match="numFolds='two': expected"):
+        stage.fit(unread, {stage.numFolds: "two"})
+    assert stage.copy({stage.numFolds: None}).getNumFolds() == 5
+    assert stage.fit(noisy, {stage.numFolds: 2}).report.num_folds == 2
 
 
 @pytest.mark.parametrize(

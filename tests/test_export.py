@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunHere, last_query, plan_metrics
+from conftest import RunHere, bytes_read, last_query, plan_metrics
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.curation.export import ExportSummary
-from spark_aesthetic.errors import AestheticError
+from spark_aesthetic.datasources import shards
+from spark_aesthetic.errors import AestheticError, TableError
 from spark_aesthetic.testing import noise_image
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "avif": "AVIF"}
@@ -84,13 +86,16 @@ def test_keys_are_counted_on_from_one_export_to_the_next(
         ({"where": "aestetic_score > 5"}, "--where 'aestetic_score > 5': "),
         ({"where": "path >"}, "--where 'path >': .PARSE_SYNTAX_ERROR"),
         ({"columns": "pat"}, "did you mean 'path'"),
-        ({"key_col": "path"}, "expected keys without a dot, at which readers cut them, found 'i0.x'"),
+        ({"key_col": "path"}, "expected keys without a dot, .* found 'i1.x', 'i2.x', 'i3.x'"),
+        ({"key_col": "txt"}, "--key-col txt: expected each key in one row, found several rows for 'a cat'; take"),
         ({"key": []}, "expected --key with it"),
         ({"key": ["id"]}, "--key: no column 'id' in --table"),
         ({"model": None}, "has several; choose from a@1, b@2"),
         ({"model": "c"}, "no model 'c'"),
-        ({"mode": "error"}, "Valid: append, overwrite"),
-        ({"samples_per_shard": 0}, "expected at least 1"),
+        ({"mode": "ignore"}, "Valid: errorifexists, append, overwrite"),
+        ({"samples_per_shard": 0}, "samples_per_shard=0: expected a whole number of at least 1"),
+        ({"samples_per_shard": "5"}, "samples_per_shard='5': expected a whole number"),
+        ({"samples_per_shard": 2.5}, "samples_per_shard=2.5: expected a whole number"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
@@ -128,6 +133,143 @@ def test_an_ingested_table_of_shards_goes_out_with_keys_of_its_own(
     }
     for view in ("ingested", "scored_by_id"):
         spark.catalog.dropTempView(view)
+
+
+def test_a_second_run_is_refused_unless_it_says_what_to_do(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path, run_here: RunHere, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ["export_webdataset.py", "--table", tables[0], "--image-col", "photo", "--out", str(tmp_path / "out")]
+    # A folder without shards is as good as none.
+    (tmp_path / "out").mkdir()
+    assert run_here(*job)["shards"] == 1
+    with pytest.raises(SystemExit) as refused:
+        run_here(*job)
+    assert refused.value.code == 2
+    assert "expected no shards there, found 1; add to them with --mode append, or replace" in capsys.readouterr().err
+    assert run_here(*job, "--mode", "append")["shards"] == 1
+    assert len(read(spark, tmp_path / "out")) == 8
+    assert run_here(*job, "--mode", "overwrite")["shards"] == 1
+    assert len(read(spark, tmp_path / "out")) == 4
+    for mode in ("errorifexists", "error"):
+        with pytest.raises(TableError, match="expected no shards there, found 1"):
+            sa.export_webdataset(spark, table=tables[0], image_col="photo", out=str(tmp_path / "out"), mode=mode)
+
+
+@pytest.mark.parametrize("sidecar", [False, True])
+def test_a_key_goes_out_once_in_all_exports_to_a_folder(spark: SparkSession, tmp_path: Path, sidecar: bool) -> None:
+    out = str(tmp_path / "out")
+    image = bytearray(noise_image(0, width=8, height=8))
+
+    def export(keys: list[str], mode: str = "append", shard: int = 2) -> ExportSummary:
+        spark.createDataFrame([(key, image) for key in keys], "key string, image binary").createOrReplaceTempView(
+            "keyed"
+        )
+        return sa.export_webdataset(
+            spark, table="keyed", key_col="key", out=out, mode=mode, samples_per_shard=shard, sidecar=sidecar
+        )
+
+    with pytest.raises(TableError, match=r"--key-col key: .* found several rows for 'b', 'x/c'; take another column"):
+        export(["a", "b", "x/c", "x/d", "b", "x/c"])
+    assert not (tmp_path / "out").exists()
+    assert export(["a", "b", "x/c", "x/d", "e"]).shards >= 3
+    with pytest.raises(
+        TableError, match=r"the shards at --out do not have, found 'a', 'e', 'x/d'; leave those rows out"
+    ):
+        export(["f", "x/d", "a", "e"])
+    assert export(["f", "A", "c"]).rows == 3
+    assert sorted(read(spark, tmp_path / "out")) == sorted(["a", "b", "x/c", "x/d", "e", "f", "A", "c"])
+    assert export(["a", "g"], mode="overwrite").rows == 2
+    assert sorted(read(spark, tmp_path / "out")) == ["a", "g"]
+    next((tmp_path / "out").glob("*.parquet"), tmp_path / "none").unlink(missing_ok=True)
+    (shard, *_) = sorted((tmp_path / "out").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(TableError, match=r"expected shards whose keys can be read, found one that is not: .*damage"):
+        export(["h"])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a\0b", "line\nbreak", "line\n", "/root", "a/../b", "..", "a//b", "./a", "a/", "", "a.b", "__x__/a", "tab\tkey"],
+)
+def test_a_key_that_no_reader_finds_again_is_refused_with_the_key(
+    spark: SparkSession, tmp_path: Path, key: str
+) -> None:
+    rows = [(at, bytearray(noise_image(0, width=8, height=8))) for at in ("good", key, "ü b/c-1", "x.y/z")]
+    spark.createDataFrame(rows, "name string, image binary").createOrReplaceTempView("named_so")
+    with pytest.raises(TableError, match=r"--key-col name: expected keys without a dot, .* found ") as refused:
+        sa.export_webdataset(spark, table="named_so", key_col="name", out=str(tmp_path / "out"))
+    assert f"found {key!r}; leave it out" in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    # The data source, which is written to without an export, has the same rule.
+    assert re.match(shards.WHOLE_KEY, key) is None
+    assert all(re.match(shards.WHOLE_KEY, good) for good in ("good", "ü b/c-1", "x.y/z", "..a", "a..b/c", "__x__"))
+
+
+def test_an_image_in_a_struct_goes_out_with_the_other_fields(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.createDataFrame(
+        [(key, (bytearray(image), f"{key}.x"), f"c{key}") for key, image in IMAGES.items()]
+        + [("none", (None, "n"), None)],
+        "id string, image struct<bytes: binary, path: string>, text string",
+    )
+    frame.repartitionByRange(5, "id").write.format("delta").save(f"{tmp_path}/images")
+    scored = spark.createDataFrame([(key, float(at), "a@1") for at, key in enumerate(IMAGES)],
+        "id string, aesthetic_score float, aesthetic_model string")  # fmt: skip
+    scored.write.format("delta").save(f"{tmp_path}/scores")
+    given = {"table": f"{tmp_path}/images", "scores": f"{tmp_path}/scores", "key": "id", "key_col": "id"}
+    before = last_query(spark)
+    done = sa.export_webdataset(
+        spark, image_col="Image.bytes", where="aesthetic_score >= 3", out=f"{tmp_path}/out", **given
+    )  # fmt: skip
+    assert (
+        bytes_read(spark, before, "image") < sum(file.stat().st_size for file in tmp_path.glob("images/*.parquet")) / 2
+    )
+    assert (done.rows, done.image_bytes) == (1, len(IMAGES["i3"]))
+    (sample,) = read(spark, tmp_path / "out").values()
+    assert sample["avif"] == IMAGES["i3"]
+    assert json.loads(str(sample["json"])) == {
+        "image": {"path": "i3.x"}, "text": "ci3", "aesthetic_score": 3, "aesthetic_model": "a@1"
+    }  # fmt: skip
+    with pytest.raises(
+        TableError, match=r"--image-col image: expected binary .* name its field bytes: --image-col image.byt"
+    ):
+        sa.export_webdataset(spark, image_col="image", out=f"{tmp_path}/other", **given)
+    with pytest.raises(TableError, match=r"--image-col: no column 'image\.byte'"):
+        sa.export_webdataset(spark, image_col="image.byte", out=f"{tmp_path}/other", **given)
+    # A column whose name has a dot is that column.
+    spark.createDataFrame(
+        [(bytearray(b"first"), (bytearray(b"second"),))], "`image.bytes` binary, image struct<bytes: binary>"
+    ).createOrReplaceTempView("dotted")
+    sa.export_webdataset(spark, table="dotted", image_col="image.bytes", columns=[], out=f"{tmp_path}/dotted")
+    assert next(iter(read(spark, tmp_path / "dotted").values()))["bin"] == b"first"
+
+
+def test_keys_that_join_no_row_or_several_are_said(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path
+) -> None:
+    scores = spark.read.format("delta").load(tables[1]).where("aesthetic_model = 'a@1'")
+    scores.union(scores.where("image_id IN ('i1', 'i3')")).createOrReplaceTempView("scored_twice")
+    with pytest.raises(TableError, match=r"for each key, found 2 for i1, 2 for i3; add a column to the key"):
+        sa.export_webdataset(
+            spark, table=tables[0], scores="scored_twice", key="image_id", image_col="photo", out=str(tmp_path / "out")
+        )
+
+
+def test_keys_may_be_called_as_columns_of_the_plans(spark: SparkSession, tmp_path: Path) -> None:
+    names = ["key", "image", "rows", "text", "hash", "_file"]
+    columns = ", ".join(f"{name} string" for name in names)
+    images = spark.createDataFrame([(*names, bytearray(IMAGES["i0"]))], f"{columns}, photo binary")
+    images.write.format("delta").save(f"{tmp_path}/images")
+    scores = spark.createDataFrame([(*names, 5.0, "a@1")], f"{columns}, aesthetic_score float, aesthetic_model string")
+    scores.write.format("delta").save(f"{tmp_path}/scores")
+    done = sa.export_webdataset(
+        spark, table=f"{tmp_path}/images", scores=f"{tmp_path}/scores", key=names, key_col="rows", image_col="photo",
+        out=f"{tmp_path}/out",
+    )  # fmt: skip
+    assert done.rows == 1
+    (sample,) = read(spark, tmp_path / "out").values()
+    assert (sample["__key__"], sample["jpg"], sample["text"]) == ("rows", IMAGES["i0"], "text")
+    told = {name: name for name in names if name not in ("rows", "text")}
+    assert json.loads(str(sample["json"])) == told | {"aesthetic_score": 5, "aesthetic_model": "a@1"}
 
 
 def test_images_are_not_shuffled_to_meet_their_scores(

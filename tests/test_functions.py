@@ -460,3 +460,23 @@ def test_a_column_is_found_by_its_name_whatever_it_is_and_else_by_its_path(spark
     # Spark's image source has no files in it.
     with pytest.raises(TableError, match=r"inputCol image: .*read files with format binaryFile"):
         preflight.check_image_type(StructType.fromDDL("height int, nChannels int, data binary"), "inputCol image")
+
+
+@pytest.mark.parametrize("function", ["score_image", "aesthetic_score", "clip_embedding"])
+def test_an_image_in_a_struct_is_named_by_its_path(spark: SparkSession, function: str) -> None:
+    score = partial(getattr(sa, function), predictor=SMALL)
+    row = (1, (bytearray(noise_image(1)), "a.jpg"), "text")
+    frame = spark.createDataFrame([row], "id int, image struct<bytes: binary, path: string>, name string")
+    plain = images(spark, [noise_image(1)])
+    scored = frame.select(score("image.bytes"))
+    assert scored.columns == [f"{function}(image.bytes)"]
+    assert scored.collect()[0][0] == plain.select(score("image")).collect()[0][0]
+    # Nothing of the check is left in the plan.
+    for made in (scored, plain.select(score(F.col("image")))):
+        assert "CASE" not in planned(made, "Optimized Logical Plan")
+        assert "raise_error" not in planned(made)
+    for wrong in ("image", F.col("image")):
+        with pytest.raises(AnalysisException, match=r"of a struct name its field bytes, as in image.bytes"):
+            _ = frame.select(score(wrong)).schema
+    with pytest.raises(Exception, match="expected binary, the bytes of image files"):
+        frame.select(score("name").alias("s")).collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +43,26 @@ def test_importing_the_functions_loads_no_torch() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    for name in spark_aesthetic.__all__:
+    for name in dir(spark_aesthetic):
         assert getattr(spark_aesthetic, name) is not None
     assert set(spark_aesthetic.__all__) < set(dir(spark_aesthetic))
+
+
+def test_a_star_brings_no_name_that_a_notebook_has() -> None:
+    own: dict[str, object] = {
+        name: name
+        for name in ("display", "history", "register", "review", "resolve", "calibrate", "curate", "Summary", "Options",
+                     "spark", "sql", "table", "dbutils", "DEFAULT")
+    }  # fmt: skip
+    brought = dict(own)
+    exec("from spark_aesthetic import *", brought)
+    assert {name: brought[name] for name in own} == own
+    assert "score_table" in brought
+    # Names of two words or more, all of them.
+    words = {name: len(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)) for name in dir(spark_aesthetic)}
+    assert set(spark_aesthetic.__all__) == {name for name, count in words.items() if count > 1}
+    # The others are still there by name.
+    exec("from spark_aesthetic import display, history, register, review, Calibration", brought)
 
 
 def test_a_misspelt_name_is_an_attribute_error() -> None:

@@ -14,6 +14,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation import commands
+from spark_aesthetic.curation.keeping import _write, write_kept
+from spark_aesthetic.errors import OptionError, TableError
 
 MODEL, OTHER = "untrained-vit-b-32@0123456789ab", "laion-aesthetics-v2@875870216cca"
 
@@ -178,6 +180,59 @@ def test_scores_in_the_table_of_images_make_way_for_those_that_are_kept(
     done = job("curate", "--min-score", "9", *wanted[4:], "--out", str(tmp_path / "other"))
     assert "expected one row of the scores for each key, found 2 for 1" in done["said"]
     assert not (tmp_path / "other").exists()
+
+
+def test_a_table_is_replaced_only_where_it_is_said(
+    spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path
+) -> None:
+    out = ["--model", MODEL, "--out", str(tmp_path / "kept")]
+    assert job("curate", "--min-score", "9", *out)["kept"] == 3
+    for mode in ([], ["--mode", "errorifexists"]):
+        refused = job("curate", "--min-score", "5", *out, *mode)
+        assert refused["code"] == 2
+        assert "expected no table there, found one; --overwrite replaces it" in refused["said"]
+    # The rows that both runs keep would be there twice.
+    assert "invalid choice: 'append'" in job("curate", "--min-score", "5", *out, "--mode", "append")["said"]
+    assert "not allowed with" in job("curate", "--min-score", "5", *out, "--mode", "overwrite", "--overwrite")["said"]
+    assert job("curate", "--min-score", "9.5", *out, "--mode", "overwrite")["kept"] == 2
+    with pytest.raises(OptionError, match=r"mode=.append.: .*Valid: errorifexists, overwrite"):
+        write_kept(spark, scores=str(tables / "scores"), out=out[-1], wanted={"min_score": 5}, mode="append")
+    # A table that was made after the first look.
+    rows = spark.createDataFrame([(1,)], "other int")
+    with pytest.raises(TableError, match="found one that was made since this run began"):
+        _write(spark, rows, out[-1], {}, "errorifexists")
+    assert ids(spark, tmp_path / "kept") == [19, 99]
+    spark.sql("CREATE TABLE kept_by_name (id INT) USING delta")
+    try:
+        with pytest.raises(TableError, match="found one that was made since this run began"):
+            _write(spark, rows, "kept_by_name", {}, "errorifexists")
+    finally:
+        spark.sql("DROP TABLE kept_by_name")
+
+
+def test_keys_that_join_no_row_or_several_are_said(
+    spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = spark.read.format("delta").load(str(tables / "images"))
+    twice = str(tmp_path / "twice")
+    images.union(images.where("id IN (1, 2, 3, 4)")).coalesce(1).write.format("delta").save(twice)
+    by_twice = ["--model", MODEL, "--by", "source", "--key", "id", "--table", twice]
+    done = job("calibrate", "--keep", "0.1", *by_twice)
+    assert done["code"] == 2
+    assert "expected one row of --table for each key, found 2 for 1, 2 for 2, 2 for 3 and 1 more" in done["said"]
+    by_images = [*by_twice[:-1], str(tables / "images")]
+    assert sum(cut["distribution"]["rows"] for cut in job("calibrate", *by_images)["cuts"]) == 20
+    # 99 and 100 have no image, so no source.
+    assert "2 rows of --scores are left out: no row of --table has their key" in caplog.text
+    scores = spark.read.format("delta").load(str(tables / "scores")).where(f"aesthetic_model = '{MODEL}'")
+    no_key = scores.withColumn("id", F.when(F.col("id") < 18, F.col("id")))
+    no_key.write.format("delta").save(str(tmp_path / "no_key"))
+    with pytest.raises(TableError, match="expected a value in each row of the scores, found 3 rows with a null"):
+        write_kept(
+            spark, scores=str(tmp_path / "no_key"), out=str(tmp_path / "out"), wanted={"min_score": 1}, key=["id"],
+            table=str(tables / "images"),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_commands_of_the_page_are_what_the_jobs_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
+from io import BytesIO
 
+import numpy as np
 import pytest
+from PIL import Image
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
@@ -25,7 +29,9 @@ def test_images_are_spread_over_the_ranking_and_all_scores_are_counted(spark: Sp
     assert (shown.scored, shown.unscored, repr(shown)) == (22, 1, "22 scored, 1 without a score, 5 shown")
     assert [bar.rows for bar in shown.bars] == [1] * 20 + [0] * 18 + [1, 1]
     html = shown._repr_html_()
-    assert html.count("data:image/jpeg;base64,") == 4
+    assert html.count("data:image/webp;base64,") == 4
+    assert [tile.reason for tile in shown.tiles] == ["null", None, None, None, None]
+    assert '<div class="none">null</div>' in html
     assert html.count('class="bar"') == 40
     assert "untrained" not in html
     assert "http" not in html
@@ -51,6 +57,27 @@ def test_no_full_image_reaches_the_driver(spark: SparkSession) -> None:
     assert len(re.findall(r"5.00 \(untrained\)", html)) == 1
 
 
+def test_images_are_decoded_as_for_scores_and_shown_upright(spark: SparkSession) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    files = {"JPEG": {"exif": exif}, "PPM": {}, "PNG": {}}
+    rows = []
+    for at, (kind, options) in enumerate(files.items()):
+        file = BytesIO()
+        Image.new("RGBA" if kind == "PNG" else "RGB", (30, 10)).save(file, kind, **options)
+        rows.append((at, (bytearray(file.getvalue()), "a"), float(at), "mine@0"))
+    rows.append((3, (bytearray(noise_image(0)[:-900]), "b"), 3.0, "mine@0"))
+    schema = "id int, image struct<bytes: binary, path: string>, aesthetic_score float, aesthetic_model string"
+    shown = sa.display(spark.createDataFrame(rows, schema), "image.bytes", n=np.int32(4))
+    assert [tile.reason for tile in shown.tiles] == ["decode: truncated JPEG", None, "decode: not an image", None]
+    sizes = [
+        Image.open(BytesIO(b64decode(tile.thumbnail.partition(",")[2]))).size for tile in shown.tiles if tile.thumbnail
+    ]
+    assert sizes == [(30, 10), (10, 30)]
+    with pytest.raises(TableError, match=r"image_col image: .* name its field bytes: image_col image.bytes"):
+        sa.display(spark.createDataFrame(rows, schema))
+
+
 def test_a_table_without_scores_shows_that(spark: SparkSession) -> None:
     shown = sa.display(spark.createDataFrame([(1, None, None, None)], SCHEMA))
     assert (shown.tiles, shown.bars, shown.unscored) == ([], [], 1)
@@ -65,7 +92,7 @@ def test_wrong_columns_are_told(spark: SparkSession) -> None:
         sa.display(frame, score_col="aesthetic_scor")
     with pytest.raises(TableError, match="score_col 'aesthetic_model': expected numbers, found string"):
         sa.display(frame, score_col="aesthetic_model")
-    for n in (0, -1, 2.5, True, "3"):
+    for n in (0, -1, 2.5, True, "3", float("nan"), None):
         with pytest.raises(OptionError, match=r"n=.*expected a whole number of at least 1"):
             sa.display(frame, n=n)  # type: ignore[arg-type]
     with pytest.raises(TableError, match="expected binary"):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
+from io import BytesIO
+
+from PIL import Image
 
 from spark_aesthetic.report import ScoredEmbedding, ScoredImage, gallery
 from spark_aesthetic.testing import noise_image
@@ -41,6 +45,19 @@ def test_the_page_loads_nothing_from_outside() -> None:
     text = page("mine@0")
     sources = re.findall(r'(?:src|href)="(.*?)"', text)
     assert len(sources) == 3
-    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert "http" not in text
     assert "url(" not in text
+
+
+def test_images_are_shown_as_on_the_other_pages() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = BytesIO()
+    Image.new("RGB", (900, 600), "red").save(file, "JPEG", exif=exif)
+    uri = ScoredImage("turned.jpg", file.getvalue(), 5.0, None).thumbnail
+    assert uri is not None
+    assert Image.open(BytesIO(b64decode(uri.partition(",")[2]))).size == (320, 480)
+    # A file that scoring would not decode is no error of the page.
+    assert ScoredImage("x.ppm", b"P6 1 1 255 abc", 5.0, None).thumbnail is None
+    assert ScoredImage("gone.jpg", None, 5.0, None).thumbnail is None

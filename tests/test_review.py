@@ -120,11 +120,12 @@ def test_the_sample_depends_on_the_rows_and_the_seed_alone(
     assert keys(frame.repartition(3, "aesthetic_score"), 0) == shown
     assert len(keys(frame, 1) & shown) < 200
 
-    # All rows, in whole hundredths, as Spark itself compares them with a cut.
-    expected = Counter(np.floor(np.float64(np.float32(numbers)) * 100).astype(int).tolist())
+    # All rows, in whole hundredths, as the condition beside the cut compares them.
+    edges = (np.arange(-100, 1200) / 100).astype(np.float32)
+    expected = Counter((np.searchsorted(edges, np.float32(numbers), side="right") - 101).tolist())
     assert first["counts"] == [expected[first["first"] + at] for at in range(len(first["counts"]))]
     cuts = (4.29, 5.57)
-    kept = frame.agg(*[F.count_if(F.expr(f"aesthetic_score >= {cut}D")) for cut in cuts]).collect()[0]
+    kept = frame.agg(*[F.count_if(F.expr(f"aesthetic_score >= {cut}{first['suffix']}")) for cut in cuts]).collect()[0]
     assert list(kept) == [sum(first["counts"][round(100 * cut) - first["first"] :]) for cut in cuts]
 
     found = re.findall(r">([\d.]+) to [\d.]+\n.*?, (\d+) shown", text)
@@ -132,6 +133,26 @@ def test_the_sample_depends_on_the_rows_and_the_seed_alone(
     assert sum(quotas.values()) == 300
     assert max(quotas, key=quotas.__getitem__) == 6.0
     assert quotas[6.0] > quotas[5.8] > quotas[5.0] > 0
+
+
+@pytest.mark.parametrize("kind", ["float", "double", "decimal(5,2)"])
+def test_a_score_that_equals_the_cut_is_above_it(
+    spark: SparkSession, interpreted: None, kind: str, tmp_path: Path
+) -> None:
+    # As FLOAT the first five are less than the numbers that are written here.
+    numbers = [5.1, 6.35, 0.7, 8.13, 4.23, 0.29, -2.3, 150.0, -150.0]
+    frame = spark.createDataFrame(list(enumerate(numbers)), "id int, s double").select(
+        "id", F.col("s").cast(kind).alias("s")
+    )
+    none = spark.createDataFrame([], "id int, image binary")
+    sa.review(frame, none, key="id", out=tmp_path / "page.html", score_col="s", cut=5.1)
+    told = about(tmp_path / "page.html")
+    for cut in numbers[:7]:
+        kept = sum(told["counts"][round(100 * cut) - told["first"] :])
+        assert (
+            kept == sum(number >= cut for number in numbers) == sa.curate(frame, min_score=cut, score_col="s").count()
+        )
+        assert frame.where(f"s >= {cut}{told['suffix']}").count() == kept
 
 
 @pytest.mark.parametrize(
@@ -196,7 +217,12 @@ def test_what_cannot_be_is_told(
         with pytest.raises(error, match=match):
             sa.review(**(given | changed))
 
-    told(OptionError, "expected 1 to 10000", n=0)
+    for n in (0, 10_001, "24", 2.5, True, None):
+        told(OptionError, r"n=.*: expected a whole number of images from 1 to 10000", n=n)
+    for cut in (float("nan"), "5", True):
+        told(OptionError, r"cut=.*: expected a finite number", cut=cut)
+    for seed in ("x", 1.5, 2**63):
+        told(OptionError, r"seed=.*: expected a whole number from -9223372036854775808 to", seed=seed)
     (tmp_path / "file").touch()
     told(OptionError, "a folder that can be written", out=tmp_path / "file" / "page.html")
     told(TableError, "did you mean 'path'", key=["site", "pth"])
@@ -357,7 +383,7 @@ def test_the_cut_moves_by_keys_mouse_and_number_and_counts_the_whole_table(
         kept = sum(score >= float(cut) for score in known)
         assert page.inner_text("#kept-rows") == str(kept)
         assert page.inner_text("#kept-share") == f"{100 * kept / 52:.2f}%"
-        assert page.inner_text("#condition") == f"aesthetic_score >= {cut}"
+        assert page.inner_text("#condition") == f"aesthetic_score >= {cut}F"
         assert page.locator(".tile:not(.below)").count() == kept
         assert float(page.input_value("#cut-slider")) == float(cut)
 

@@ -112,7 +112,7 @@ def test_a_text_with_no_name_of_a_function_is_told(name: str) -> None:
 
 
 def test_the_text_takes_names_between_backquotes() -> None:
-    assert " `my-catalog`.images.f(embedding " in sa.create_function_ddl("`my-catalog`.images.f")
+    assert " `my-catalog`.images.f(_aesthetic_embedding " in sa.create_function_ddl("`my-catalog`.images.f")
 
 
 def test_a_head_that_is_missing_is_told_before_anything_is_registered(spark: SparkSession) -> None:
@@ -122,14 +122,47 @@ def test_a_head_that_is_missing_is_told_before_anything_is_registered(spark: Spa
     assert not spark.catalog.functionExists("gone_aesthetic_score")
 
 
-def test_the_text_takes_a_predictor_with_quotes_in_it(spark: SparkSession) -> None:
-    quoted = replace(sa.resolve(sa.DEFAULT), backbone="it's \\ a backbone")
-    spark.sql(sa.create_function_ddl("quoted", predictor=quoted, portable=True))
+NASTY = """it's \\ a "${env:HOME}" ${system:user.name} -- ; ü\n' COMMENT 'x' RETURN 1"""
+
+
+@pytest.mark.parametrize("escaped", ["false", "true"])
+def test_names_of_a_predictor_are_no_sql(spark: SparkSession, interpreted: None, vectors: None, escaped: str) -> None:
+    nasty = replace(sa.resolve(sa.DEFAULT), backbone=NASTY, backbone_sha256="0" * 64)
+    expected = spark.table("vectors").select("id", sa.aesthetic_score_from_embedding("e")).collect()
+    spark.conf.set("spark.sql.parser.escapedStringLiterals", escaped)
     try:
-        said = "\n".join(row[0] for row in spark.sql("DESCRIBE FUNCTION EXTENDED quoted").collect())
-        assert "CLIP it's " in said
+        spark.sql(sa.create_function_ddl("nasty", predictor=nasty))
+        said = "\n".join(row[0] for row in spark.sql("DESCRIBE FUNCTION EXTENDED nasty").collect())
+        assert "CLIP it_s _ a ___env:HOME__ __system:user.name_ -- _ ___ COMMENT _x_ RETURN 1 embeddings" in said
+        assert spark.sql("SELECT id, nasty(e) FROM vectors").collect() == expected
+        sa.register(spark, predictor=nasty, prefix="nasty_")
+        assert spark.sql("SELECT id, nasty_aesthetic_score_from_embedding(e) FROM vectors").collect() == expected
     finally:
-        spark.sql("DROP FUNCTION quoted")
+        spark.conf.unset("spark.sql.parser.escapedStringLiterals")
+        spark.sql("DROP FUNCTION IF EXISTS nasty")
+
+
+@native
+def test_a_column_of_the_parameters_former_name_is_the_column(
+    spark: SparkSession, interpreted: None, vectors: None
+) -> None:
+    spark.sql("CREATE OR REPLACE TEMPORARY VIEW named AS SELECT id, e AS embedding FROM vectors WHERE id < 10")
+    sa.register(spark)
+    spark.sql(sa.create_function_ddl("from_catalog"))
+    try:
+        for query, expected in (
+            ("SELECT id FROM named QUALIFY row_number() OVER (ORDER BY id) = 1 AND {f}(embedding) > 0", 0),
+            ("SELECT id FROM named LATERAL VIEW explode(array(1)) AS x WHERE {f}(embedding) > 5.7", 9),
+            (
+                "SELECT id FROM named AS n WHERE EXISTS "
+                "(SELECT 1 FROM named AS m WHERE m.id = n.id AND {f}(m.embedding) > 5.7 AND embedding IS NOT NULL)",
+                9,
+            ),
+        ):
+            for function in ("aesthetic_score_from_embedding", "from_catalog"):
+                assert [row.id for row in spark.sql(query.format(f=function)).collect()] == [expected], query
+    finally:
+        spark.sql("DROP FUNCTION from_catalog")
 
 
 @native

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.linalg import Vectors
@@ -88,10 +89,40 @@ def test_a_param_that_a_copy_sets_to_none_is_saved_and_loaded(spark: SparkSessio
 def test_a_value_that_is_refused_leaves_the_stage_as_it_was() -> None:
     scorer = AestheticScorer(inputCol="image", decode="fast")
     for wrong in ({"decode": "exat"}, {"outputCol": "s", "errorCol": "S"}, {"maxPixels": 7, "batchSize": "many"}):
-        with pytest.raises((OptionError, TypeError)):
+        with pytest.raises(OptionError):
             scorer.setParams(**wrong)
     assert (scorer.setNumThreads(1).getDecode(), scorer.getOutputCol()) == ("fast", "aesthetic_score")
     assert scorer.getMaxPixels() == AestheticScorer().getMaxPixels()
+
+
+def test_params_of_one_call_are_checked_by_it(spark: SparkSession) -> None:
+    frame = spark.createDataFrame([(EMBEDDINGS[4],)], "e array<float>")
+    scorer = AestheticScorer(inputCol="e", inputKind="embedding")
+    for given, said in (
+        ({scorer.decode: "exat"}, "did you mean 'exact'"),
+        ({scorer.inputKind: "embeddings"}, "did you mean 'embedding'"),
+        ({scorer.numThreads: 0}, "num_threads=0: expected a whole number"),
+        ({scorer.batchSize: "many"}, "batchSize='many': expected"),
+        ({scorer.inputCol: 5}, "inputCol=5: expected"),
+        ({scorer.normalize: "yes"}, "normalize='yes': expected"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            scorer.transform(frame, given)
+        with pytest.raises(OptionError, match=said):
+            scorer.copy(given).transformSchema(frame.schema)
+    assert scorer.setMaxPixels(np.int32(7)).getMaxPixels() == 7
+
+
+def test_an_image_in_a_struct_is_scored_and_the_struct_itself_is_refused(spark: SparkSession) -> None:
+    row = (1, (bytearray(noise_image(1)), "a.jpg"))
+    frame = spark.createDataFrame([row], "id int, image struct<bytes: binary, path: string>")
+    scored = AestheticScorer(inputCol="Image.bytes", predictor=small_predictor(), errorCol="reason").transform(frame)
+    assert (scored.collect()[0].reason, scored.collect()[0].aesthetic_score is None) == (None, False)
+    for wrong, said in (("image", "name its field bytes: inputCol image.bytes"), ("image.path", "found string")):
+        with pytest.raises(TableError, match=said):
+            AestheticScorer(inputCol=wrong).transformSchema(frame.schema)
+    with pytest.raises(TableError, match=r"inputCol: no column 'image\.byte'"):
+        AestheticScorer(inputCol="image.byte").transform(frame)
 
 
 def test_a_table_with_two_columns_of_one_name_keeps_both(spark: SparkSession) -> None:

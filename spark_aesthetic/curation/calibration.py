@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from pyspark.sql import DataFrame
+from pyspark.sql.types import DataType
 
 import spark_aesthetic
 from spark_aesthetic import files
+from spark_aesthetic.curation.columns import check_score, in_type
 from spark_aesthetic.curation.evidence import (
     Evidence,
     Floats,
@@ -28,6 +30,7 @@ from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, Histogram, hist
 from spark_aesthetic.curation.labels import NO_LABELS, Labels, collect_labels, of_group
 from spark_aesthetic.curation.models import is_untrained
 from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.options import number, share, whole
 from spark_aesthetic.preflight import names
 from spark_aesthetic.scores import SCORE
 
@@ -97,6 +100,7 @@ class Calibration:
         wanted: How much of it.
         cuts: One for each group, in their order; a single one where `by` is empty.
         labels_without_score: Labels left out: no row has their key, or it has no score. None without labels.
+        labels_repeated: Labels left out because another label says the same of their row. None without labels.
     """
 
     model: str | None
@@ -106,6 +110,7 @@ class Calibration:
     wanted: float | None
     cuts: tuple[Cut, ...]
     labels_without_score: int | None = None
+    labels_repeated: int | None = None
 
     @property
     def cut(self) -> Cut:
@@ -191,7 +196,8 @@ def calibrate(
         by: Columns that part the table; each group gets a cut of its own, by its own labels. Few values: a group is
             some thousand counts on the driver.
         score_col: Column of the scores, any type of number.
-        key: Columns that labels and scores share. Then the scores of labels come from `scores_df`.
+        key: Columns that labels and scores share. Then the scores of labels come from `scores_df`, and labels that
+            say the same of one row count once.
         bin_width: In points, a power of two; for scores of another scale than 1 to 10, or for very many groups.
 
     Returns:
@@ -200,28 +206,29 @@ def calibrate(
     Raises:
         OptionError: Several targets, one outside its range, or one that needs labels without them.
         TableError: A column is missing or of another type; scores of several models; labels other than keep and drop,
-            too many of them, or fewer than two of a kind (in a group, too); no cut reaches the precision.
+            both for one row, too many of them, or fewer than two of a kind (in a group, too); no cut reaches the
+            precision.
     """
     target, wanted = _target(
         {"keep": keep, "top_k": top_k, "min_score": min_score, "precision": precision, "recall": recall}
     )
     if target in ("precision", "recall") and labels is None:
         raise OptionError(f"{target}: expected labels with it, found none; label rows on the review page")
-    groups, keys = names(by), names(key)
+    groups, keys, kind = names(by), names(key), check_score(scores_df, score_col)
     model, counted = histograms(scores_df, score_col=score_col, by=groups, bin_width=bin_width, min_score=min_score)
-    labelled, without_score = None, None
-    if labels is not None:
-        labelled, without_score = collect_labels(scores_df, labels, score_col, groups, keys)
-        strangers = sorted(map(str, labelled.keys() - counted.keys()))
+    labelled = None if labels is None else collect_labels(scores_df, labels, score_col, groups, keys)
+    if labelled is not None:
+        strangers = sorted(map(str, labelled.groups.keys() - counted.keys()))
         if strangers:
             raise TableError(f"labels: expected groups of the scores, found others: {', '.join(strangers)}")
     cuts = []
     for group, histogram in counted.items():
-        at_labels = None if labelled is None else labelled.get(group, NO_LABELS)
-        cuts.append(_cut(group, histogram, at_labels, target, wanted))
+        at_labels = None if labelled is None else labelled.groups.get(group, NO_LABELS)
+        cuts.append(_cut(group, histogram, at_labels, target, wanted, kind))
     return Calibration(
         model=model, score_col=score_col, by=groups, target=target, wanted=wanted, cuts=tuple(cuts),
-        labels_without_score=without_score,
+        labels_without_score=None if labelled is None else labelled.without_score,
+        labels_repeated=None if labelled is None else labelled.repeated,
     )  # fmt: skip
 
 
@@ -230,21 +237,15 @@ def _target(given: dict[str, float | None]) -> tuple[str | None, float | None]:
     if len(chosen) > 1:
         raise OptionError(f"expected one target at most, found {', '.join(chosen)}; give one of {', '.join(_TARGETS)}")
     for name, value in chosen.items():
-        check_target(name, value)
-        return name, value
+        return name, check_target(name, value)
     return None, None
 
 
-def check_target(name: str, value: float) -> None:
-    """Raise OptionError for a target outside its range."""
+def check_target(name: str, value: Any) -> float:
+    """Give a target as a number; OptionError for anything else and for one outside its range."""
     if name == "top_k":
-        if value < 1 or value != int(value):
-            raise OptionError(f"top_k: expected a number of rows from 1 on, found {value}")
-    elif name == "min_score":
-        if not math.isfinite(value):
-            raise OptionError(f"min_score: expected a finite number, found {value}")
-    elif not 0 < value <= 1:
-        raise OptionError(f"{name}: expected a share above 0 and up to 1, found {value:g}; a tenth is 0.1")
+        return whole(name, value, least=1, of="rows")
+    return number(name, value) if name == "min_score" else share(name, value)
 
 
 def rows_of(target: str, wanted: float, scored: int) -> int:
@@ -253,7 +254,14 @@ def rows_of(target: str, wanted: float, scored: int) -> int:
     return int(wanted) if target == "top_k" else math.ceil(round(wanted * scored, 6))
 
 
-def _cut(group: Group, histogram: Histogram, labels: Labels | None, target: str | None, wanted: float | None) -> Cut:
+def _cut(
+    group: Group,
+    histogram: Histogram,
+    labels: Labels | None,
+    target: str | None,
+    wanted: float | None,
+    kind: DataType,
+) -> Cut:
     scored, by_labels = histogram.scored, target in ("precision", "recall")
     value: float | None = None
     kept: int | None = None
@@ -269,7 +277,7 @@ def _cut(group: Group, histogram: Histogram, labels: Labels | None, target: str 
         points = curve(labels.scores, labels.keep, weights, histogram.width)
         if by_labels and target is not None and wanted is not None:
             value = _cut_reaching(points, target, wanted, group)
-        evidence = _evidence(labels, weights, points, histogram, value)
+        evidence = _evidence(labels, weights, points, histogram, value, kind)
     if value is not None and kept is None:
         kept = int(histogram.above(value))
     return Cut(
@@ -296,11 +304,17 @@ def _cut_reaching(points: Sequence[Point], target: str, wanted: float, group: Gr
 
 
 def _evidence(
-    labels: Labels, weights: Floats, points: Sequence[Point], histogram: Histogram, cut: float | None
+    labels: Labels,
+    weights: Floats,
+    points: Sequence[Point],
+    histogram: Histogram,
+    cut: float | None,
+    kind: DataType,
 ) -> Evidence:
     precision = recall = None
     if cut is not None:
-        kept = labels.scores >= cut
+        # As the filter of `curate` compares them.
+        kept = labels.scores >= float(in_type(kind, [cut])[1][0])
         recall = weighted_share(kept[labels.keep], weights[labels.keep])
         if kept.any():
             precision = weighted_share(labels.keep[kept], weights[kept])
@@ -366,6 +380,8 @@ def _lines(calibration: Calibration) -> Iterator[str]:
         yield f"  and {len(calibration.cuts) - _SHOWN} more groups"
     if calibration.labels_without_score:
         yield f"  labels left out, whose rows have no score: {calibration.labels_without_score:,}"
+    if calibration.labels_repeated:
+        yield f"  labels left out, which repeat another label of their row: {calibration.labels_repeated:,}"
 
 
 def _lines_of(cut: Cut) -> Iterator[str]:

@@ -13,8 +13,9 @@ from spark_aesthetic.curation.export import export_webdataset as _export_webdata
 from spark_aesthetic.curation.histogram import BIN_WIDTH
 from spark_aesthetic.curation.ingest import MAX_BYTES_PER_CHUNK, MAX_FILE_BYTES, IngestSummary
 from spark_aesthetic.curation.ingest import ingest_images as _ingest_images
-from spark_aesthetic.curation.keeping import Kept, read_scores, write_kept
+from spark_aesthetic.curation.keeping import KEPT_MODES, Kept, read_scores, write_kept
 from spark_aesthetic.curation.ratings import HeadReport
+from spark_aesthetic.options import MODES
 from spark_aesthetic.preflight import open_source
 from spark_aesthetic.submit import Parser, Result, Stderr, exit_with, key_columns, session
 
@@ -145,7 +146,12 @@ def curate_arguments() -> argparse.Namespace:
         "--table", metavar="TABLE_OR_PATH", help="Delta table of images whose rows to write, joined by --key"
     )
     arguments.add_argument("--out", required=True, metavar="TABLE_OR_PATH", help="Delta table to write")
-    arguments.add_argument("--overwrite", action="store_true", help="replace --out where it is there")
+    mode = arguments.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--mode", choices=KEPT_MODES, default=KEPT_MODES[0],
+        help="refuse an --out that is there, or replace it in one commit (default: %(default)s)",
+    )  # fmt: skip
+    mode.add_argument("--overwrite", action="store_true", help="the same as --mode overwrite")
     return arguments.parse_args()
 
 
@@ -164,7 +170,7 @@ def curate_once() -> Kept:
         key=_columns(args.key),
         table=args.table,
         score_col=args.score_col,
-        overwrite=args.overwrite,
+        mode="overwrite" if args.overwrite else args.mode,
     )
 
 
@@ -299,8 +305,8 @@ def export_arguments() -> argparse.Namespace:
     )
     arguments.add_argument("--sidecar", action="store_true", help="also all but images as Parquet beside each shard")
     arguments.add_argument(
-        "--mode", choices=("append", "overwrite"), default="append",
-        help="number on from the shards that are there, or replace them (default: %(default)s)",
+        "--mode", choices=MODES, default=MODES[0],
+        help="refuse a folder that has shards, number on from them, or replace them (default: %(default)s)",
     )  # fmt: skip
     return arguments.parse_args()
 

@@ -28,8 +28,7 @@ from spark_aesthetic.curation.ridge import Doubles, cross_validate
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import as_array
 from spark_aesthetic.predictors import BUILT_IN, DEFAULT, UNTRAINED, Predictor
-from spark_aesthetic.preflight import quoted
-from spark_aesthetic.transformer import AestheticScorer, assign, make_param
+from spark_aesthetic.transformer import AestheticScorer, CheckedParams, make_param
 
 _log = logging.getLogger("spark_aesthetic")
 
@@ -42,6 +41,7 @@ _PUBLISHED = {
 
 
 class AestheticEstimator(
+    CheckedParams,
     Estimator[AestheticScorer],
     HasInputCol,
     HasLabelCol,
@@ -126,7 +126,10 @@ class AestheticEstimator(
     @keyword_only
     def setParams(self, **_: Any) -> AestheticEstimator:
         """Set several params by name, as the constructor takes them."""
-        assign(self, self._input_kwargs)
+        self._assign(self._input_kwargs)
+        return self
+
+    def _check(self) -> None:
         if not 2 <= self.getNumFolds() <= 20:
             raise OptionError(f"numFolds={self.getNumFolds()}: expected 2 to 20 (--num-folds)")
         tried = self.getRegParams()
@@ -134,10 +137,10 @@ class AestheticEstimator(
             raise OptionError(
                 f"regParams={tried}: expected numbers above zero (--reg-params), such as {list(REG_PARAMS)}"
             )
-        return self
 
     def transformSchema(self, schema: StructType) -> StructType:
-        """The schema that the scorer gives for one that `fit` gets; raises as that does of columns."""
+        """The schema that the scorer gives for one that `fit` gets; raises as that does of params and columns."""
+        self._check()
         self._check_columns(schema)
         return self._scorer(DEFAULT).transformSchema(schema)
 
@@ -157,6 +160,8 @@ class AestheticEstimator(
         )
 
     def _fit(self, dataset: DataFrame) -> AestheticScorer:
+        # A param map of `fit`, of a copy or of a ParamGridBuilder has passed no setter.
+        self._check()
         vector = self._check_columns(dataset.schema)
         unfitted = self._unfitted()
         published = _PUBLISHED.get(unfitted.backbone_sha256 or "")
@@ -164,7 +169,8 @@ class AestheticEstimator(
         folder = files.absolute(self.getPath() or str(weights.cache_dir() / "heads"))
         files.check_writable(folder, "path")
 
-        embedding, rating = (F.col(quoted(name)) for name in (self.getInputCol(), self.getLabelCol()))
+        given = (self.getInputCol(), self.getLabelCol())
+        embedding, rating = (F.col(preflight.column_path(dataset, name)) for name in given)
         num_folds = self.getNumFolds()
         rows = ratings.rated(dataset, as_array(embedding, vector), rating, num_folds)
         expected = None if published_head is None else published_head.dimension
@@ -289,7 +295,7 @@ class AestheticEstimator(
 
     def setRegParams(self, value: Sequence[float]) -> AestheticEstimator:
         """Set `regParams`."""
-        return self.setParams(regParams=list(value))
+        return self.setParams(regParams=value)
 
     def getRegParams(self) -> list[float]:
         """Get `regParams`."""
@@ -298,7 +304,7 @@ class AestheticEstimator(
 
 
 def _type_of(schema: StructType, name: str, option: str) -> DataType:
-    found = {field.name.lower(): field.dataType for field in schema.fields}.get(name.lower())
+    found = preflight.type_at(schema, name)
     if found is None:
         raise TableError(f"{option}: no column {name!r}: {nearest(name, schema.names)}")
     return found

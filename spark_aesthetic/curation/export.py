@@ -10,17 +10,23 @@ from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType, DataType, StructType
 
 from spark_aesthetic import preflight
+from spark_aesthetic.curation.columns import image_column
+from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of_shards
 from spark_aesthetic.datasources import shards, staging
+from spark_aesthetic.datasources.samples import BY_CONTENT
 from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.fetch import rows_of_chosen
 from spark_aesthetic.java import first_line
-from spark_aesthetic.preflight import identifier, names, quoted, spelled
+from spark_aesthetic.options import check_mode, whole
+from spark_aesthetic.preflight import names, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
+from spark_aesthetic.sessions import in_own_session
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class ExportSummary:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+@in_own_session
 def export_webdataset(
     spark: SparkSession,
     *,
@@ -64,7 +71,7 @@ def export_webdataset(
     columns: str | Sequence[str] | None = None,
     samples_per_shard: int = 10_000,
     sidecar: bool = False,
-    mode: str = "append",
+    mode: str = "errorifexists",
 ) -> ExportSummary:
     """Write the rows that a condition chooses as shards: images byte for byte, all else in a JSON file for each.
 
@@ -82,14 +89,16 @@ def export_webdataset(
         scores: Scores table to join by `key`. Its columns take the place of columns of the same name.
         key: Column, or columns that together, identify a row in both.
         model: The `aesthetic_model` whose scores to take; needed where there are several.
-        key_col: Column of the samples' keys, without dots and each once; by default they are counted, also where the
-            table has keys of shards that it was ingested from.
-        image_col: Binary column of image files; the files are named by what the bytes are.
+        key_col: Column of the samples' keys; by default they are counted, also where the table has keys of shards that
+            it was ingested from. Each key is of one row, and with mode "append" of none in the shards that are there.
+        image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes"; the other
+            fields of that struct go into the JSON. The files are named by what the bytes are.
         columns: One other to write, or several; by default all but the embeddings of the scores, which cost a shuffle
             of the images where they are named, and `__key__` and `__url__` of an ingested table never.
         samples_per_shard: At most so many in a shard.
         sidecar: Also write all but the images as Parquet beside each shard.
-        mode: "append" numbers on from the shards that are there, "overwrite" replaces them.
+        mode: "errorifexists" refuses a folder that has shards, "append" numbers on from them, "overwrite" replaces
+            them.
 
     Returns:
         Counts; see `ExportSummary`.
@@ -98,18 +107,16 @@ def export_webdataset(
         AestheticError: Before anything is written: tables, columns, keys or options are not right.
     """
     started = time.monotonic()
-    if mode not in ("append", "overwrite"):
-        raise OptionError(f"--mode {mode}: {nearest(mode, ('append', 'overwrite'))}")
-    if samples_per_shard < 1:
-        raise OptionError(f"--samples-per-shard: expected at least 1, found {samples_per_shard}")
+    mode = check_mode("mode", mode)
+    samples_per_shard = whole("samples_per_shard", samples_per_shard, least=1)
     source = None
     if scores is not None:
         # A view, or a table of another kind, has no files of Delta's to choose from.
         with suppress(TableError):
             source = preflight.open_source(spark, table, called="table")
     rows = _open(spark, table, "--table") if source is None else source.rows
-    preflight.check_image_column(rows, image_col)
-    image_col, key = spelled(rows, image_col), [spelled(rows, name) for name in names(key)]
+    image, holder = image_column(rows, image_col, "--image-col")
+    key = [spelled(rows, name) for name in names(key)]
     scored = None
     if scores is not None:
         scored = _scored(spark, rows, scores, key, model)
@@ -123,14 +130,24 @@ def export_webdataset(
     # Of the scores these are no broadcast beyond some hundred thousand rows.
     wide = {EMBEDDING} if scored is not None and EMBEDDING in scored.columns else set()
     asked = [name for name in chosen.columns if name not in wide] if columns is None else names(columns)
-    others = _others(chosen, asked, image_col, key_col)
+    # The other fields of a struct with the image go out under the struct's name.
+    rest = _rest(holder, rows.schema[holder].dataType)
+    others = _others(chosen, asked, [] if rest else [holder], key_col)
+    called = _called(chosen, others, spelled(rows, image_col))
     wide &= set(others)
-    if key_col is not None:
-        _check_keys(chosen, key_col)
+    # What an export that was killed has left is none of this one's.
+    staging.settle(shards.absolute(out))
+    there = [] if mode == "overwrite" else _shards_at(out)
+    _check_free(out, mode, there)
     without_score = None
     with ExitStack() as held:
+        in_shards = None
+        if key_col is not None and there:
+            in_shards = keys_of_shards(spark, there)
+            held.callback(in_shards.unpersist)
+        checked = None if key_col is None else check_sample_keys(chosen, key_col, in_shards)
         if scored is None:
-            count = chosen.count()
+            count = chosen.count() if checked is None else checked
         else:
             without_score = rows.join(scored, key, "left_anti").count()
             # Kept, so that the condition is asked once.
@@ -139,36 +156,38 @@ def export_webdataset(
             held.callback(of_scores.unpersist)
             narrow = of_scores.select(*map(quoted, narrow_columns))
             count = narrow.count()
-            preflight.check_key_values(narrow, key)
+            check_keys(narrow, key, "--table and --scores", "add a column to the key, or drop those rows")
             wanted = [*others, *([] if key_col is None else [key_col])]
-            own = [name for name in dict.fromkeys([*key, *wanted, image_col]) if name in rows.columns]
+            own = [name for name in dict.fromkeys([*key, *wanted, holder]) if name in rows.columns]
             chosen = held.enter_context(rows_of_chosen(source, rows, narrow, count, key=key, own=own))
             if wide:
                 chosen = chosen.join(of_scores.select(*map(quoted, [*key, *wide])), key)
         keys = [] if key_col is None else [F.col(quoted(key_col)).cast("string").alias(KEY)]
-        samples = chosen.select(*keys, F.col(quoted(image_col)).alias("image"), *map(quoted, others))
+        beside = [rest.get(name, F.col(quoted(name))).alias(name) for name in others]
+        samples = chosen.select(*keys, F.col(image).alias(called), *beside)
         told = Observation()
-        image = F.col("image")
+        content = F.col(quoted(called))
         # Above the count of all, so that Spark counts before it leaves any out.
         samples = samples.observe(
             told,
             F.count(F.lit(1)).alias("rows"),
-            F.count(image).alias("images"),
-            F.sum(F.length(image)).alias("bytes"),
-        ).where(image.isNotNull())
+            F.count(content).alias("images"),
+            F.sum(F.length(content)).alias("bytes"),
+        ).where(content.isNotNull())
         spark.dataSource.register(WebDataset)
-        # What an export that was killed has left is none of this one's.
-        staging.settle(shards.absolute(out))
-        before = 0 if mode == "overwrite" else _count_shards(out)
+        # Again, because the passes before may take an hour.
+        _check_free(out, mode, _shards_at(out))
         options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
         tasks = max(-(-count // samples_per_shard), _slots(spark))
-        samples.coalesce(tasks).write.format("webdataset").mode(mode).options(**options).save(out)
+        # Spark lets sources in Python have no mode errorifexists.
+        writing = "overwrite" if mode == "overwrite" else "append"
+        samples.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
         found = told.get
     return ExportSummary(
         rows=found["images"],
         without_image=found["rows"] - found["images"],
         image_bytes=found["bytes"] or 0,
-        shards=_count_shards(out) - before,
+        shards=len(_shards_at(out)) - len(there),
         out=out,
         seconds=round(time.monotonic() - started, 3),
         without_score=without_score,
@@ -180,25 +199,53 @@ def _slots(spark: SparkSession) -> int:
     return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
 
 
-def _others(rows: DataFrame, columns: Sequence[str], image_col: str, key_col: str | None) -> list[str]:
+def _shards_at(out: str) -> list[str]:
+    system, place = shards.locate(out)
+    return [str(system.unstrip_protocol(name)) for name in shards.tars(system, place)]
+
+
+def _check_free(out: str, mode: str, there: Sequence[str]) -> None:
+    if mode == "errorifexists" and there:
+        raise TableError(
+            f"--out {out}: expected no shards there, found {len(there)}; add to them with --mode append, or replace "
+            "them with --mode overwrite"
+        )
+
+
+def _rest(holder: str, kind: DataType) -> dict[str, Column]:
+    """The fields beside those with bytes, by the name of their struct; nothing where there are none."""
+    inside = kind.fields if isinstance(kind, StructType) else []
+    with_bytes = [field.name for field in inside if preflight.holds_bytes(field.dataType)]
+    if len(with_bytes) == len(inside):
+        return {}
+    return {holder: F.col(quoted(holder)).dropFields(*map(quoted, with_bytes))}
+
+
+def _others(rows: DataFrame, columns: Sequence[str], left_out: Sequence[str], key_col: str | None) -> list[str]:
     """Columns to write beside image and key, as the rows spell them."""
     asked = [spelled(rows, name) for name in columns]
     for name in (*asked, *([] if key_col is None else [key_col])):
         if name not in rows.columns:
             raise TableError(f"--columns, --key-col: no column {name!r}: {nearest(name, rows.columns)}")
-    others = [name for name in dict.fromkeys(asked) if name not in (image_col, key_col, KEY, URL)]
-    for name in others:
-        if name.lower() == "image":
-            raise TableError(
-                f"--columns: expected no column {name} beside --image-col {image_col}, which goes out by that name, "
-                "found one; name the others with --columns"
-            )
-    return others
+    return [name for name in dict.fromkeys(asked) if name not in (*left_out, key_col, KEY, URL)]
+
+
+def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
+    """The name under which the image goes out: one for which the data source looks at the bytes."""
+    taken = [name for name in others if name.lower() in BY_CONTENT]
+    free = [name for name in BY_CONTENT if name not in map(str.lower, taken)]
+    of_bytes = [name for name in taken if isinstance(rows.schema[name].dataType, BinaryType)]
+    if of_bytes or not free:
+        raise TableError(
+            f"--columns: expected no column {', '.join(of_bytes or taken)} beside --image-col {image_col}, which goes "
+            "out by that name, found one; name the others with --columns"
+        )
+    return free[0]
 
 
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
     try:
-        rows = spark.table(identifier(table))
+        rows = preflight.read_table(spark, table)
         # On Connect nothing has been looked up before.
         _ = rows.schema
     except AnalysisException as error:
@@ -234,18 +281,3 @@ def _filtered(rows: DataFrame, where: str) -> DataFrame:
     except AnalysisException as error:
         raise OptionError(f"--where {where!r}: {first_line(error)}") from error
     return chosen
-
-
-def _check_keys(rows: DataFrame, key_col: str) -> None:
-    text = F.col(quoted(key_col)).cast("string")
-    dotted = rows.where(text.contains(".")).select(text.alias("key")).limit(1).collect()
-    if dotted:
-        raise TableError(
-            f"--key-col {key_col}: expected keys without a dot, at which readers cut them, found {dotted[0].key!r}; "
-            "leave it out, then keys are counted, and the column goes into the JSON"
-        )
-
-
-def _count_shards(out: str) -> int:
-    system, place = shards.locate(out)
-    return len(shards.tars(system, place))

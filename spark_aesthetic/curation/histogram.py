@@ -12,9 +12,10 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_aesthetic.curation.columns import check_columns, check_score
+from spark_aesthetic.curation.columns import check_columns, check_score, reaches
 from spark_aesthetic.curation.models import is_score, model_column, one_model, reason
 from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.options import number
 from spark_aesthetic.preflight import quoted
 
 # About a thousandth of a point. A power of two: then an edge is an exact number, also as float32, and what is counted
@@ -43,7 +44,7 @@ class Histogram:
         least: The lowest score, or None where there is no score.
         greatest: The highest one.
         mean: Their mean.
-        reaching: Rows whose score is at least the `min_score` that was counted, or None.
+        reaching: Rows with a score of at least the `min_score` that was counted, or None.
     """
 
     width: float
@@ -95,21 +96,23 @@ def binned(
     score_col: str,
     by: Sequence[str] = (),
     bin_width: float = BIN_WIDTH,
-    min_score: float | None = None,
+    cuts: Sequence[float] = (),
 ) -> DataFrame:
     """Count rows by group, model, reason and bin: lazy, one aggregation of narrow columns.
 
     Returns:
         group_0, group_1 … (string, one for each column of `by`), model (string; null where the table names none),
         reason (string; null where there is a score), bin (bigint; null where there is none), rows (bigint), least,
-        greatest, total (double, of the scores), reaching (bigint; of the scores those of at least `min_score`).
+        greatest, total (double, of the scores), reaching_0, reaching_1 … (bigint, one for each of `cuts`: the scores
+        that are at least that, as `curate` compares them).
 
     Raises:
         TableError: No such column, or scores that are no numbers.
         OptionError: `bin_width` is no power of two.
     """
-    if not (math.isfinite(bin_width) and bin_width > 0 and math.frexp(bin_width)[0] == 0.5):
-        raise OptionError(f"bin_width: expected a power of two such as 2**-10, found {bin_width}")
+    width = number("bin_width", bin_width, remedy=", a power of two such as 2**-10")
+    if width <= 0 or math.frexp(width)[0] != 0.5:
+        raise OptionError(f"bin_width={bin_width!r}: expected a power of two such as 2**-10")
     check_score(df, score_col)
     check_columns(df, by, "by")
     score = F.col(quoted(score_col)).cast("double")
@@ -118,14 +121,16 @@ def binned(
         model_column(df).alias("model"),
         reason(df, score_col).alias("reason"),
         F.when(is_score(score), score).alias("score"),
+        *[reaches(df, score_col, cut).alias(f"reaches_{at}") for at, cut in enumerate(cuts)],
     )
+    scored = F.col("score").isNotNull()
     counted = [*(f"group_{at}" for at in range(len(by))), "model", "reason"]
-    return rows.groupBy(*counted, F.floor(F.col("score") / F.lit(bin_width)).alias("bin")).agg(
+    return rows.groupBy(*counted, F.floor(F.col("score") / F.lit(width)).alias("bin")).agg(
         F.count(F.lit(1)).alias("rows"),
         F.min("score").alias("least"),
         F.max("score").alias("greatest"),
         F.sum("score").alias("total"),
-        F.count_if(F.col("score") >= F.lit(math.inf if min_score is None else min_score)).alias("reaching"),
+        *[F.count_if(scored & F.col(f"reaches_{at}")).alias(f"reaching_{at}") for at in range(len(cuts))],
     )
 
 
@@ -148,7 +153,8 @@ def histograms(
             their bins are no exact numbers.
         OptionError: As `binned` does.
     """
-    lazy = binned(df, score_col=score_col, by=by, bin_width=bin_width, min_score=min_score)
+    cuts = [] if min_score is None else [min_score]
+    lazy = binned(df, score_col=score_col, by=by, bin_width=bin_width, cuts=cuts)
     counts = lazy.limit(MAX_BINS + 1).toArrow().to_pandas()
     if len(counts) > MAX_BINS:
         raise TableError(
@@ -177,7 +183,7 @@ def _histogram(counts: pd.DataFrame, width: float, reaching: bool) -> Histogram:
     scored = (
         counts[counts["reason"].isna()]
         .groupby("bin")
-        .agg({"rows": "sum", "least": "min", "greatest": "max", "total": "sum", "reaching": "sum"})
+        .agg({"rows": "sum", "least": "min", "greatest": "max", "total": "sum"})
     )
     rows = scored["rows"].to_numpy(np.int64)
     return Histogram(
@@ -188,5 +194,5 @@ def _histogram(counts: pd.DataFrame, width: float, reaching: bool) -> Histogram:
         least=float(scored["least"].min()) if len(rows) else None,
         greatest=float(scored["greatest"].max()) if len(rows) else None,
         mean=float(scored["total"].sum() / rows.sum()) if len(rows) else None,
-        reaching=int(scored["reaching"].sum()) if reaching else None,
+        reaching=int(counts["reaching_0"].sum()) if reaching else None,
     )

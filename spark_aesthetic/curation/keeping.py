@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyspark import StorageLevel
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import AtomicType, BinaryType
@@ -17,14 +19,20 @@ import spark_aesthetic
 from spark_aesthetic import preflight
 from spark_aesthetic.curation.calibration import Calibration
 from spark_aesthetic.curation.columns import check_columns, has_column
+from spark_aesthetic.curation.keys import check_keys
 from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.fetch import rows_of_chosen
+from spark_aesthetic.options import check_mode
 from spark_aesthetic.preflight import BROADCAST_KEYS, Source, identifier, quoted
 from spark_aesthetic.scores import EMBEDDING, MODEL, SCORE, TYPES
+from spark_aesthetic.sessions import in_own_session
 
-_ROWS = "_aesthetic_rows"
+# What makes sense where a table is written that its rows' keys identify.
+KEPT_MODES = ("errorifexists", "overwrite")
+
+_log = logging.getLogger("spark_aesthetic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +90,16 @@ def read_scores(
             raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
         check_columns(rows, key, "--key")
         check_columns(others, [*key, *elsewhere], "--table")
+        # Twice there, a score would count twice.
+        check_keys(others, key, "--table", "add a column to the key, or drop those rows")
+        left_out = rows.join(others.select(*map(quoted, key)), list(key), "left_anti").count()
+        if left_out:
+            _log.warning("%d rows of --scores are left out: no row of --table has their key", left_out)
         rows = rows.join(others.select(*map(quoted, [*key, *elsewhere])), list(key))
     return rows
 
 
+@in_own_session
 def write_kept(
     spark: SparkSession,
     *,
@@ -98,7 +112,7 @@ def write_kept(
     key: Sequence[str] = (),
     table: str | None = None,
     score_col: str = SCORE,
-    overwrite: bool = False,
+    mode: str = "errorifexists",
 ) -> Kept:
     """Write the rows at or above a cut to a Delta table, in one commit.
 
@@ -118,18 +132,20 @@ def write_kept(
         key: Columns that identify a row.
         table: Delta table whose rows to write.
         score_col: As `curate` takes it.
-        overwrite: Replace a table that is there, in one commit; so a run that is repeated gives the same.
+        mode: "errorifexists" refuses a table that is there; "overwrite" replaces it in one commit, so a run that is
+            repeated gives the same. There is no "append": the rows that two runs keep would be there twice.
 
     Returns:
         Counts; see `Kept`.
 
     Raises:
-        TableError: A table is there and `overwrite` is not given, or it is one of those that are read; with `table`, a
+        TableError: A table is there and `mode` is "errorifexists", or it is one of those that are read; with `table`, a
             key that is there twice, in the scores or in it; or as `read_scores` and `curate` raise.
         OptionError: As `curate` raises; `table` without `key`; another model or `by` than the calibration's.
     """
     started = time.monotonic()
-    _check_out(spark, out, [name for name in (scores, table) if name is not None], overwrite)
+    mode = check_mode("mode", mode, KEPT_MODES)
+    _check_out(spark, out, [name for name in (scores, table) if name is not None], mode)
     if table is not None and not key:
         raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
     if calibration is not None:
@@ -152,7 +168,7 @@ def write_kept(
     }
     without_row = None
     if table is None:
-        written = _write(spark, kept, out, told)
+        written = _write(spark, kept, out, told, mode)
     else:
         images = preflight.open_source(spark, table, called="table")
         check_columns(rows, key, "--key")
@@ -161,8 +177,8 @@ def write_kept(
         narrow = kept.select(*map(quoted, [*key, *_added_columns(kept, columns)])).persist(StorageLevel.DISK_ONLY)
         try:
             count = narrow.count()
-            _check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
-            written = _write_rows(spark, images, columns, narrow, count, key, out, told)
+            check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
+            written = _write_rows(spark, images, columns, narrow, count, key, out, told, mode)
         finally:
             narrow.unpersist()
         without_row = count - written
@@ -170,14 +186,14 @@ def write_kept(
     return Kept(kept=written, without_row=without_row, model=model, out=out, seconds=seconds)
 
 
-def _check_out(spark: SparkSession, out: str, read: Sequence[str], overwrite: bool) -> None:
+def _check_out(spark: SparkSession, out: str, read: Sequence[str], mode: str) -> None:
     there = preflight.detail(spark, out)
     if there is None:
         return
     # By Delta's ids, for one table has many names: a path, a link to it, a name of the catalog.
     if there.id in [known.id for known in (preflight.detail(spark, name) for name in read) if known is not None]:
         raise TableError(f"--out {out!r}: expected another table than those that are read; name a new one")
-    if not overwrite:
+    if mode != "overwrite":
         raise TableError(f"--out {out!r}: expected no table there, found one; --overwrite replaces it")
 
 
@@ -202,17 +218,6 @@ def _added_columns(kept: DataFrame, own: Sequence[str]) -> list[str]:
     ]
 
 
-def _check_keys(rows: DataFrame, key: Sequence[str], called: str, remedy: str) -> None:
-    counted = rows.groupBy(*map(quoted, key)).agg(F.count(F.lit(1)).alias(_ROWS))
-    repeated = counted.where(F.col(_ROWS) > 1).limit(1).collect()
-    if repeated:
-        found = ", ".join(map(str, repeated[0][:-1]))
-        raise TableError(
-            f"--key {', '.join(key)}: expected one row of {called} for each key, found {repeated[0][_ROWS]} for "
-            f"{found}; {remedy}"
-        )
-
-
 def _write_rows(
     spark: SparkSession,
     images: Source,
@@ -222,23 +227,30 @@ def _write_rows(
     key: Sequence[str],
     out: str,
     told: Mapping[str, object],
+    mode: str,
 ) -> int:
     keys = narrow.select(*map(quoted, key))
     there = images.rows.select(*map(quoted, key)).join(
         F.broadcast(keys) if count <= BROADCAST_KEYS else keys, list(key), "left_semi"
     )
-    _check_keys(there, key, "--table", "add a column to the key, or drop those rows")
+    check_keys(there, key, "--table", "add a column to the key, or drop those rows")
     added = [name for name in narrow.columns if name.lower() not in (known.lower() for known in own)]
     columns = list(map(quoted, [*own, *added]))
     with rows_of_chosen(images, images.rows, narrow, count, key=key, own=own) as rows:
-        return _write(spark, rows.select(*columns), out, told)
+        return _write(spark, rows.select(*columns), out, told, mode)
 
 
-def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, object]) -> int:
-    writer = rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
-    writer = writer.option("userMetadata", json.dumps(told))
-    if "/" in out:
-        writer.save(preflight.whole(out))
-    else:
-        writer.saveAsTable(out)
-    return spark.table(identifier(out)).count()
+def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, object], mode: str) -> int:
+    writer = rows.write.format("delta").mode(mode).option("userMetadata", json.dumps(told))
+    if mode == "overwrite":
+        writer = writer.option("overwriteSchema", "true")
+    try:
+        preflight.write_table(writer, out)
+    except AnalysisException as error:
+        if mode == "errorifexists" and preflight.is_delta(spark, out):
+            raise TableError(
+                f"--out {out!r}: expected no table there, found one that was made since this run began; --overwrite "
+                "replaces it"
+            ) from error
+        raise
+    return preflight.read_table(spark, out).count()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation.columns import check_columns
@@ -20,6 +20,9 @@ from spark_aesthetic.preflight import column_type, quoted
 
 # A million are years of one person's work.
 MAX_LABELS = 1_000_000
+
+# Rows that an error shows.
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,10 +54,30 @@ def of_group(group: Group) -> str:
     return f" of group {', '.join(map(str, group))}" if group else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """Labels with their scores.
+
+    Attributes:
+        groups: By the values of the columns of `by`.
+        without_score: Labels left out: no row has their key, or it has no score.
+        repeated: Labels left out because they say of a row what another one has said.
+    """
+
+    groups: dict[Group, Labels]
+    without_score: int
+    repeated: int
+
+
 def collect_labels(
     scores_df: DataFrame, labels: DataFrame | str, score_col: str, by: Sequence[str], key: Sequence[str]
-) -> tuple[dict[Group, Labels], int]:
-    """Bring labels with their scores to the driver, by group; and count those without a score."""
+) -> Collected:
+    """Bring labels with their scores to the driver, by group, one for each row if there is a key.
+
+    Raises:
+        TableError: Columns or labels that cannot be; several labels for one row that differ; several rows of the
+            scores for one label.
+    """
     if isinstance(labels, str):
         labels = _read_csv(scores_df, labels)
     check_columns(labels, [*key, "label"], "labels")
@@ -66,48 +89,74 @@ def collect_labels(
     total = sum(kinds.values())
     if total > MAX_LABELS:
         raise TableError(f"labels: expected {MAX_LABELS} rows at most, found {total}; take a random sample of them")
-    number = F.monotonically_increasing_id().alias("number")
     group_names = [f"group_{at}" for at in range(len(by))]
     groups = [F.col(quoted(name)).cast("string").alias(alias) for name, alias in zip(by, group_names, strict=True)]
     if key:
-        check_columns(scores_df, key, "key")
-        types = [column_type(scores_df, quoted(name), "key") for name in key]
-        keys = [f"key_{at}" for at in range(len(key))]
-        judged = given.select(
-            *[
-                F.col(quoted(name)).try_cast(kind).alias(alias)
-                for name, kind, alias in zip(key, types, keys, strict=True)
-            ],
-            "label",
-            number,
-        )
-        held = scores_df.select(
-            *[F.col(quoted(name)).alias(alias) for name, alias in zip(key, keys, strict=True)],
-            *groups,
-            F.col(quoted(score_col)).cast("double").alias("score"),
-        )
-        rows = held.join(F.broadcast(judged), keys)
+        rows = _by_key(scores_df, given, score_col, groups, key)
     else:
         if "score" not in labels.columns:
             raise TableError(
                 "labels: expected a column score, or --key to take the scores from the table by, found neither"
             )
         check_columns(labels, by, "labels without key")
-        rows = given.select(*groups, F.col("score").try_cast("double").alias("score"), "label", number)
-    scored = rows.where(is_score(F.col("score"))).select(*group_names, "score", "label", "number")
+        # Without a key nothing tells whether two labels are of one row.
+        rows = given.select(
+            *groups, F.col("score").try_cast("double").alias("score"), "label", F.lit(1).alias("times"),
+            F.monotonically_increasing_id().alias("number"), F.lit(None).cast("string").alias("judged_twice"),
+        )  # fmt: skip
+    scored = rows.where(is_score(F.col("score")))
     found = scored.limit(total + 1).toArrow().to_pandas()
     # Counted by label: of others the rows may be gone, so that there are no more than labels in all.
     if found["number"].duplicated().any():
         raise TableError(
             f"key {', '.join(key)}: expected one row of the scores for each label, found several; name more columns"
         )
+    torn = sorted(found["judged_twice"].dropna())
+    if torn:
+        more = f" and {len(torn) - _SHOWN} more" if len(torn) > _SHOWN else ""
+        raise TableError(
+            f"labels: expected one label for each row, found keep and drop for {', '.join(torn[:_SHOWN])}{more}; leave "
+            "one of both in the labels of such a row"
+        )
+    # In an order of its own, so that the same labels give the same figures to the last bit.
+    found = found.sort_values(["score", "label"])
     parts: list[tuple[Group, pd.DataFrame]] = [((), found)]
     if by:
         parts = [(as_group(values), part) for values, part in found.groupby(group_names, dropna=False)]
-    return {
-        group: Labels(scores=part["score"].to_numpy(np.float64), keep=(part["label"] == "keep").to_numpy(bool))
-        for group, part in parts
-    }, total - len(found)
+    return Collected(
+        groups={
+            group: Labels(scores=part["score"].to_numpy(np.float64), keep=(part["label"] == "keep").to_numpy(bool))
+            for group, part in parts
+        },
+        without_score=total - int(found["times"].sum()),
+        repeated=int(found["times"].sum()) - len(found),
+    )
+
+
+def _by_key(
+    scores_df: DataFrame, given: DataFrame, score_col: str, groups: Sequence[Column], key: Sequence[str]
+) -> DataFrame:
+    """The scores of labelled rows with what all labels of a row say, how often, and its key if they differ."""
+    check_columns(scores_df, key, "key")
+    types = [column_type(scores_df, quoted(name), "key") for name in key]
+    keys = [f"key_{at}" for at in range(len(key))]
+    own = [F.col(quoted(name)).try_cast(kind).alias(alias) for name, kind, alias in zip(key, types, keys, strict=True)]
+    text = F.array_join(F.array(*[F.col(alias).cast("string") for alias in keys]), ", ")
+    judged = (
+        given.select(*own, "label")
+        .groupBy(*keys)
+        .agg(F.min("label").alias("label"), F.max("label").alias("other"), F.count(F.lit(1)).alias("times"))
+        .select(
+            *keys, "label", "times", F.monotonically_increasing_id().alias("number"),
+            F.when(F.col("label") != F.col("other"), text).alias("judged_twice"),
+        )
+    )  # fmt: skip
+    held = scores_df.select(
+        *[F.col(quoted(name)).alias(alias) for name, alias in zip(key, keys, strict=True)],
+        *groups,
+        F.col(quoted(score_col)).cast("double").alias("score"),
+    )
+    return held.join(F.broadcast(judged), keys).drop(*keys)
 
 
 def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BinaryType, DataType, MapType, StructType
+from pyspark.sql.types import StructType
 
-from spark_aesthetic.curation.columns import check_columns
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.preflight import names, quoted, spelled
+from spark_aesthetic.options import MODES, check_mode
+from spark_aesthetic.preflight import column_path, column_type, holds_bytes, names, path_parts, quoted, spelled
 
 __all__ = ["save_metadata"]
 
 
 def save_metadata(
-    df: DataFrame, path: str, *, image_cols: str | Sequence[str] | None = None, mode: str = "error"
+    df: DataFrame, path: str, *, image_cols: str | Sequence[str] | None = None, mode: str = "errorifexists"
 ) -> None:
     """Write all columns but those with the bytes of images to Parquet files.
 
@@ -27,30 +27,43 @@ def save_metadata(
         df: Rows of images and what is known of them.
         path: Folder of the Parquet files.
         image_cols: The column or columns to leave out; by default each binary column, and each struct, array or map
-            that holds one, such as the column of Spark's image source.
-        mode: As `DataFrameWriter.mode` takes it.
+            that holds one, such as the column of Spark's image source. A path such as "image.bytes" leaves out one
+            field of a struct.
+        mode: "errorifexists" (Spark's "error"), "append", "overwrite" or "ignore", as `DataFrameWriter.mode` takes it.
 
     Raises:
         TableError: There is no such column, or no other.
+        OptionError: Another `mode`.
     """
-    left_out = [spelled(df, name) for name in names(image_cols)]
-    check_columns(df, left_out, "image_cols")
+    mode = check_mode("mode", mode, (*MODES, "ignore"))
+    left_out, fields = set[str](), dict[str, list[list[str]]]()
+    for name in names(image_cols):
+        column_type(df, column_path(df, name), "image_cols")
+        if spelled(df, name) in df.columns:
+            left_out.add(spelled(df, name))
+        else:
+            top, *inside = path_parts(name)
+            fields.setdefault(spelled(df, top), []).append(inside)
     if image_cols is None:
-        left_out = [field.name for field in df.schema if _holds_bytes(field.dataType)]
+        left_out = {field.name for field in df.schema if holds_bytes(field.dataType)}
+    # Spark drops no field that is the last one of its struct.
+    left_out |= {name for name, paths in fields.items() if _are_all(df, name, paths)}
     kept = [name for name in df.columns if name not in left_out]
     if not kept:
         raise TableError(
             f"save_metadata: expected columns beside those of images, found only {', '.join(df.columns)}; name those "
             "to leave out with image_cols"
         )
-    df.select(*[F.col(quoted(name)) for name in kept]).write.mode(mode).parquet(path)
+    columns = [F.col(quoted(name)) for name in kept]
+    for at, name in enumerate(kept):
+        if name in fields:
+            inside = [".".join(map(quoted, path)) for path in fields[name]]
+            columns[at] = columns[at].dropFields(*inside).alias(name)
+    df.select(*columns).write.mode(mode).parquet(path)
 
 
-def _holds_bytes(found: DataType) -> bool:
-    if isinstance(found, StructType):
-        return any(_holds_bytes(field.dataType) for field in found)
-    if isinstance(found, ArrayType):
-        return _holds_bytes(found.elementType)
-    if isinstance(found, MapType):
-        return _holds_bytes(found.keyType) or _holds_bytes(found.valueType)
-    return isinstance(found, BinaryType)
+def _are_all(df: DataFrame, column: str, paths: Sequence[Sequence[str]]) -> bool:
+    """Whether the paths are those of all fields of a struct."""
+    found = df.schema[column].dataType
+    named = {path[0].lower() for path in paths if len(path) == 1}
+    return isinstance(found, StructType) and named == {name.lower() for name in found.names}

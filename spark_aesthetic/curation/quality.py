@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Histogram, binned, histograms
-from spark_aesthetic.errors import TableError
+from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.options import number
 from spark_aesthetic.scores import SCORE
 
 # Those that published data sets were cut at.
@@ -36,10 +37,11 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
         unscored (`map<string, bigint>`: the others by `aesthetic_error`, "not finite" or "unscored"), least, greatest
         and mean (double; null without a score), quantiles (`map<double, double>`: 0.01 to 0.99; within 0.0005 of the
         exact ones, which are interpolated as NumPy does by default), shares (`map<double, double>`: of the scored rows
-        those at or above each cut; exact for multiples of 1/1024, such as 5.5, else for the next one above).
+        those at or above each cut, exactly those that `curate(min_score=cut)` keeps).
 
     Raises:
         TableError: No such column, or scores that are no numbers.
+        OptionError: `cuts` are no list of finite numbers.
 
     Examples:
         >>> rows = spark.createDataFrame([(4.5,), (5.5,), (6.5,), (None,)], "aesthetic_score float")
@@ -50,10 +52,19 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
         |4   |3     |{unscored -> 1}|0.6666666666666666|
         +----+------+---------------+------------------+
     """
+    if isinstance(cuts, str) or not isinstance(cuts, Iterable):
+        raise OptionError(f"cuts={cuts!r}: expected a list of numbers, such as [5.0, 5.5]")
+    wanted = [number("cuts", cut) for cut in cuts]
     rows, edge = F.col("rows"), F.col("bin") * F.lit(BIN_WIDTH)
     has_score = F.col("bin").isNotNull()
+    # The bins know the rows above an edge. Other cuts are counted one by one, which costs more.
+    between = [cut for cut in wanted if not (cut / BIN_WIDTH).is_integer()]
+    above = [
+        F.sum(f"reaching_{between.index(cut)}") if cut in between else F.sum(F.when(edge >= F.lit(cut), rows))
+        for cut in wanted
+    ]
     by_model = (
-        binned(df, score_col=score_col)
+        binned(df, score_col=score_col, cuts=between)
         .groupBy("model")
         .agg(
             F.sum(rows).alias("rows"),
@@ -63,14 +74,11 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
             F.max("greatest").alias("greatest"),
             F.sum("total").alias("total"),
             F.percentile(edge + F.lit(BIN_WIDTH / 2), list(QUANTILES), rows).alias("middles"),
-            *[
-                F.coalesce(F.sum(F.when(edge >= F.lit(cut), rows)), F.lit(0)).alias(f"above_{at}")
-                for at, cut in enumerate(cuts)
-            ],
+            *[F.coalesce(count, F.lit(0)).alias(f"above_{at}") for at, count in enumerate(above)],
         )
     )
     within = F.transform("middles", lambda middle: F.least(F.greatest(middle, F.col("least")), F.col("greatest")))
-    shares = [F.try_divide(F.col(f"above_{at}"), F.col("scored")) for at in range(len(cuts))]
+    shares = [F.try_divide(F.col(f"above_{at}"), F.col("scored")) for at in range(len(wanted))]
     return by_model.select(
         "model",
         "rows",
@@ -80,7 +88,7 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
         "greatest",
         F.try_divide(F.col("total"), F.col("scored")).alias("mean"),
         F.map_from_arrays(F.lit(list(QUANTILES)), within).alias("quantiles"),
-        F.map_from_arrays(F.lit([float(cut) for cut in cuts]), F.array(*shares)).alias("shares"),
+        F.map_from_arrays(F.lit(wanted).cast("array<double>"), F.array(*shares)).alias("shares"),
     )
 
 

@@ -17,14 +17,15 @@ from typing import Any
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
-from pyspark.sql.types import AtomicType, BinaryType, IntegerType, StructField, StructType
+from pyspark.sql.types import AtomicType, BinaryType, FloatType, IntegerType, StructField, StructType
 
 from spark_aesthetic import files, preflight
-from spark_aesthetic.curation.columns import check_score
+from spark_aesthetic.curation.columns import check_score, image_column
 from spark_aesthetic.curation.models import check_model, is_untrained, model_column, one_model, reason
-from spark_aesthetic.curation.thumbnails import thumbnails
-from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.curation.thumbnails import data_uri, thumbnails
+from spark_aesthetic.errors import TableError
 from spark_aesthetic.fetch import rows_of_keys
+from spark_aesthetic.options import number, whole
 from spark_aesthetic.preflight import has_null, names, quoted
 from spark_aesthetic.report import render
 from spark_aesthetic.scores import SCORE
@@ -158,7 +159,7 @@ def review(
             sampled rows are read; or a DataFrame, of which all rows are.
         key: Columns that together identify a row; of simple types but binary.
         out: The file to write: a path of the driver, dbfs:/, or an address that fsspec knows; its folder is made.
-        image_col: Binary column of image files.
+        image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
         score_col: float or double column.
         cut: Where the cut stands at first; rounded to hundredths. By default it keeps half of the rows.
         n: How many images to show, 1 to 10,000.
@@ -174,14 +175,17 @@ def review(
             or a key is not unique.
         OptionError: `n` or `out` cannot be.
     """
-    if not 1 <= n <= _MAX_SHOWN:
-        raise OptionError(f"n={n}: expected 1 to {_MAX_SHOWN} images; a browser opens no more of them with pleasure")
+    # A browser opens no more of them with pleasure.
+    n = whole("n", n, least=1, most=_MAX_SHOWN, of="images")
+    seed = whole("seed", seed, least=-(2**63), most=2**63 - 1)
+    cut = None if cut is None else number("cut", cut)
     folder, _, _ = files.absolute(str(out)).rpartition("/")
     files.check_writable(folder, "out")
     key = names(key)
     opened = images if isinstance(images, DataFrame) else preflight.open_source(scores.sparkSession, images, "images")
     rows = opened if isinstance(opened, DataFrame) else opened.rows
-    _check(scores, rows, key, image_col, score_col)
+    _check(scores, rows, key, score_col)
+    image, holder = image_column(rows, image_col, "image_col")
 
     columns = _columns(scores, key, score_col)
     model, histogram, unscored = _distribution(columns, model)
@@ -191,20 +195,21 @@ def review(
     keys = StructType([StructField(_AT, IntegerType()), *scores.select(*map(quoted, key)).schema])
     numbered = scores.sparkSession.createDataFrame([(at, *row.key) for at, row in enumerate(sample)], keys)
     if isinstance(opened, DataFrame):
-        parts = iter([opened.select(*map(quoted, [*key, image_col]))])
+        parts = iter([opened.select(*map(quoted, [*key, holder]))])
     else:
         parts = rows_of_keys(
             scores.sparkSession, opened, numbered.drop(_AT), len(sample),
-            key=key, kept=key, column=image_col, max_bytes=_MAX_BYTES_AT_ONCE,
+            key=key, kept=key, column=holder, max_bytes=_MAX_BYTES_AT_ONCE,
         )  # fmt: skip
-    pictures = _pictures(parts, numbered, key, image_col)
+    pictures = _pictures(parts, numbered, key, image)
     tiles = [
         Tile(list(row.text), row.score_text, row.bin, row.band, *pictures.get(at, (None, "no row in the images")))
         for at, row in enumerate(sample)
     ]
     page = _page(
         tiles, bands, histogram,
-        key=key, score_col=score_col, cut=cut_bin, unscored=unscored, model=model, seed=seed,
+        key=key, score_col=score_col, is_float=_is_float(scores, score_col), cut=cut_bin, unscored=unscored,
+        model=model, seed=seed,
         source=source or (images if isinstance(images, str) else None),
     ).encode()  # fmt: skip
     files.write(str(out), page)
@@ -220,7 +225,7 @@ def review(
     )
 
 
-def _check(scores: DataFrame, images: DataFrame, key: Sequence[str], image_col: str, score_col: str) -> None:
+def _check(scores: DataFrame, images: DataFrame, key: Sequence[str], score_col: str) -> None:
     preflight.check_key_columns(scores, key, reserved=["score", "label"])
     preflight.check_key_columns(images, key, reserved=[])
     for column in key:
@@ -231,7 +236,6 @@ def _check(scores: DataFrame, images: DataFrame, key: Sequence[str], image_col: 
                 "add a column such as hex(…) to both tables"
             )
     check_score(scores, score_col)
-    preflight.check_image_type(preflight.column_type(images, quoted(image_col), "image_col"), f"image_col {image_col}")
 
 
 def _columns(scores: DataFrame, key: Sequence[str], score_col: str) -> DataFrame:
@@ -239,9 +243,12 @@ def _columns(scores: DataFrame, key: Sequence[str], score_col: str) -> DataFrame
     given = F.col(quoted(score_col))
     score = given.cast("double")
     why_none = F.coalesce(reason(scores, score_col), F.when(has_null(key), "key: null"))
-    # 0.29 * 100 is a little less than 29 in float64; a float32 next to 0.29 is further away than what this rounds.
-    hundredths = F.round(score * BINS_PER_POINT, 6)
-    bounded = F.least(F.greatest(hundredths, F.lit(-_MOST_BINS)), F.lit(_MOST_BINS))
+    # The nearest hundredth, or the one below it where the score does not reach that, compared in the type of the scores
+    # as `curate` does: of a FLOAT that is the bin of 5.10 for a score of 5.1.
+    hundredths = F.round(F.least(F.greatest(score * BINS_PER_POINT, F.lit(-_MOST_BINS)), F.lit(_MOST_BINS)))
+    edge = hundredths / BINS_PER_POINT
+    below = given < (edge.cast("float") if _is_float(scores, score_col) else edge)
+    bin_number = F.greatest(hundredths - F.when(below, 1).otherwise(0), F.lit(-_MOST_BINS))
     names = [F.col(quoted(column)) for column in key]
     return scores.select(
         F.struct(*names).alias("key"),
@@ -249,8 +256,12 @@ def _columns(scores: DataFrame, key: Sequence[str], score_col: str) -> DataFrame
         given.cast("string").alias("score_text"),
         model_column(scores).alias("model"),
         why_none.alias("reason"),
-        F.when(why_none.isNull(), F.floor(bounded).cast("int")).alias("bin"),
+        F.when(why_none.isNull(), bin_number.cast("int")).alias("bin"),
     )
+
+
+def _is_float(scores: DataFrame, score_col: str) -> bool:
+    return isinstance(check_score(scores, score_col), FloatType)
 
 
 def _distribution(columns: DataFrame, model: str | None) -> tuple[str | None, Hundredths, dict[str, int]]:
@@ -338,7 +349,7 @@ def _sample(columns: DataFrame, bands: list[Section], key: Sequence[str], model:
 
 
 def _pictures(
-    parts: Iterator[DataFrame], numbered: DataFrame, key: Sequence[str], image_col: str
+    parts: Iterator[DataFrame], numbered: DataFrame, key: Sequence[str], image: str
 ) -> dict[int, tuple[str | None, str | None]]:
     """By the number of a row: its thumbnail as a data URI, or why there is none."""
     # Made here: where this module is imported on a worker there is no session to make it with.
@@ -347,16 +358,14 @@ def _pictures(
     pictures: dict[int, tuple[str | None, str | None]] = {}
     for part in parts:
         # The sampled keys go to the rows, so that no image is shuffled.
-        joined = part.join(F.broadcast(numbered), list(key)).select(_AT, F.col(quoted(image_col)).alias("image"))
+        joined = part.join(F.broadcast(numbered), list(key)).select(_AT, F.col(image).alias("image"))
         for row in joined.select(_AT, shrink("image").alias("made")).collect():
             if row[_AT] in pictures:
                 raise TableError(
                     f"--key {', '.join(key)}: expected one image for each key, found several for a sampled one; "
                     "add a column to the key or drop those rows"
                 )
-            data = row.made.thumbnail
-            uri = None if data is None else f"data:image/webp;base64,{b64encode(data).decode()}"
-            pictures[row[_AT]] = (uri, row.made.reason)
+            pictures[row[_AT]] = (data_uri(row.made.thumbnail), row.made.reason)
     return pictures
 
 
@@ -367,6 +376,7 @@ def _page(
     *,
     key: Sequence[str],
     score_col: str,
+    is_float: bool,
     cut: int,
     unscored: dict[str, int],
     model: str | None,
@@ -386,6 +396,8 @@ def _page(
             "id": sha256(content.encode()).hexdigest()[:12],
             "key": list(key),
             "score": quoted(score_col) if not score_col.isidentifier() else score_col,
+            # A literal of the scores' type: 5.10 alone is more to Spark than a FLOAT of 5.1.
+            "suffix": "F" if is_float else "",
             "cut": min(max(cut, low), high),
             "first": histogram.first,
             "counts": histogram.counts,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
+from pyspark.sql.types import DataType, DoubleType, StringType, StructField, StructType
 
 from spark_aesthetic.curation.calibration import Calibration, check_target, rows_of
-from spark_aesthetic.curation.columns import check_columns, check_score, has_column
+from spark_aesthetic.curation.columns import check_columns, check_score, has_column, in_type, reaches
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, histograms
 from spark_aesthetic.curation.models import is_score
 from spark_aesthetic.errors import OptionError
@@ -31,7 +33,8 @@ def curate(
 ) -> DataFrame:
     """Keep the rows at or above a cut, or exactly so many of the best.
 
-    Null, NaN and infinite scores are never kept. With a calibration or `min_score` this is a filter and reads nothing
+    Null, NaN and infinite scores are never kept. A score that equals the cut is, whatever the type of the column: 5.1
+    as FLOAT reaches 5.1. With a calibration or `min_score` this is a filter and reads nothing
     when it is called; Spark passes it down to the files' statistics. With `keep` and `top_k` scores are counted once
     when it is called, and the frame has two filters of `df` in it: rows that are above by far, and the few whose bin
     the last kept row lies in, which alone are sorted. So write scores before, and join wide rows after.
@@ -78,10 +81,8 @@ def curate(
                 raise OptionError(f"{name}: expected that of the calibration, {known}, found {own}; leave it out")
         return _at_cuts(df, calibration)
     if min_score is not None:
-        check_target("min_score", min_score)
-        check_score(df, score_col)
-        score = F.col(quoted(score_col))
-        return df.where(is_score(score) & (score >= F.lit(float(min_score))))
+        least = check_target("min_score", min_score)
+        return df.where(is_score(F.col(quoted(score_col))) & reaches(df, score_col, least))
     if not keys:
         raise OptionError(f"{given[0]}: expected key, by whose order equal scores are told apart, found none; name it")
     check_columns(df, keys, "key")
@@ -92,14 +93,14 @@ def curate(
 
 
 def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
-    check_score(df, calibration.score_col)
+    kind = check_score(df, calibration.score_col)
     check_columns(df, calibration.by, "by")
-    values = {cut.group: (cut.value,) for cut in calibration.cuts if cut.value is not None}
-    if not values:
+    known = {cut.group: cut.value for cut in calibration.cuts if cut.value is not None}
+    if not known:
         raise OptionError("calibration: expected one with a cut, found none; give calibrate a target such as keep=0.1")
     score = F.col(quoted(calibration.score_col))
     # By a number, for the files' statistics: no row below it can be kept.
-    kept = df.where(is_score(score) & (score >= F.lit(min(value for (value,) in values.values()))))
+    kept = df.where(is_score(score) & reaches(df, calibration.score_col, min(known.values())))
     if calibration.model is not None and has_column(df, MODEL):
         message = F.concat(
             F.lit(f"curate: expected scores of {calibration.model}, which the calibration is of, found "),
@@ -119,26 +120,30 @@ def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
         F.lit("; calibrate again, with its rows"),
     )
     # Not a condition of its own: from score >= cut Spark would infer that cut is not null, and leave the others out.
-    cut = F.coalesce(F.col(_CUT), F.raise_error(message).cast("double"))
-    return _with_values(kept, calibration.by, values, [_CUT]).where(score >= cut).drop(_CUT)
+    kind, least = in_type(kind, list(known.values()))
+    values = {group: (value,) for group, value in zip(known, least, strict=True)}
+    cut = F.coalesce(F.col(_CUT), F.raise_error(message).cast(kind))
+    return _with_values(kept, calibration.by, values, [_CUT], kind).where(score >= cut).drop(_CUT)
 
 
 def _best(
     df: DataFrame, target: str, wanted: float, by: Sequence[str], key: Sequence[str], score_col: str
 ) -> DataFrame:
-    check_target(target, wanted)
+    wanted = check_target(target, wanted)
     _, counted = histograms(df, score_col=score_col, by=by)
     values: dict[Group, tuple[float, ...]] = {}
     for group, histogram in counted.items():
         if histogram.scored:
             rows = min(rows_of(target, wanted, histogram.scored), histogram.scored)
             least = histogram.cut(rows)
-            values[group] = (least, rows - int(histogram.above(least + BIN_WIDTH)))
+            values[group] = (least, float(rows - int(histogram.above(least + BIN_WIDTH))))
     if not values:
         return df.limit(0)
     score = F.col(quoted(score_col))
     lowest = min(cut for cut, _ in values.values())
-    with_cut = _with_values(df.where(is_score(score) & (score >= F.lit(lowest))), by, values, [_CUT, _REST])
+    with_cut = _with_values(
+        df.where(is_score(score) & (score >= F.lit(lowest))), by, values, [_CUT, _REST], DoubleType()
+    )
     cut, border = F.col(_CUT), F.col(_CUT) + F.lit(BIN_WIDTH)
     order = Window.partitionBy(*([quoted(name) for name in by] or [_REST])).orderBy(
         score.desc(), *[F.col(quoted(name)) for name in key]
@@ -154,15 +159,17 @@ def _best(
 
 
 def _with_values(
-    df: DataFrame, by: Sequence[str], values: Mapping[Group, Sequence[float]], called: Sequence[str]
+    df: DataFrame,
+    by: Sequence[str],
+    values: Mapping[Group, Sequence[float | int | Decimal]],
+    called: Sequence[str],
+    kind: DataType,
 ) -> DataFrame:
-    """The rows with the numbers of their group, or nulls."""
+    """The rows with the numbers of their group, of one type, or nulls."""
     if not by:
-        return df.withColumns({name: F.lit(value) for name, value in zip(called, values[()], strict=True)})
+        return df.withColumns({name: F.lit(value).cast(kind) for name, value in zip(called, values[()], strict=True)})
     at = [f"_aesthetic_group_{number}" for number in range(len(by))]
-    schema = ", ".join([*(f"{name} string" for name in at), *(f"{name} double" for name in called)])
-    table = df.sparkSession.createDataFrame(
-        [(*group, *map(float, numbers)) for group, numbers in values.items()], schema
-    )
+    schema = StructType([StructField(name, StringType()) for name in at] + [StructField(name, kind) for name in called])
+    table = df.sparkSession.createDataFrame([(*group, *numbers) for group, numbers in values.items()], schema)
     same = [F.col(quoted(name)).cast("string").eqNullSafe(F.col(alias)) for name, alias in zip(by, at, strict=True)]
     return df.join(F.broadcast(table), same, "left").drop(*at)

@@ -1,7 +1,11 @@
-"""Image files to thumbnails of bounded size, or to the reason why not; on executors."""
+"""Image files to thumbnails of bounded size, or to the reason why not, for every page that shows images.
+
+Formats, limits and reasons are those of scoring.
+"""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
@@ -16,7 +20,7 @@ from spark_aesthetic.options import PILLOW_WARNS_PIXELS
 # Sharp at 128 CSS pixels on a screen of double density; photographs take 7 kB in the mean.
 SIDE = 256
 
-# Of a thumbnail; noise at the first quality takes twice that.
+# Of a thumbnail of that side, and in proportion of a larger one; noise at the first quality takes twice that.
 MAX_BYTES = 24_000
 
 _QUALITIES = (75, 40, 10)
@@ -39,13 +43,19 @@ def thumbnail(data: bytes | None, *, side: int = SIDE) -> tuple[bytes | None, st
         side: The longer side of the thumbnail in pixels; a smaller image keeps its size.
 
     Returns:
-        A WebP file of about `MAX_BYTES` at most and None, or None and the reason that scoring gives such a file.
+        A WebP file of about `MAX_BYTES` at most (of a longer side in proportion) and None, or None and the reason that
+        scoring gives such a file.
     """
     shrink = partial(_shrunk, side=side)
     pixels = decode(data, side=side, max_pixels=PILLOW_WARNS_PIXELS, fast=True, preprocess=shrink)
     if isinstance(pixels, str):
         return None, str(pixels)
-    return _webp(Image.fromarray(pixels)), None
+    return _webp(Image.fromarray(pixels), MAX_BYTES * side**2 // SIDE**2), None
+
+
+def data_uri(webp: bytes | None) -> str | None:
+    """Give a thumbnail as an HTML page holds it."""
+    return None if webp is None else f"data:image/webp;base64,{b64encode(webp).decode()}"
 
 
 def _shrunk(image: Image.Image, side: int) -> Pixels:
@@ -57,12 +67,12 @@ def _shrunk(image: Image.Image, side: int) -> Pixels:
     return np.array(image, dtype=np.uint8)
 
 
-def _webp(image: Image.Image) -> bytes:
+def _webp(image: Image.Image, max_bytes: int) -> bytes:
     made = b""
     for quality in _QUALITIES:
         file = BytesIO()
         image.save(file, "WEBP", quality=quality)
         made = file.getvalue()
-        if len(made) <= MAX_BYTES:
+        if len(made) <= max_bytes:
             break
     return made

@@ -20,7 +20,7 @@ from spark_aesthetic.errors import TableError
 _COLUMNS = "columns.json"
 
 # Columns that are called by what they hold; their files are called by what the bytes are.
-_BY_CONTENT = ("image", "content")
+BY_CONTENT = ("image", "content")
 
 
 def rows(batches: Iterator[pa.RecordBatch], *, without: str) -> Iterator[dict[str, Any]]:
@@ -96,7 +96,7 @@ def files_of(row: dict[str, Any]) -> dict[str, tar.Buffer]:
     for name, value in row.items():
         lower = name.lower()
         if isinstance(value, memoryview):
-            add(name, formats.extension(bytes(value[:16])) if lower in _BY_CONTENT else lower, value)
+            add(name, formats.extension(bytes(value[:16])) if lower in BY_CONTENT else lower, value)
         elif value is None:
             continue
         elif shards.is_text(lower) and (isinstance(value, str) or not lower.endswith(("json", "jsonl"))):

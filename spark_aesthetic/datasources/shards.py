@@ -45,6 +45,17 @@ PARALLEL = 32
 _META = re.compile(r"__[^/]*__($|/)")
 
 
+# A key that readers find again, as Python's and Java's regular expressions both take it: no control characters, no
+# empty part, no "." or ".." between slashes, no dot in the last part, and no __…__ first. The last group is the end of
+# the text: a $ also stands before a line feed at the end.
+WHOLE_KEY = r"^(?!__[^/]*__/)(?:(?!\.{1,2}/)[^/\x00-\x1f\x7f]+/)*[^/.\x00-\x1f\x7f]+(?![\s\S])"
+
+KEY_RULE = (
+    "without a dot, at which readers cut it, without control characters, and with no empty part, '.' or '..' between "
+    "slashes"
+)
+
+
 class ShardError(TableError):
     """A shard that is damaged, with the place."""
 
@@ -232,10 +243,10 @@ class ShardWriter:
         Raises:
             TableError: Readers would not find the key, or one of its files, again.
         """
-        if not key.rpartition("/")[2] or "." in key.rpartition("/")[2]:
+        if not re.match(WHOLE_KEY, key):
             raise TableError(
-                f"webdataset: key {key!r}: expected one without a dot, at which readers cut it; take another column, "
-                "replace(key, '.', '_'), or none, so that keys are counted"
+                f"webdataset: key {key!r}: expected one {KEY_RULE}; take another column, replace(key, '.', '_'), or "
+                "none, so that keys are counted"
             )
         if key in self._keys:
             raise TableError(

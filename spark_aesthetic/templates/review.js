@@ -61,7 +61,7 @@
     const kept = rowsFrom.get(cut) ?? (cut < about.first ? rows : 0);
     $("kept-rows").value = kept.toLocaleString("en");
     $("kept-share").value = `${((100 * kept) / rows).toFixed(2)}%`;
-    $("condition").textContent = `${about.score} >= ${text}`;
+    $("condition").textContent = `${about.score} >= ${text}${about.suffix}`;
     const first = bins.findIndex((bin) => bin < cut);
     const now = first < 0 ? tiles.length : first;
     for (let at = Math.min(above, now); at < Math.max(above, now); at++) tiles[at].classList.toggle("below", at >= now);
