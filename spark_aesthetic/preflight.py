@@ -281,8 +281,7 @@ def detail(spark: SparkSession, table: str) -> Row | None:
         found = statement(spark, f"DESCRIBE DETAIL {identifier(table)}")[0]
     # The second is how a file system says that it has no such scheme or grants no access.
     except (PySparkException, Py4JJavaError) as error:
-        condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
-        if "NOT_FOUND" in condition or "MISSING_DELTA_TABLE" in condition or "PATH_DOES_NOT_EXIST" in condition:
+        if is_missing(error):
             return None
         raise TableError(
             f"table {table!r}: expected a Delta table, found: {first_line(error)}{_delta_hint(spark)}"
@@ -292,6 +291,12 @@ def detail(spark: SparkSession, table: str) -> Row | None:
             f"table {table!r}: expected a Delta table, found format {found.format!r}; CONVERT TO DELTA or copy it"
         )
     return found
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether Spark says that a table, a schema or a path does not exist."""
+    condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
+    return any(name in condition for name in ("NOT_FOUND", "MISSING_DELTA_TABLE", "PATH_DOES_NOT_EXIST"))
 
 
 def _delta_hint(spark: SparkSession) -> str:

@@ -54,14 +54,35 @@ def test_a_table_is_scored_and_the_summary_is_json(
     assert {row.aesthetic_model for row in written} == {summary["model"]}
 
 
-def test_spark_submit_with_a_wrong_argument_is_exit_code_2_and_one_line(embeddings: str) -> None:
-    done = submit("--source", embeddings, "--key", "id", "--embedding-col", "embedding")
-    assert done.returncode == 2
-    assert done.stdout == ""
+def test_what_a_run_refuses_at_work_is_exit_code_2_and_one_line_under_spark_submit(
+    spark: SparkSession, embeddings: str, tmp_path: Path, run_here: RunHere
+) -> None:
+    arguments = ("--source", embeddings, "--key", "id", "--embedding-col", "e", "--scores", str(tmp_path / "scores"))
+    run_here("score_table.py", *arguments)
+    # A key that is there twice is found by the chunk, inside of Spark's stream.
+    repeated = spark.read.format("delta").load(embeddings).where("id = 3")
+    repeated.selectExpr("id + 100 AS id", "e").union(repeated.selectExpr("id + 100 AS id", "e")).write.format(
+        "delta"
+    ).mode("append").save(embeddings)
+    done = submit(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
     said = [line for line in done.stderr.splitlines() if line.startswith("score_table: ")]
-    assert said == ["score_table: --embedding-col: no column 'embedding' in the table: Valid: id, e"]
-    for stack in ("Traceback", "Exception", "\tat org.apache"):
+    assert len(said) == 1
+    assert "--key id: expected a value of its own in each row, found 0 new keys with a null and 1 of several" in said[0]
+    for stack in ("Traceback", "Exception", "\tat ", "ERROR"):
         assert stack not in done.stderr
+
+
+def test_a_wrong_argument_is_exit_code_2_and_one_line(
+    embeddings: str, run_here: RunHere, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_here("score_table.py", "--source", embeddings, "--key", "id", "--embedding-col", "embedding")
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    said = [line for line in err.splitlines() if line.startswith("score_table: ")]
+    assert said == ["score_table: --embedding-col: no column 'embedding' in the table: Valid: id, e"]
 
 
 def test_a_failure_at_work_is_exit_code_1_with_its_stack_on_stderr(

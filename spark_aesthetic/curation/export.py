@@ -244,12 +244,15 @@ def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
 
 
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
-    try:
-        rows = preflight.read_table(spark, table)
-        # On Connect nothing has been looked up before.
-        _ = rows.schema
-    except AnalysisException as error:
-        raise TableError(f"{option} {table}: expected a table, found none; check the name or the path") from error
+    with preflight.reaching(f"{option} {table!r}", "check the name or the path"):
+        try:
+            rows = preflight.read_table(spark, table)
+            # On Connect nothing has been looked up before.
+            _ = rows.schema
+        except AnalysisException as error:
+            if not preflight.is_missing(error):
+                raise
+            raise TableError(f"{option} {table}: expected a table, found none; check the name or the path") from error
     return rows
 
 
