@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 
 import numpy as np
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ByteType,
@@ -22,9 +22,14 @@ from pyspark.sql.types import (
 )
 
 from spark_aesthetic.errors import TableError, nearest
-from spark_aesthetic.preflight import check_image_type, column_path, column_type, path_parts, quoted, spelled
+from spark_aesthetic.preflight import check_image_type, column_path, column_type, path_parts, quoted, spelled, whole
 
 _BITS: dict[DataType, int] = {ByteType(): 8, ShortType(): 16, IntegerType(): 32, LongType(): 64}
+
+
+def rows_of(spark: SparkSession, table: str) -> DataFrame:
+    """Read a table or a view by name, or a Delta table by path, which is put into no SQL text."""
+    return spark.read.format("delta").load(whole(table)) if "/" in table else spark.table(table)
 
 
 def has_column(df: DataFrame, name: str) -> bool:

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, StructType
 
 from spark_aesthetic import preflight
-from spark_aesthetic.curation.columns import image_column
+from spark_aesthetic.curation.columns import image_column, rows_of
 from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of_shards
 from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.datasources.samples import BY_CONTENT
@@ -24,7 +24,7 @@ from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.fetch import rows_of_chosen
 from spark_aesthetic.java import first_line
 from spark_aesthetic.options import check_mode, whole
-from spark_aesthetic.preflight import identifier, names, quoted, spelled
+from spark_aesthetic.preflight import names, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
 
 
@@ -243,7 +243,7 @@ def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
 
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
     try:
-        rows = spark.table(identifier(table))
+        rows = rows_of(spark, table)
         # On Connect nothing has been looked up before.
         _ = rows.schema
     except AnalysisException as error:

@@ -18,7 +18,7 @@ from pyspark.sql.types import AtomicType, BinaryType
 import spark_aesthetic
 from spark_aesthetic import preflight
 from spark_aesthetic.curation.calibration import Calibration
-from spark_aesthetic.curation.columns import check_columns, has_column
+from spark_aesthetic.curation.columns import check_columns, has_column, rows_of
 from spark_aesthetic.curation.keys import check_keys
 from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
@@ -254,4 +254,4 @@ def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, ob
                 "replaces it"
             ) from error
         raise
-    return spark.table(identifier(out)).count()
+    return rows_of(spark, out).count()
