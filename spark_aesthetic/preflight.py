@@ -338,7 +338,7 @@ def type_at(schema: StructType, column: str) -> DataType | None:
     """Give the type of a column of a schema, found as `column_path` finds it, or None if there is no such column.
 
     Examples:
-        >>> type_at(StructType.fromDDL("photo struct<bytes: binary>, `a.b` int"), "Photo.bytes")
+        >>> type_at(StructType().add("photo", StructType().add("bytes", BinaryType())), "Photo.bytes")
         BinaryType()
     """
     found: DataType | None = _field(schema, column)

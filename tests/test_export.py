@@ -18,6 +18,8 @@ from spark_aesthetic.datasources import shards
 from spark_aesthetic.errors import AestheticError, TableError
 from spark_aesthetic.testing import noise_image
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "avif": "AVIF"}
 IMAGES = {f"i{at}": noise_image(at, file_format=kind) for at, kind in enumerate(FORMATS.values())}
 

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation import commands
+from spark_aesthetic.curation.export import _open
 from spark_aesthetic.curation.keeping import _write, write_kept
 from spark_aesthetic.errors import OptionError, TableError
 
@@ -208,6 +209,12 @@ def test_a_table_is_replaced_only_where_it_is_said(
             _write(spark, rows, "kept_by_name", {}, "errorifexists")
     finally:
         spark.sql("DROP TABLE kept_by_name")
+
+
+def test_a_path_is_no_sql(spark: SparkSession, tmp_path: Path) -> None:
+    out = f"{tmp_path}/it's `a` ${{system:user.name}} 12\""
+    assert _write(spark, spark.range(3), out, {}, "errorifexists") == 3
+    assert _open(spark, out, "--table").count() == 3
 
 
 def test_keys_that_join_no_row_or_several_are_said(
