@@ -12,8 +12,11 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from gzip import BadGzipFile
+from importlib import import_module
+from importlib.util import find_spec
 from os.path import normpath
 from typing import IO, Any
 
@@ -41,6 +44,9 @@ _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "z
 # Requests to a store at one time, each of which waits some tens of milliseconds.
 PARALLEL = 32
 
+# How the fault of a sample begins whose files do not follow one another.
+APART = "sample: its files are apart in the shard"
+
 # The webdataset library takes these for notes about the shard.
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -57,11 +63,15 @@ class Sample:
         key: Of all of them.
         files: Bytes by extension, those that were asked for.
         extensions: Of all of its files.
+        fault: Why it is not all of a sample, or None. A link leads out of the shard, or its files are apart.
+        continues: It has the files that an earlier sample of the same key lacks, because they are apart.
     """
 
     key: str
     files: dict[str, bytes]
     extensions: tuple[str, ...]
+    fault: str | None = None
+    continues: bool = False
 
 
 def locate(url: str) -> tuple[Any, str]:
@@ -153,6 +163,9 @@ def split(name: str) -> tuple[str, str]:
 def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
     """The samples of a shard, one at a time; bytes of files that are not wanted are passed over.
 
+    Files of one key that do not follow one another are two samples, of which the second `continues` the first and has
+    a `fault`. To find that out takes the names of a shard's samples, and no bytes.
+
     Args:
         url: A path, or an address that fsspec knows; it may be compressed.
         wanted: Told an extension, whether its files are asked for.
@@ -162,10 +175,26 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
         MissingDependencyError: It is compressed in a way that needs another package.
         OSError: It cannot be read.
     """
-    key, files, extensions = "", dict[str, bytes](), list[str]()
-    system, place = locate(url)
-    with system.open(place, "rb") as raw:
-        reader = tar.TarReader(_plain(raw, url))
+    key, files, extensions, faults = "", dict[str, bytes](), list[str](), list[str]()
+    # The extensions of each key's last sample; equal ones are one tuple, for a shard has many keys and few of these.
+    seen, same = dict[str, tuple[str, ...]](), dict[tuple[str, ...], tuple[str, ...]]()
+
+    def sample() -> Sample:
+        earlier = seen.get(key, ())
+        apart = bool(earlier) and not set(earlier) & set(extensions)
+        found = tuple(extensions)
+        seen[key] = same.setdefault(*[earlier + found if apart else found] * 2)
+        if apart:
+            faults.append(f"{APART}, {', '.join(earlier)} before {', '.join(found)}")
+        return Sample(key, files, found, "; ".join(faults) or None, apart)
+
+    with ExitStack() as opened:
+        system, place = locate(url)
+
+        def again() -> IO[bytes]:
+            return _plain(opened.enter_context(system.open(place, "rb")), url)
+
+        reader = tar.TarReader(again(), again)
         try:
             for name, _ in reader:
                 of, extension = split(name)
@@ -173,21 +202,29 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
                     continue
                 # Two of one extension are two samples, so that neither is lost.
                 if extensions and (of != key or extension in extensions):
-                    yield Sample(key, files, tuple(extensions))
-                    files, extensions = {}, []
+                    yield sample()
+                    files, extensions, faults = {}, [], []
                 key = of
                 extensions.append(extension)
                 if wanted(extension):
-                    files[extension] = reader.content()
+                    try:
+                        files[extension] = reader.content()
+                    except tar.LinkError as error:
+                        if reader.leads_to_folder():
+                            extensions.pop()
+                        else:
+                            faults.append(f"sample: {extension} is {error}")
         except Exception as error:
             if not _is_damage(error):
                 raise
+            if reader.ended and extensions:
+                yield sample()
             raise ShardError(
                 f"shard {url}: expected a whole tar file, found damage at byte {reader.place}, after the sample "
                 f"{key!r}: {error or type(error).__name__}; fetch it again, or read with option onDamage=report"
             ) from error
     if extensions:
-        yield Sample(key, files, tuple(extensions))
+        yield sample()
 
 
 def _is_damage(error: Exception) -> bool:
@@ -205,8 +242,15 @@ def _plain(raw: Any, url: str) -> IO[bytes]:
                     f"shard {url}: expected the package for files compressed by {name}, found none on this machine; "
                     "pip install zstandard"
                 )
-            return io.BufferedReader(compr[name](file, mode="rb"), 1 << 20)
+            return io.BufferedReader(_opened(name, file), 1 << 20)
     return file
+
+
+def _opened(name: str, file: IO[bytes]) -> Any:
+    if name == "zstd" and find_spec("zstandard") is not None:
+        # fsspec ends with the first frame, and files that were concatenated have several.
+        return import_module("zstandard").ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return compr[name](file, mode="rb")
 
 
 class ShardWriter:
