@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-from spark_aesthetic.datasources import shards
+from spark_aesthetic.datasources import places, shards
 from spark_aesthetic.datasources.samples import files_of, views
 from spark_aesthetic.datasources.shards import ShardError
 from spark_aesthetic.datasources.webdataset import WebDataset, _sidecar
@@ -319,3 +319,83 @@ def test_many_samples_in_parts_take_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert faults == 10_000
     assert peak < 5 << 20
+
+
+def test_paths_are_first_what_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    names = [
+        "{a,b}.tar",
+        "x::y.tar",
+        "a\\b.tar",
+        "~c.tar",
+        "q?.tar",
+        "s*[t].tar",
+        "{0..1}/z.tar",
+        "w[0]/z.tar",
+        "m::n/z.tar",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_shard(tmp_path / name, 1)
+        # What a pattern would find.
+    for name in ("a.tar", "b.tar", "qq.tar", "0/z.tar", "1/z.tar", "w0/z.tar", "home/h.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_shard(tmp_path / name, 1)
+    for name in names:
+        assert shards.find(f"{tmp_path}/{name}") == [f"{tmp_path}/{name}"]
+        assert [sample.key for sample in shards.read(f"{tmp_path}/{name}", lambda _: True)] == ["some/00000"]
+    # A folder that is called so, and then a pattern.
+    for name in ("{0..1}", "w[0]", "m::n"):
+        assert shards.find(f"{tmp_path}/{name}") == [f"{tmp_path}/{name}/z.tar"]
+        assert shards.find(f"{tmp_path}/{name}/*.tar") == [f"{tmp_path}/{name}/z.tar"]
+    assert shards.find("~/h.tar") == [f"{tmp_path}/home/h.tar"] == shards.find("~/*.tar")
+    monkeypatch.chdir(tmp_path)
+    assert shards.find("~c.tar") == [f"{tmp_path}/~c.tar"]
+    # Patterns where nothing is called so.
+    assert shards.find(f"{tmp_path}/{{a,qq}}.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/qq.tar"]
+    assert len(shards.find(f"{tmp_path}/q*.tar")) == 2
+
+
+def test_paths_in_a_list_are_all_read(tmp_path: Path) -> None:
+    for at in range(4):
+        make_shard(tmp_path / f"{at}.tar", 1)
+    listed = shards.find(f"{tmp_path}/3.tar::{tmp_path}/{{0..1}}.tar::{tmp_path}/2.*")
+    assert listed == [f"{tmp_path}/{at}.tar" for at in (3, 0, 1, 2)]
+    with pytest.raises(TableError, match=r"expected the shard .*/9.tar, found nothing"):
+        shards.find(f"{tmp_path}/1.tar::{tmp_path}/9.tar")
+    assert shards.find(f"file://{tmp_path}/3.tar::file://{tmp_path}/1.tar") == [f"{tmp_path}/{at}.tar" for at in (3, 1)]
+    # Addresses that fsspec would chain.
+    with pytest.raises(TableError, match=r"expected the shard simplecache, found nothing"):
+        shards.find(f"simplecache::file://{tmp_path}/1.tar")
+    with pytest.raises(TableError, match="found several that fsspec would chain"):
+        shards.locate("memory://a::memory://b")
+    with pytest.raises(TableError, match="Unbalanced braces"):
+        shards.find(f"{tmp_path}/{{0,1.tar")
+
+
+def test_a_folder_tells_which_of_its_shards_it_passes_over(tmp_path: Path) -> None:
+    for name in ("0.tar", "1.TAR", "2.tar.gz", "3.tgz", "4.tar.zst"):
+        make_shard(tmp_path / name, 1)
+    (tmp_path / "0.parquet").touch()
+    (tmp_path / "5.tar").mkdir()
+    found = places.look(str(tmp_path))
+    assert [url for url, _ in found.shards] == [f"{tmp_path}/0.tar"]
+    assert found.passed_over == [f"{tmp_path}/{name}" for name in ("1.TAR", "2.tar.gz", "3.tgz", "4.tar.zst")]
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(TableError, match=r"found none, and 4 of other names \(.*1.TAR, …\)"):
+        places.look(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("http://127.0.0.1:9/{0..1}.tar", "ConnectionError"),
+        ("http://127.0.0.1:9/", "ConnectionError"),
+        ("nosuch://bucket/a.tar", "Protocol not known: nosuch"),
+        ("ftp://127.0.0.1:9/a.tar", "ConnectionRefusedError"),
+    ],
+)
+def test_a_place_that_cannot_be_reached_is_one_line(place: str, found: str) -> None:
+    with pytest.raises(TableError, match=found) as caught:
+        shards.find(place)
+    assert "\n" not in str(caught.value)

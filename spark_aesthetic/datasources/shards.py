@@ -11,22 +11,20 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from gzip import BadGzipFile
 from importlib import import_module
 from importlib.util import find_spec
-from os.path import normpath
 from typing import IO, Any
 
-import fsspec
-from braceexpand import braceexpand
 from fsspec.compression import compr
 
 from spark_aesthetic.datasources import tar
+from spark_aesthetic.datasources.places import absolute, find, locate, tars
 from spark_aesthetic.errors import MissingDependencyError, TableError
-from spark_aesthetic.files import mounted
+
+__all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text", "locate", "read", "split", "tars"]
 
 # Of what is text, so a column of strings; all else is bytes.
 _TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
@@ -40,9 +38,6 @@ _BZ2_DAMAGE, _ZSTD_DAMAGE = "Invalid data stream", "ZstdError"
 
 # How compressed files begin, in fsspec's names.
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
-
-# Requests to a store at one time, each of which waits some tens of milliseconds.
-PARALLEL = 32
 
 # How the fault of a sample begins whose files do not follow one another.
 APART = "sample: its files are apart in the shard"
@@ -72,70 +67,6 @@ class Sample:
     extensions: tuple[str, ...]
     fault: str | None = None
     continues: bool = False
-
-
-def locate(url: str) -> tuple[Any, str]:
-    """The fsspec file system of an address and its path there; dbfs:/ is a folder of each machine.
-
-    Raises:
-        MissingDependencyError: fsspec needs another package for it.
-    """
-    try:
-        system, place = fsspec.core.url_to_fs(mounted(url))
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{url}: expected the package of that file system, found none on this machine: {error}"
-        ) from error
-    # The instance is one for the whole process, which may have listed the folder before another one wrote there.
-    system.invalidate_cache()
-    return system, place
-
-
-def absolute(url: str) -> str:
-    """The same place for every process of a cluster, whatever its working folder is."""
-    return _address(url, *locate(url))
-
-
-def _address(url: str, system: Any, place: str) -> str:
-    """Of what is at a place, for which another url was given: of one file always the same."""
-    return str(system.unstrip_protocol(place)).rstrip("/") if "://" in mounted(url) else normpath(place)
-
-
-def find(path: str) -> list[str]:
-    """The shards that a path names: with ranges as {00000..00099}, alternatives as {a,b}, or a pattern with * and ?.
-
-    A folder is all of its .tar files.
-
-    Raises:
-        TableError: There are none, or one that is named is not there.
-    """
-
-    def expand(url: str) -> list[str]:
-        system, place = locate(url)
-        # First what is called so: names may look like patterns.
-        if system.isdir(place):
-            places = tars(system, place)
-        elif system.exists(place):
-            places = [place]
-        elif any(letter in place for letter in "*?["):
-            places = sorted(system.glob(place))
-        else:
-            raise TableError(f"webdataset: expected the shard {url}, found nothing there; correct the range")
-        return [_address(url, system, at) for at in places]
-
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        found = [url for urls in pool.map(expand, braceexpand(path)) for url in urls]
-    if not found:
-        raise TableError(f"webdataset: expected shards (.tar) at {path!r}, found none; check the path or the pattern")
-    return found
-
-
-def tars(system: Any, folder: str) -> list[str]:
-    """The .tar files of a folder, sorted; none where there is no folder."""
-    try:
-        return sorted(name for name in system.ls(folder, detail=False) if name.endswith(".tar"))
-    except FileNotFoundError:
-        return []
 
 
 def is_text(extension: str) -> bool:

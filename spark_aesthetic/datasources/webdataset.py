@@ -37,7 +37,7 @@ from pyspark.sql.types import (
     VariantType,
 )
 
-from spark_aesthetic.datasources import samples, shards, staging
+from spark_aesthetic.datasources import places, samples, shards, staging
 from spark_aesthetic.errors import OptionError, TableError, nearest
 
 KEY, URL, ERROR = "__key__", "__url__", "__error__"
@@ -311,8 +311,11 @@ def _sidecar_schema(url: str) -> StructType:
 def _open_sidecar(url: str) -> IO[bytes]:
     system, place = shards.locate(_sidecar(url))
     try:
-        file: IO[bytes] = system.open(place, "rb")
-    except FileNotFoundError as error:
+        with places.reaching(_sidecar(url)):
+            file: IO[bytes] = system.open(place, "rb")
+    except TableError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise TableError(
             f"webdataset: expected {_sidecar(url)} beside the shard, found nothing there; read without option sidecar"
         ) from error
@@ -380,7 +383,7 @@ class Writer(DataSourceArrowWriter):
             for stem in done.stems:
                 for kind in self._kinds:
                     with suppress(OSError):
-                        system.rm(f"{hidden}/{stem}.{kind}")
+                        system.rm_file(f"{hidden}/{stem}.{kind}")
             raise
         return done
 
