@@ -58,7 +58,7 @@ FILES = {
     "notes.txt": b"no image",
     "also no image.txt": b"no image",
     "large.bmp": noise_image(5, width=600, height=400, file_format="BMP"),
-    # Which Hadoop lists on a local disk and cannot open.
+    # Which Hadoop lists on a local disk and cannot open; Python can.
     "a:b.jpg": noise_image(8),
 }
 
@@ -85,10 +85,10 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
         "decode: truncated PNG": 1,
         "decode: not an image": 2,
         "fetch: more bytes than max_file_bytes": 1,
-        "fetch: unreadable": 1,
     }
     assert (done.listed, done.skipped, done.added, done.replaced, done.chunks) == (12, 0, 12, 0, 3)
-    assert (done.failed, done.failed_by_reason) == (5, reasons)
+    assert (done.failed, done.failed_by_reason) == (4, reasons)
+    assert done.passed_over == 0
     # A photograph, and a file of text.
     assert (done.duplicates, done.left_out) == (2, 0)
     found = rows(spark, table)
@@ -97,7 +97,7 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
         row = found[place.rpartition("/")[2]]
         assert row.path == f"file:{folder}/{place}"
         assert row.length == len(data)
-        if place in ("large.bmp", "a:b.jpg"):
+        if place == "large.bmp":
             assert (row.image, row.image_id) == (None, id_of(row.path.encode()))
             continue
         assert bytes(row.image) == data
@@ -118,7 +118,7 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
     assert not any("content:" in node.desc().partition("ReadSchema")[2] for node, *_ in plan_metrics(spark, since))
 
     (folder / "new.jpg").write_bytes(noise_image(6))
-    # Spark passes over both.
+    # Spark passes over both, which is told.
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "_hidden.jpg").write_bytes(noise_image(6))
     (folder / "notes.txt").write_bytes(noise_image(7))
@@ -126,6 +126,7 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
     os.utime(folder / "china.jpg", (1_000_000_000, 1_000_000_000))
     more = ingest()
     assert (more.listed, more.skipped, more.added, more.replaced, more.failed) == (13, 10, 1, 2, 0)
+    assert (more.passed_over, set(more.passed_over_by_reason.values())) == (2, {1})
     # The one that was a copy already has a copy still.
     assert more.duplicates == 1
     found = rows(spark, table)
@@ -436,6 +437,42 @@ def test_options_that_do_not_fit_are_errors(
 ) -> None:
     with pytest.raises(OptionError, match=match):
         sa.ingest_images(spark, str(tmp_path), str(tmp_path / "table"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"source": "s3://bucket/images"}, "--source 's3://bucket/images': .* found: No FileSystem for scheme"),
+        ({"source": "s3://bucket/urls", "uri_col": "url"}, "found: No FileSystem for scheme"),
+        ({"source": "nosuch://bucket/{0..1}.tar"}, "Protocol not known: nosuch"),
+        ({"source": "http://127.0.0.1:9/0.tar"}, "found: ConnectionError"),
+        ({"source": "~/images?/none"}, "found nothing there"),
+    ],
+)
+def test_a_place_that_cannot_be_reached_is_one_line(
+    spark: SparkSession, tmp_path: Path, options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(TableError, match=match) as caught:
+        sa.ingest_images(spark, table=str(tmp_path / "table"), **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_folder_is_first_what_is_called_so(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for seed, name in enumerate(("a[1]", "a1", "{b,c}", "b", "c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(noise_image(seed))
+    found = {
+        source: {row.path for row in open_source(
+            spark, source, format=None, uri_col=None, glob=None, max_file_bytes=1
+        ).listed.collect()}  # type: ignore[attr-defined]
+        for source in ("~/a[1]", "~/{b,c}", "~/[ab]", f"{tmp_path}/{{a1,c}}")
+    }  # fmt: skip
+    of = {name: f"file:{tmp_path}/{name}/x.jpg" for name in ("a[1]", "a1", "{b,c}", "b", "c")}
+    assert list(found.values()) == [{of["a[1]"]}, {of["{b,c}"]}, {of["b"]}, {of["a1"], of["c"]}]
 
 
 def test_what_is_not_there_or_another_table_is_an_error(spark: SparkSession, tmp_path: Path) -> None:

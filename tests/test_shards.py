@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-from spark_aesthetic.datasources import shards
+from spark_aesthetic.datasources import places, shards
 from spark_aesthetic.datasources.samples import files_of, views
 from spark_aesthetic.datasources.shards import ShardError
 from spark_aesthetic.datasources.webdataset import WebDataset, _sidecar
@@ -204,3 +204,198 @@ def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_option_errors_are_of_the_package() -> None:
     with pytest.raises(OptionError, match="expected a path"):
         WebDataset({}).schema()
+
+
+def in_order(path: Path, *names: str, mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name in names:
+            add(tar, name, name.encode())
+
+
+def rows(path: Path, schema: str, **options: str) -> list[dict[str, object]]:
+    names = [StructField(name, BinaryType() if name == "jpg" else StringType()) for name in schema.split()]
+    reader = WebDataset({"path": str(path), **options}).reader(StructType(names))
+    return [row for part in reader.partitions() for batch in reader.read(part) for row in batch.to_pylist()]
+
+
+@pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz", "zst"])
+def test_shards_that_were_concatenated_are_read_whole(tmp_path: Path, kind: str) -> None:
+    parts = []
+    for at in range(3):
+        path = tmp_path / f"{at}"
+        make_shard(path, 4, start=4 * at, mode="w" if kind in ("", "zst") else f"w:{kind}")
+        whole = path.read_bytes()
+        parts.append(pytest.importorskip("zstandard").compress(whole) if kind == "zst" else whole)
+    (tmp_path / "all.tar").write_bytes(b"".join(parts))
+    found = list(shards.read(str(tmp_path / "all.tar"), lambda _: True))
+    assert [sample.key for sample in found] == [f"some/{at:05d}" for at in range(12)]
+    assert [len(sample.files["jpg"]) for sample in found] == [700 + at for at in range(12)]
+
+
+def test_the_last_sample_before_something_that_is_no_archive_is_whole(tmp_path: Path) -> None:
+    make_shard(tmp_path / "x.tar", 2)
+    with (tmp_path / "x.tar").open("ab") as file:
+        file.write(b"a signature")
+    found = []
+    with pytest.raises(ShardError, match="something other than an archive follows the end mark"):
+        found.extend(shards.read(str(tmp_path / "x.tar"), lambda _: True))
+    samples = shards.read(str(tmp_path / "x.tar"), lambda _: True)
+    assert [next(samples).key, next(samples).key] == ["some/00000", "some/00001"]
+
+
+@pytest.mark.parametrize("kind", ["", "gz"])
+def test_links_within_a_shard_have_content(tmp_path: Path, kind: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", f"w:{kind}") as tar:  # type: ignore[call-overload]
+        tar.add(tmp_path, "images.v1")
+        for at in range(50):
+            add(tar, f"images.v1/{at:02d}.jpg", bytes([at]) * 2000)
+        for at in range(50):
+            link = tarfile.TarInfo(f"copy/{at:02d}.jpg")
+            link.type, link.linkname = (
+                (tarfile.LNKTYPE, f"images.v1/{at:02d}.jpg")
+                if at % 2
+                else (tarfile.SYMTYPE, f"../images.v1/{at:02d}.jpg")
+            )
+            tar.addfile(link)
+            add(tar, f"copy/{at:02d}.txt", b"a copy")
+        link = tarfile.TarInfo("latest.v1")
+        link.type, link.linkname = tarfile.SYMTYPE, "images.v1"
+        tar.addfile(link)
+    found = {sample.key: sample for sample in shards.read(str(tmp_path / "x.tar"), lambda _: True)}
+    assert len(found) == 100
+    for at in range(50):
+        assert found[f"copy/{at:02d}"].files == {"jpg": bytes([at]) * 2000, "txt": b"a copy"}
+        assert found[f"copy/{at:02d}"].fault is None
+
+
+def test_a_link_out_of_a_shard_fails_or_is_reported(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo("a.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/data/a.jpg"
+        tar.addfile(link)
+        add(tar, "a.txt", b"caption")
+        add(tar, "b.jpg", b"b")
+    with pytest.raises(ShardError, match=r"sample 'a': sample: jpg is a link to /data/a.jpg.*--dereference"):
+        rows(tmp_path / "x.tar", "__key__ jpg")
+    first, second = rows(tmp_path / "x.tar", "__key__ jpg txt __error__", onDamage="report")
+    assert first == {
+        "__key__": "a", "jpg": None, "txt": "caption",
+        "__error__": "sample: jpg is a link to /data/a.jpg, which the archive does not hold",
+    }  # fmt: skip
+    assert second == {"__key__": "b", "jpg": b"b", "txt": None, "__error__": None}
+    # Who does not ask for it does not need it.
+    assert len(rows(tmp_path / "x.tar", "__key__ txt")) == 2
+
+
+def test_samples_in_parts_fail_or_are_reported_with_the_path_that_joins_them(tmp_path: Path) -> None:
+    in_order(tmp_path / "x.tar", "a.jpg", "b.jpg", "b.jpg", "c.jpg", "c.txt", "a.txt", "b.txt", "a.json", "c.jpg")
+    with pytest.raises(ShardError, match=r"sample 'a': .*apart in the shard, jpg before txt; .*--sort=name"):
+        rows(tmp_path / "x.tar", "__key__ jpg")
+    found = rows(tmp_path / "x.tar", "__path__ jpg txt json __error__", onDamage="report")
+    url = tmp_path / "x.tar"
+    apart = "sample: its files are apart in the shard, "
+    assert [(str(row["__path__"]).removeprefix(f"{url}#"), row["__error__"]) for row in found] == [
+        ("a", None), ("b", None), ("b#2", None), ("c", None), ("a", f"{apart}jpg before txt"),
+        ("b#2", f"{apart}jpg before txt"), ("a", f"{apart}jpg, txt before json"), ("c#2", None),
+    ]  # fmt: skip
+    # No file is lost.
+    files = [row[name] for row in found for name in ("jpg", "txt", "json") if row[name] is not None]
+    assert len(files) == 9
+
+
+def test_many_samples_in_parts_take_little_memory(tmp_path: Path) -> None:
+    block = tarfile.TarInfo("0000000.jpg")
+    block.size = 1
+    content = b"x" + bytes(511)
+    with (tmp_path / "x.tar").open("wb") as file:
+        for extension in ("jpg", "txt"):
+            for at in range(10_000):
+                block.name = f"{at:07d}.{extension}"
+                file.write(block.tobuf() + content)
+        file.write(bytes(1024))
+    tracemalloc.start()
+    faults = sum(sample.fault is not None for sample in shards.read(str(tmp_path / "x.tar"), lambda _: True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert faults == 10_000
+    assert peak < 5 << 20
+
+
+def test_paths_are_first_what_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    names = [
+        "{a,b}.tar",
+        "x::y.tar",
+        "a\\b.tar",
+        "~c.tar",
+        "q?.tar",
+        "s*[t].tar",
+        "{0..1}/z.tar",
+        "w[0]/z.tar",
+        "m::n/z.tar",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_shard(tmp_path / name, 1)
+        # What a pattern would find.
+    for name in ("a.tar", "b.tar", "qq.tar", "0/z.tar", "1/z.tar", "w0/z.tar", "home/h.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_shard(tmp_path / name, 1)
+    for name in names:
+        assert shards.find(f"{tmp_path}/{name}") == [f"{tmp_path}/{name}"]
+        assert [sample.key for sample in shards.read(f"{tmp_path}/{name}", lambda _: True)] == ["some/00000"]
+    # A folder that is called so, and then a pattern.
+    for name in ("{0..1}", "w[0]", "m::n"):
+        assert shards.find(f"{tmp_path}/{name}") == [f"{tmp_path}/{name}/z.tar"]
+        assert shards.find(f"{tmp_path}/{name}/*.tar") == [f"{tmp_path}/{name}/z.tar"]
+    assert shards.find("~/h.tar") == [f"{tmp_path}/home/h.tar"] == shards.find("~/*.tar")
+    monkeypatch.chdir(tmp_path)
+    assert shards.find("~c.tar") == [f"{tmp_path}/~c.tar"]
+    # Patterns where nothing is called so.
+    assert shards.find(f"{tmp_path}/{{a,qq}}.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/qq.tar"]
+    assert len(shards.find(f"{tmp_path}/q*.tar")) == 2
+
+
+def test_paths_in_a_list_are_all_read(tmp_path: Path) -> None:
+    for at in range(4):
+        make_shard(tmp_path / f"{at}.tar", 1)
+    listed = shards.find(f"{tmp_path}/3.tar::{tmp_path}/{{0..1}}.tar::{tmp_path}/2.*")
+    assert listed == [f"{tmp_path}/{at}.tar" for at in (3, 0, 1, 2)]
+    with pytest.raises(TableError, match=r"expected the shard .*/9.tar, found nothing"):
+        shards.find(f"{tmp_path}/1.tar::{tmp_path}/9.tar")
+    assert shards.find(f"file://{tmp_path}/3.tar::file://{tmp_path}/1.tar") == [f"{tmp_path}/{at}.tar" for at in (3, 1)]
+    # Addresses that fsspec would chain.
+    with pytest.raises(TableError, match=r"expected the shard simplecache, found nothing"):
+        shards.find(f"simplecache::file://{tmp_path}/1.tar")
+    with pytest.raises(TableError, match="found several that fsspec would chain"):
+        shards.locate("memory://a::memory://b")
+    with pytest.raises(TableError, match="Unbalanced braces"):
+        shards.find(f"{tmp_path}/{{0,1.tar")
+
+
+def test_a_folder_tells_which_of_its_shards_it_passes_over(tmp_path: Path) -> None:
+    for name in ("0.tar", "1.TAR", "2.tar.gz", "3.tgz", "4.tar.zst"):
+        make_shard(tmp_path / name, 1)
+    (tmp_path / "0.parquet").touch()
+    (tmp_path / "5.tar").mkdir()
+    found = places.look(str(tmp_path))
+    assert [url for url, _ in found.shards] == [f"{tmp_path}/0.tar"]
+    assert found.passed_over == [f"{tmp_path}/{name}" for name in ("1.TAR", "2.tar.gz", "3.tgz", "4.tar.zst")]
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(TableError, match=r"found none, and 4 of other names \(.*1.TAR, …\)"):
+        places.look(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("http://127.0.0.1:9/{0..1}.tar", "ConnectionError"),
+        ("http://127.0.0.1:9/", "ConnectionError"),
+        ("nosuch://bucket/a.tar", "Protocol not known: nosuch"),
+        ("ftp://127.0.0.1:9/a.tar", "ConnectionRefusedError"),
+    ],
+)
+def test_a_place_that_cannot_be_reached_is_one_line(place: str, found: str) -> None:
+    with pytest.raises(TableError, match=found) as caught:
+        shards.find(place)
+    assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import sleep
 
+import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
@@ -119,3 +120,36 @@ def test_a_killed_commit_is_undone_or_brought_to_its_end(
     staging.settle(str(tmp_path))
     assert texts(tmp_path) == settled
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(settled)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_store_whose_folders_look_like_patterns(replaces: bool) -> None:
+    # fsspec's own copies and removals take them for patterns, and each of these matches the one before.
+    system = fsspec.filesystem("memory")
+    for name in ("a1", "a[1]", "a?1*"):
+        system.pipe_file(f"/{name}/00000.tar", b"old")
+    try:
+        for name in ("a[1]", "a?1*"):
+            folder = f"memory://{name}"
+            killed = staging.new(folder)
+            system.pipe_file(f"{killed.removeprefix('memory:/')}/x", b"left")
+            staging.settle(folder)
+            staged = staging.new(folder)
+            system.pipe_file(f"{staged.removeprefix('memory:/')}/x", b"new")
+            target = "00000.tar" if replaces else "00001.tar"
+            staging.commit(staged, {"x": target}, replaces=replaces)
+            old = {} if replaces else {f"/{name}/00000.tar": b"old"}
+            assert {at: system.cat_file(at) for at in system.find(f"/{name}")} == {**old, f"/{name}/{target}": b"new"}
+        assert system.find("/a1") == ["/a1/00000.tar"]
+    finally:
+        for name in ("a1", "a[1]", "a?1*"):
+            for at in system.find(f"/{name}"):
+                system.rm_file(at)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (f"{tmp_path}/file/out", "memory2://a"):
+        with pytest.raises(TableError, match="expected a place that can be reached, found: ") as caught:
+            staging.new(place)
+        assert "\n" not in str(caught.value)

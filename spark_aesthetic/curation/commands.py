@@ -267,7 +267,9 @@ def ingest_arguments() -> argparse.Namespace:
         "--max-bytes-per-chunk", default=MAX_BYTES_PER_CHUNK, metavar="SIZE",
         help="in one commit, about (default: %(default)s)",
     )  # fmt: skip
-    arguments.add_argument("--retry-failed", action="store_true", help="also read again what could not be read before")
+    arguments.add_argument(
+        "--retry-failed", action="store_true", help="also read again what could not be read before or was no image"
+    )
     return arguments.parse_args()
 
 

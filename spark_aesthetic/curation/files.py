@@ -11,9 +11,9 @@ import fsspec
 import pandas as pd
 import pyarrow as pa
 
+from spark_aesthetic.datasources.places import locate
 from spark_aesthetic.download import http_client
 from spark_aesthetic.errors import MissingDependencyError
-from spark_aesthetic.files import mounted
 
 HEADER = "struct<width: int, height: int, format: string, error: string>"
 FETCHED = "path string, image binary, error string"
@@ -96,7 +96,7 @@ def fetch(address: str, max_file_bytes: int) -> bytes | str:
             # A stream, by one request: with a size at hand fsspec asks for none.
             opened = system.open(place, "rb", block_size=0, size=1)
         else:
-            system, place = fsspec.core.url_to_fs(mounted(address))
+            system, place = locate(address)
             # Spark writes them escaped, and a name may look so by itself.
             if address.startswith(("file:", "dbfs:")) and not system.exists(place):
                 place = unquote(place)
@@ -108,6 +108,8 @@ def fetch(address: str, max_file_bytes: int) -> bytes | str:
                 size += len(piece)
                 if size > max_file_bytes:
                     return TOO_LARGE
+    except MissingDependencyError:
+        raise
     # Of every address of its kind, so no fault of this one.
     except ImportError as missing:
         raise MissingDependencyError(

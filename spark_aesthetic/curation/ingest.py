@@ -11,24 +11,24 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import chain
+from operator import and_
 from typing import Any
 from uuid import uuid4
 
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.functions import pandas_udf
 
 import spark_aesthetic
 from spark_aesthetic import preflight
 from spark_aesthetic.commits import Commit, committed, merge_into
 from spark_aesthetic.curation import files
-from spark_aesthetic.curation.sources import Entry, ImageSource, open_source
+from spark_aesthetic.curation.sources import VERSION, Entry, ImageSource, header_udf, open_source
 from spark_aesthetic.datasources.webdataset import URL
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import in_bytes
@@ -55,6 +55,12 @@ _LAST_COMMITS = 20
 # Of all runs into a table: Delta takes a number of an application once, and none below the last.
 _APPLICATION = "spark_aesthetic.ingest"
 
+# Columns of a MERGE's rows that the table does not have.
+_DROPPED, _KEPT = "_aesthetic_dropped", "_aesthetic_kept"
+
+# In place of a shard's version: read it again. Greater than every version, so that `max` gives it.
+_AGAIN = "~again"
+
 _COLUMNS = {
     "image_id": ("STRING", "sha256 of the bytes, 64 hexadecimal digits; of the path where there are no bytes"),
     "path": ("STRING", "Where the image comes from: a file, an address, or shard#key"),
@@ -76,8 +82,12 @@ class IngestSummary:
     Attributes:
         listed: Files, shards or addresses that the source has.
         skipped: Those of them that the table had.
+        passed_over: Files that are there and not listed; of a local folder, and of shards.
+        passed_over_by_reason: The same, counted by reason.
         added: Rows of new paths.
         replaced: Rows of paths that were there, of a file that was modified or is tried again.
+        removed: Rows of samples that a shard which was modified no longer has.
+        unchanged: Samples of such shards whose rows stay as they are.
         duplicates: Rows of this run whose bytes an earlier row has, or one of this run with a lesser path.
         left_out: Of these the rows that went not to the table but to the list beside it (`keep_once`).
         failed: Rows with an error, left out or not.
@@ -89,8 +99,12 @@ class IngestSummary:
 
     listed: int
     skipped: int
+    passed_over: int
+    passed_over_by_reason: dict[str, int]
     added: int
     replaced: int
+    removed: int
+    unchanged: int
     duplicates: int
     left_out: int
     failed: int
@@ -125,9 +139,10 @@ def ingest_images(
     their text columns (string). A file that is no image keeps its row and its bytes, one that cannot be read or is too
     large its row, each with the reason in `error`; of an image nothing but the header is looked at.
 
-    What is known is told by path, modification time and length for files, by the shard for samples, by the text itself
-    for addresses. A run with nothing new reads no image and writes nothing. A file that was modified replaces its row.
-    One run at a time: of two, the one that began first stops with an error.
+    What is known is told by path, modification time and length for files, by path, size and ETag (or time) for shards,
+    by the text itself for addresses. A run with nothing new reads no image and writes nothing. A file that was modified
+    replaces its row, a shard all of its rows: samples that are the same stay as they are, those that it no longer has
+    are removed. One run at a time: of two, the one that began first stops with an error.
 
     Args:
         spark: A session with Delta Lake.
@@ -143,7 +158,7 @@ def ingest_images(
         max_file_bytes: What is larger is not read; a number, or text such as "128m". Not of shards.
         max_bytes_per_chunk: Of one commit, about. It waits on the executors' disks; of shards there is one task each.
         max_files_per_chunk: Of one commit.
-        retry_failed: Also read the files and addresses again whose bytes could not be had.
+        retry_failed: Also read files and addresses again that could not be read or gave no image, and damaged shards.
 
     Returns:
         Counts; see `IngestSummary`.
@@ -160,6 +175,8 @@ def ingest_images(
         spark, source, format=format, uri_col=uri_col, glob=glob,
         max_file_bytes=in_bytes("max_file_bytes", max_file_bytes),
     )  # fmt: skip
+    if opened.passed_over.counts:
+        _log.warning("%s: files that are not read: %s", source, opened.passed_over)
     preflight.warn_of_large_batches(spark)
     run = _Run(
         spark=spark, source=opened, name=source, table=table, keep_once=keep_once, retry_failed=retry_failed
@@ -177,8 +194,12 @@ def ingest_images(
     return IngestSummary(
         listed=listed,
         skipped=skipped,
+        passed_over=sum(opened.passed_over.counts.values()),
+        passed_over_by_reason=dict(sorted(opened.passed_over.counts.items())),
         added=run.added,
         replaced=run.replaced,
+        removed=run.removed,
+        unchanged=run.unchanged,
         duplicates=run.duplicates,
         left_out=run.duplicates if keep_once else 0,
         failed=run.failed.total(),
@@ -217,8 +238,12 @@ class _Run:
     id: str = field(default_factory=lambda: uuid4().hex[:12])
     began: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     began_at: int | None = None
+    # Greater than that of every run before.
+    generation: int = 0
     added: int = 0
     replaced: int = 0
+    removed: int = 0
+    unchanged: int = 0
     duplicates: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
@@ -230,11 +255,6 @@ class _Run:
         # Of a name in backquotes they are the last letter.
         stem = self.table.rstrip("/").removesuffix("`")
         return f"{stem}_duplicates{'`' if self.table.endswith('`') else ''}"
-
-    @property
-    def generation(self) -> int:
-        """Milliseconds of the clock: a run that begins later has a higher number."""
-        return int(1000 * self.began.timestamp())
 
     @cached_property
     def columns(self) -> list[str]:
@@ -262,7 +282,8 @@ class _Run:
             f"CREATE TABLE IF NOT EXISTS {identifier(self.table)} ({columns}) USING delta "
             "TBLPROPERTIES (delta.enableChangeDataFeed = true)"
         )
-        committed(lambda: self.spark.sql(create), also=("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION",))
+        with preflight.reaching(f"--table {self.table!r}"):
+            committed(lambda: self.spark.sql(create), also=("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION",))
 
     def list_new(self) -> tuple[int, Iterator[Entry]]:
         """How much the source has, and what of it is new; where something is, all older runs have been ended."""
@@ -271,13 +292,30 @@ class _Run:
         first = next(new, None)
         if first is None:
             return listed, iter(())
-        # From here on Delta drops what older runs commit: their numbers are lower.
-        self._append(self._rows(before).limit(0), 0)
+        # A clock may be behind that of an earlier run.
+        self.generation = max(int(1000 * self.began.timestamp()), self._last_generation() + 1)
+        # From here on Delta drops what older runs commit: their numbers are lower. MERGE adds no columns, this does.
+        self._append(self._rows(before).limit(0).select("*", *self._missing()), 0)
         self.began_at = self._version()
         if self.began_at == before + 1:
             return listed, chain([first], new)
         # What was committed in between was not known above.
         return self._list(self._rows(self.began_at))
+
+    def _last_generation(self) -> int:
+        """That of the newest run that has committed, as the table's history tells; 0 if none has."""
+        for limit in (f"LIMIT {_LAST_COMMITS}", ""):
+            commits = self.spark.sql(f"DESCRIBE HISTORY {identifier(self.table)} {limit}")
+            told = commits.select(F.from_json("userMetadata", "generation bigint").getField("generation").alias("told"))
+            last: int | None = told.agg(F.max("told")).collect()[0][0]
+            if last is not None:
+                return last
+        return 0
+
+    def _missing(self) -> list[Column]:
+        """Columns of this source that the table does not have."""
+        known = {name.lower() for name in self._rows().columns}
+        return [F.lit(None).cast("string").alias(name) for name in self.source.texts if name.lower() not in known]
 
     def _list(self, rows: DataFrame) -> tuple[int, Iterator[Entry]]:
         known = self._narrow(rows, there=True)
@@ -288,10 +326,11 @@ class _Run:
 
     def _narrow(self, rows: DataFrame, *, there: bool) -> DataFrame:
         """What `ImageSource.new` takes."""
-        shards = [URL] if URL in rows.columns else []
-        again = F.lit(self.retry_failed) & F.coalesce(F.col("error").startswith("fetch:"), F.lit(False))
-        modified = F.unix_micros("modified_at").alias("modified_us")
-        return rows.select("path", modified, "length", again.alias("again"), F.lit(there).alias("there"), *shards)
+        shards = [name for name in (URL, VERSION) if name in rows.columns]
+        again = F.lit(self.retry_failed) & F.col("error").isNotNull()
+        modified, ingested = (F.unix_micros(f"{did}_at").alias(f"{did}_us") for did in ("modified", "ingested"))
+        told = (again.alias("again"), F.lit(there).alias("there"))
+        return rows.select("path", modified, "length", ingested, *told, *shards)
 
     def write(self, entries: list[Entry], number: int) -> None:
         """Take one chunk in: read once, onto the executors' disks, then counted and committed from there.
@@ -299,28 +338,77 @@ class _Run:
         Raises:
             TableError: Another run has begun.
         """
-        read = self.source.read(entries).withColumn("header", _header_udf()("image")).persist(StorageLevel.DISK_ONLY)
+        frames = [self.source.read(entries).withColumn("header", header_udf()("image")).persist(StorageLevel.DISK_ONLY)]
         try:
-            rows = self._described(read)
-            unread = self.source.unread(entries, read)
-            if unread is not None:
-                rows = rows.unionByName(self._described(unread.withColumn("header", F.lit(None).cast(files.HEADER))))
-            counts = (
-                rows.groupBy("error").agg(F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes")).collect()
-            )
+            rows = self._rows_of(entries, frames[0])
+            counts = self._counts(rows)
+            mended = self.source.mend(entries, frames[0], {row.error for row in counts if row.error is not None})
+            if mended is not None:
+                frames.append(mended.persist(StorageLevel.DISK_ONLY))
+                rows = self._rows_of(entries, mended)
+                counts = self._counts(rows)
+            self.bytes_read += sum(row.bytes or 0 for row in counts)
+            gone = None
+            if VERSION in self.source.texts:
+                rows = _versioned(rows, entries, counts)
+                if entries[0].changed:
+                    rows, gone = self._changed(rows, entries)
+                    frames += [rows, gone]
+                    counts = self._counts(rows)
             count, size = sum(row.rows for row in counts), sum(row.bytes or 0 for row in counts)
             rows = rows.coalesce(max(1, -(-size // _FILE_BYTES)))
-            copies = self._commit(rows, count, number, changed=entries[0].changed)
+            copies = self._commit(rows, gone, count, number, changed=entries[0].changed)
         finally:
-            read.unpersist()
-        self.failed.update({row.error: row.rows for row in counts if row.error is not None})
-        self.bytes_read += size
+            for frame in frames:
+                frame.unpersist()
+        for row in counts:
+            if row.error is not None:
+                self.failed[row.error] += row.rows
         self.chunks += 1
         self.duplicates += copies
-        if entries[0].changed:
-            self.replaced += count - copies
-        else:
+        if not entries[0].changed:
             self.added += count - copies
+
+    def _rows_of(self, entries: list[Entry], read: DataFrame) -> DataFrame:
+        """What was read, and what could not be, as the table has it."""
+        rows, unread = self._described(read), self.source.unread(entries, read)
+        if unread is None:
+            return rows
+        return rows.unionByName(self._described(unread.withColumn("header", F.lit(None).cast(files.HEADER))))
+
+    def _counts(self, rows: DataFrame) -> list[Row]:
+        """Rows, bytes and the least path of each error, and of shards of each shard."""
+        by = ["error", *([URL] if URL in self.source.texts else [])]
+        told = (F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes"), F.min("path").alias("path"))
+        return rows.groupBy(*by).agg(*told).collect()
+
+    def _changed(self, rows: DataFrame, entries: list[Entry]) -> tuple[DataFrame, DataFrame]:
+        """Of shards that were modified: the rows that are new or not as they were, and the paths that are gone."""
+        compared = ["image_id", "error", *(name for name in self.source.texts if name != VERSION)]
+        urls = self.spark.createDataFrame([(entry.path,) for entry in entries], f"`{URL}` string")
+        # At a version: Spark computes again what it keeps of a table that is written to.
+        there = self._rows(self._version()).join(F.broadcast(urls), URL, "left_semi")
+        narrow = rows.select("path", VERSION, *map(quoted, compared))
+        known = there.select("path", VERSION, *map(quoted, compared))
+        # One row of each shard has its version, the older one's may be another.
+        equal = narrow.where(F.col(VERSION).isNull()).join(
+            known.where(F.col(VERSION).isNull()).select(
+                F.col("path").alias("_aesthetic_path"),
+                *[F.col(quoted(name)).alias(f"_aesthetic_{at}") for at, name in enumerate(compared)],
+            ),
+            (F.col("path") == F.col("_aesthetic_path")) & _all_equal(compared),
+            "left_semi",
+        )
+        equal = equal.select("path").persist(StorageLevel.DISK_ONLY)
+        try:
+            self.unchanged += equal.count()
+            gone = known.select("path").join(narrow, "path", "left_anti").persist(StorageLevel.DISK_ONLY)
+            self.removed += gone.count()
+            changed = rows.join(F.broadcast(equal), "path", "left_anti").persist(StorageLevel.DISK_ONLY)
+            changed.count()
+        finally:
+            equal.unpersist()
+        return changed, gone
 
     def _described(self, read: DataFrame) -> DataFrame:
         """Rows as the table has them."""
@@ -333,25 +421,24 @@ class _Run:
             F.lit(self.began).alias("ingested_at"), *[F.col(quoted(name)) for name in self.source.texts],
         )  # fmt: skip
 
-    def _commit(self, rows: DataFrame, count: int, number: int, *, changed: bool) -> int:
-        """Write rows, and give how many were left out as copies."""
+    def _commit(self, rows: DataFrame, gone: DataFrame | None, count: int, number: int, *, changed: bool) -> int:
+        """Write rows, take those out whose paths are gone, and give how many were left out as copies."""
         if not self.keep_once:
-            self._replace(rows.withColumn("_dropped", F.lit(False)), number) if changed else self._append(rows, number)
+            self._replace(_marked(rows, None, gone), number) if changed else self._append(rows, number)
             return 0
         kept = self._kept(rows, changed=changed).persist(StorageLevel.DISK_ONLY)
         try:
             copies = count - kept.count()
-            marked = rows.join(F.broadcast(kept.withColumn("_kept", F.lit(True))), "path", "left")
-            marked = marked.withColumn("_dropped", F.col("_kept").isNull()).drop("_kept")
+            marked = _marked(rows, kept, None)
             if changed:
                 # Before the images, so that a kill in between has copies looked at again, and not lost.
-                self._forget_copies(rows, kept)
-                self._replace(marked, number)
+                self._forget_copies(rows, kept, gone)
+                self._replace(_marked(rows, kept, gone), number)
             else:
-                self._append(marked.where("NOT _dropped").drop("_dropped"), number)
+                self._append(marked.where(f"NOT {_DROPPED}").drop(_DROPPED), number)
             if copies:
                 # After the images, so that a kill in between has a file looked at again, and not lost.
-                self._list_copies(marked.where("_dropped").drop("_dropped", "image"))
+                self._list_copies(marked.where(_DROPPED).drop(_DROPPED, "image"))
         finally:
             kept.unpersist()
         return copies
@@ -366,15 +453,29 @@ class _Run:
         first = rows.groupBy("image_id").agg(F.min("path").alias("path"))
         return _without(first, there, F.broadcast(first)).select("path")
 
-    def _forget_copies(self, rows: DataFrame, kept: DataFrame) -> None:
-        """Take from the list the copies of what rows replace: they are new to the next run, which keeps one of them."""
+    def _forget_copies(self, rows: DataFrame, kept: DataFrame, gone: DataFrame | None) -> None:
+        """Let the next run take copies of what rows replace for new: it keeps one of them.
+
+        Those of files go from the list. Those of shards make their shards to be read again.
+        """
         if not preflight.is_delta(self.spark, self.left_out):
             return
+        list_ = identifier(self.left_out)
         there = self._rows(self._version()).select("path", "image_id")
-        old = there.join(F.broadcast(rows.select("path")), "path", "left_semi").select("image_id").distinct()
-        gone = old.join(rows.join(kept, "path").select("image_id"), "image_id", "left_anti")
-        clauses = "ON target.image_id = scored.image_id WHEN MATCHED THEN DELETE"
-        committed(lambda: merge_into(self.spark, identifier(self.left_out), gone, clauses, Commit(info="{}")))
+        paths = rows.select("path") if gone is None else rows.select("path").union(gone)
+        old = there.join(F.broadcast(paths), "path", "left_semi").select("image_id").distinct()
+        lost = old.join(rows.join(kept, "path").select("image_id"), "image_id", "left_anti")
+        again = ""
+        if gone is not None:
+            self._list_copies(rows.limit(0).drop("image"))
+            again = f"WHEN MATCHED AND target.{URL} IS NOT NULL THEN UPDATE SET {VERSION} = '{_AGAIN}' "
+        clauses = f"ON target.image_id = scored.image_id {again}WHEN MATCHED THEN DELETE"
+        committed(lambda: merge_into(self.spark, list_, lost, clauses, Commit(info="{}")))
+        if gone is not None:
+            # Of a shard that is read again the copies are looked for again.
+            own = rows.select(URL).distinct()
+            clauses = f"ON target.{URL} = scored.{URL} WHEN MATCHED THEN DELETE"
+            committed(lambda: merge_into(self.spark, list_, own, clauses, Commit(info="{}")))
 
     def _list_copies(self, copies: DataFrame) -> None:
         writer = copies.coalesce(1).write.format("delta").mode("append").option("mergeSchema", "true")
@@ -391,14 +492,16 @@ class _Run:
         """Put rows in place of those of the same path."""
         columns = list(map(quoted, self.columns))
         clauses = (
-            "ON target.path = scored.path WHEN MATCHED AND scored._dropped THEN DELETE "
+            f"ON target.path = scored.path WHEN MATCHED AND scored.{_DROPPED} THEN DELETE "
             f"WHEN MATCHED THEN UPDATE SET {', '.join(f'{name} = scored.{name}' for name in columns)} "
-            f"WHEN NOT MATCHED AND NOT scored._dropped THEN INSERT ({', '.join(columns)}) "
+            f"WHEN NOT MATCHED AND NOT scored.{_DROPPED} THEN INSERT ({', '.join(columns)}) "
             f"VALUES ({', '.join(f'scored.{name}' for name in columns)})"
         )
         commit = self._said(number)
-        committed(lambda: merge_into(self.spark, identifier(self.table), rows, clauses, commit))
+        done = committed(lambda: merge_into(self.spark, identifier(self.table), rows, clauses, commit))
         self._check_alone(number)
+        self.replaced += done[0].num_updated_rows
+        self.added += done[0].num_inserted_rows
 
     def _said(self, number: int) -> Commit:
         told = {
@@ -440,8 +543,31 @@ class _Run:
         return reader.table(identifier(self.table))
 
 
-def _header_udf() -> Any:
-    return pandas_udf(files.read_headers, returnType=files.HEADER)  # type: ignore[call-overload]  # PySpark's overloads
+def _versioned(rows: DataFrame, entries: list[Entry], counts: list[Row]) -> DataFrame:
+    """Rows with each shard's version on the row of its least path."""
+    least: dict[str, str] = {}
+    for row in counts:
+        least[row[URL]] = min(row.path, least.get(row[URL], row.path))
+    versions = [(least[entry.path], entry.version) for entry in entries]
+    marks = rows.sparkSession.createDataFrame(versions, f"path string, `{VERSION}` string")
+    return rows.drop(VERSION).join(F.broadcast(marks), "path", "left").select(*map(quoted, rows.columns))
+
+
+def _all_equal(names: Sequence[str]) -> Column:
+    """Whether columns have the values of those that are called by their numbers."""
+    return reduce(and_, (F.col(quoted(name)).eqNullSafe(F.col(f"_aesthetic_{at}")) for at, name in enumerate(names)))
+
+
+def _marked(rows: DataFrame, kept: DataFrame | None, gone: DataFrame | None) -> DataFrame:
+    """Rows with whether they are to be taken out: all but those that are kept, and paths that are gone."""
+    if kept is None:
+        marked = rows.withColumn(_DROPPED, F.lit(False))
+    else:
+        marked = rows.join(F.broadcast(kept.withColumn(_KEPT, F.lit(True))), "path", "left")
+        marked = marked.withColumn(_DROPPED, F.col(_KEPT).isNull()).drop(_KEPT)
+    return (
+        marked if gone is None else marked.unionByName(gone.withColumn(_DROPPED, F.lit(True)), allowMissingColumns=True)
+    )
 
 
 def _without(rows: DataFrame, known: DataFrame, few: DataFrame) -> DataFrame:

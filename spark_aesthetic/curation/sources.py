@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import fsspec
+from fsspec import available_protocols
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StringType, StructType
 
 from spark_aesthetic import preflight
 from spark_aesthetic.curation import files
-from spark_aesthetic.datasources import shards
+from spark_aesthetic.curation.listing import OTHER_SHARD, PassedOver, compare
+from spark_aesthetic.datasources import places
+from spark_aesthetic.datasources.shards import APART
 from spark_aesthetic.datasources.webdataset import ERROR, PATH, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
+from spark_aesthetic.files import mounted
 from spark_aesthetic.preflight import quoted, spelled
 
 FORMATS = ("folder", "webdataset", "uris")
@@ -26,9 +30,13 @@ FORMATS = ("folder", "webdataset", "uris")
 # What each source reads: `modified_us` are microseconds of the epoch, since Python's local times repeat an hour a year.
 READ = "path string, modified_us bigint, length bigint, image binary, error string"
 
+# Of shards: on one row of each its size and ETag, or time, as they were when it was read.
+VERSION = "__version__"
+
 NO_IMAGE = "sample: no image"
 NO_SAMPLE = "shard: no sample"
 UNREADABLE = "fetch: unreadable"
+COLON = "fetch: unreadable, Hadoop opens no file with a colon in its name"
 
 # Extensions of images in shards; of a sample the first that it has.
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
@@ -46,13 +54,15 @@ class Entry(NamedTuple):
         path: Where it is.
         modified_us: When it was modified, in microseconds of the epoch, or None where nothing tells.
         length: Its bytes, or None.
-        changed: A row of this path is there, of an older file.
+        changed: A row of this path, or of this shard, is there, of an older file.
+        version: Of a shard, as `places.version_of` has it.
     """
 
     path: str
     modified_us: int | None
     length: int | None
     changed: bool
+    version: str | None = None
 
 
 class ImageSource(Protocol):
@@ -66,13 +76,23 @@ class ImageSource(Protocol):
         """How much is there, and what of it is new: first what no row has, and each of the two sorted by path.
 
         Args:
-            known: Columns path, modified_us, length, whether it is to be tried again (`again`, boolean), whether it is
-                a row of the table and no copy that was left out (`there`, boolean) and, where there are samples of
-                shards, `__url__`.
+            known: Columns path, modified_us, length, ingested_us, whether it is to be tried again (`again`, boolean),
+                whether it is a row of the table and no copy that was left out (`there`, boolean) and, where there are
+                samples of shards, `__url__` and `__version__`.
         """
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """What is there and is not read."""
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
         """Columns as in `READ`, and `texts`; at its end an entry may lack its row."""
+
+    def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
+        """What was read, put right in a slower way that few entries need; None if the errors ask for none.
+
+        `read` has the column `header` too.
+        """
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
         """The rows that entries lack, with the reason; None where they all have one."""
@@ -111,6 +131,7 @@ class Folder:
     listed: DataFrame
     count: int
     max_file_bytes: int
+    passed_over: PassedOver
 
     @classmethod
     def open(cls, spark: SparkSession, path: str, glob: str | None, max_file_bytes: int) -> Folder:
@@ -118,14 +139,21 @@ class Folder:
         reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
         if glob is not None:
             reader = reader.option("pathGlobFilter", glob)
-        try:
-            # Spark Connect looks whether there is such a folder no sooner than it is to keep its rows.
-            found = reader.load(path)
-            listed = found.select("path", F.unix_micros("modificationTime").alias("modified_us"), "length").persist()
-        except AnalysisException as error:
-            raise TableError(
-                f"--source {path!r}: expected a folder of images, found nothing there; check the path"
-            ) from error
+        place = preflight.whole(path)
+        # First what is called so, and then a pattern.
+        for name in dict.fromkeys((preflight.literal(place), place)):
+            with preflight.reaching(f"--source {path!r}"):
+                try:
+                    # Spark Connect looks whether there is such a folder no sooner than it is to keep its rows.
+                    found = reader.load(name)
+                    modified = F.unix_micros("modificationTime").alias("modified_us")
+                    listed = found.select("path", modified, "length").persist()
+                    break
+                except AnalysisException as error:
+                    if error.getCondition() != "PATH_NOT_FOUND":
+                        raise
+        else:
+            raise TableError(f"--source {path!r}: expected a folder of images, found nothing there; check the path")
         shard_files = F.count_if(F.col("path").rlike(_TAR.pattern))
         count, tars = listed.agg(F.count(F.lit(1)), shard_files).collect()[0]
         # Beside shards there are their lists, as of img2dataset.
@@ -134,7 +162,11 @@ class Folder:
                 f"--source {path!r}: expected images, found {tars} shards; take --format webdataset, or --glob "
                 "for the images beside them"
             )
-        return cls(spark, listed, count, max_file_bytes)
+        first = listed.select("path").limit(1).collect()
+        local = first[0].path.startswith("file:") if first else place.startswith(("file:", "/"))
+        paths = (row.path for row in listed.select("path").toLocalIterator())
+        passed_over = compare(mounted(place), glob, paths, count) if local else PassedOver()
+        return cls(spark, listed, count, max_file_bytes, passed_over)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -148,8 +180,7 @@ class Folder:
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
         """Those that are not too large; of a file that cannot be read, nothing."""
-        # Spark takes a path for a pattern where it has such letters.
-        paths = [re.sub(r"([\\{}\[\]*?,])", r"\\\1", entry.path) for entry in entries if self._fits(entry)]
+        paths = [preflight.literal(entry.path) for entry in entries if self._fits(entry)]
         if not paths:
             return self.spark.createDataFrame([], READ)
         reader = self.spark.read.format("binaryFile")
@@ -158,15 +189,28 @@ class Folder:
         modified = F.unix_micros("modificationTime").alias("modified_us")
         return found.select("path", modified, "length", F.col("content").alias("image"), _no_error())
 
-    def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
+    def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
+        """With the local files that Spark did not read: Python opens them, or says why not."""
+        if not errors & {UNREADABLE, COLON}:
+            return None
+        unread = self.unread(entries, read)
+        local = unread.where((F.col("error") != files.TOO_LARGE) & F.col("path").startswith("file:"))
+        fetch = partial(files.fetch_all, max_file_bytes=self.max_file_bytes)
+        fetched = local.select("path").mapInArrow(fetch, files.FETCHED)
+        rows = local.drop("image", "error").join(fetched, "path")
+        return read.unionByName(rows.withColumn("header", header_udf()("image")))
+
+    def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame:
         """Those that are too large, and those that are gone or may not be read."""
-        rows = [
-            (entry.path, entry.modified_us, entry.length, UNREADABLE if self._fits(entry) else files.TOO_LARGE)
-            for entry in entries
-        ]
+        rows = [(entry.path, entry.modified_us, entry.length, self._reason(entry)) for entry in entries]
         listed = self.spark.createDataFrame(rows, "path string, modified_us bigint, length bigint, error string")
         unread = listed.join(read.select("path"), "path", "left_anti")
         return unread.withColumn("image", F.lit(None).cast("binary"))
+
+    def _reason(self, entry: Entry) -> str:
+        if not self._fits(entry):
+            return files.TOO_LARGE
+        return COLON if ":" in entry.path.rpartition("/")[2] else UNREADABLE
 
     def _fits(self, entry: Entry) -> bool:
         return entry.length is not None and entry.length <= self.max_file_bytes
@@ -195,11 +239,21 @@ class Addresses:
         """None: the table has them, under the same path."""
         return ()
 
+    @property
+    def passed_over(self) -> PassedOver:
+        """Nothing."""
+        return PassedOver()
+
+    def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
+        """None."""
+        return None
+
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
         """Addresses that are not known, each once; nulls are none."""
         path = F.col(quoted(self.column)).cast("string").alias("path")
         listed = self.rows.select(path).where("path IS NOT NULL").distinct().persist()
         fresh = listed.join(known.where("NOT again"), "path", "left_anti")
+        _check_stores(fresh)
         told = fresh.select("path", _no("bigint", "modified_us"), _no("bigint", "length"))
         return listed.count(), _entries(told, known, listed)
 
@@ -223,23 +277,30 @@ class Shards:
     spark: SparkSession
     path: str
     schema: StructType
+    passed_over: PassedOver
 
     @classmethod
     def open(cls, spark: SparkSession, path: str) -> Shards:
         """Look at the first samples for the columns."""
         # Here what is not there is told in one line, by the data source in a stack of Spark's.
-        shards.find(path)
+        passed_over = PassedOver()
+        for url in places.look(path).passed_over:
+            passed_over.add(OTHER_SHARD, url)
         spark.dataSource.register(WebDataset)
         schema = spark.read.format("webdataset").option("onDamage", "report").load(path).schema
         # What the first samples lack others may have.
         for name in _IMAGES:
             if name not in schema.names:
                 schema = schema.add(name, "binary")
-        return cls(spark, path, schema.add(PATH, "string"))
+        return cls(spark, path, schema.add(PATH, "string"), passed_over)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Key and shard of a sample, and its files of text."""
+        """Key and shard of a sample, its files of text, and on one row of each shard the shard's version."""
+        return (*self._given, VERSION)
+
+    @property
+    def _given(self) -> tuple[str, ...]:
         return tuple(
             field.name
             for field in self.schema
@@ -247,24 +308,47 @@ class Shards:
         )
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """Shards of which no sample is known."""
-        there = {row[0] for row in known.select(URL).distinct().collect()} if URL in known.columns else set[str]()
-        found = sorted(shards.find(self.path))
-        fresh = (url for url in found if url not in there)
-        return len(found), (Entry(url, None, fsspec.core.url_to_fs(url)[0].size(url), False) for url in fresh)
+        """Shards of which no sample is known, and those that are not what they were."""
+        found = dict(places.look(self.path).shards)
+        there = {row[URL]: row for row in _by_shard(known).collect()} if URL in known.columns else {}
+        entries = []
+        for url, info in found.items():
+            version, row = places.version_of(info), there.get(url)
+            if row is None or _is_changed(row, version, places.modified_us(info)):
+                entries.append(Entry(url, None, info.get("size"), row is not None, version))
+        return len(found), iter(sorted(entries, key=lambda entry: (entry.changed, entry.path)))
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
         """The samples of shards, and a row with the place of its damage for each that has one."""
-        urls = [re.sub(r"([\\{},])", r"\\\1", entry.path) for entry in entries]
-        path = urls[0] if len(urls) == 1 else f"{{{','.join(urls)}}}"
+        urls = [re.sub(r"([\\{},:])", r"\\\1", entry.path) for entry in entries]
+        path = entries[0].path if len(urls) == 1 else f"{{{','.join(urls)}}}"
         samples = self.spark.read.format("webdataset").schema(self.schema).option("onDamage", "report").load(path)
         image = F.coalesce(*_IMAGES)
         length = F.length(image).cast("bigint").alias("length")
         error = F.coalesce(F.col(ERROR), F.when(image.isNull(), NO_IMAGE))
         return samples.select(
             F.col(PATH).alias("path"), _no("bigint", "modified_us"), length, image.alias("image"),
-            error.alias("error"), *[F.col(quoted(name)) for name in self.texts],
+            error.alias("error"), *[F.col(quoted(name)) for name in self._given], _no("string", VERSION),
         )  # fmt: skip
+
+    def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
+        """With one row for each sample whose files are apart in its shard: the rows of one path are joined.
+
+        They may lie gigabytes apart, so a task cannot do it. It shuffles the images of the chunk.
+        """
+        if not any(error.startswith(APART) for error in errors):
+            return None
+        image = F.struct("image", "length", "header")
+        # What else a row says is right still.
+        said = F.when(~F.col("error").startswith(APART) & (F.col("error") != NO_IMAGE), F.col("error"))
+        rows = read.groupBy("path").agg(
+            F.max_by(image, F.col("image").isNotNull()).alias("of_image"),
+            F.max(said).alias("said"),
+            *[F.first(quoted(name), ignorenulls=True).alias(name) for name in self.texts],
+        )
+        error = F.coalesce("said", F.when(F.col("of_image.image").isNull(), NO_IMAGE)).alias("error")
+        texts = [F.col(quoted(name)) for name in self.texts]
+        return rows.select("path", _no("bigint", "modified_us"), "of_image.*", error, *texts)
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
         """A row for each shard without samples, by which it is known."""
@@ -275,6 +359,39 @@ class Shards:
             "path", _no("bigint", "modified_us"), _no("bigint", "length"), _no("binary", "image"),
             F.lit(NO_SAMPLE).alias("error"), *texts,
         )  # fmt: skip
+
+
+def header_udf() -> Any:
+    """`files.read_headers` for a column of file bytes."""
+    return pandas_udf(files.read_headers, returnType=files.HEADER)  # type: ignore[call-overload]  # PySpark's overloads
+
+
+def _by_shard(known: DataFrame) -> DataFrame:
+    """What is known of each shard: its version, when its last row was taken in, and whether to try it again."""
+    version = F.max(VERSION) if VERSION in known.columns else F.lit(None).cast("string")
+    # Of an unchanged shard only what the whole of it says may be another the next time.
+    again = F.bool_or(F.col("again") & (F.col("path") == F.col(URL)))
+    of_shards = known.where(F.col(URL).isNotNull()).groupBy(URL)
+    return of_shards.agg(version.alias("version"), F.max("ingested_us").alias("ingested_us"), again.alias("again"))
+
+
+def _check_stores(addresses: DataFrame) -> None:
+    """Raise MissingDependencyError if a package is missing here that every executor needs for some addresses."""
+    scheme = F.regexp_extract("path", r"^([A-Za-z][A-Za-z0-9+.-]*)://", 1).alias("scheme")
+    for row in addresses.select(scheme).where("scheme <> ''").distinct().collect():
+        # One that nobody knows costs its own rows.
+        if row.scheme in available_protocols():
+            places.locate(f"{row.scheme}://")
+
+
+def _is_changed(known: Row, version: str | None, modified_us: int | None) -> bool:
+    """Whether to read a shard again of which rows are there."""
+    if known.again:
+        return True
+    if known.version is None:
+        # Rows of an older release, which did not keep it.
+        return modified_us is not None and modified_us > known.ingested_us
+    return version is not None and version != known.version
 
 
 def _entries(fresh: DataFrame, known: DataFrame, listed: DataFrame) -> Iterator[Entry]:
@@ -298,16 +415,29 @@ def _no_error() -> Column:
 def _table(spark: SparkSession, source: str) -> DataFrame:
     """A Delta or Parquet table by name or path."""
     try:
-        if "/" not in source:
-            rows = spark.table(source)
-        elif preflight.is_delta(spark, source):
-            rows = spark.table(preflight.identifier(source))
-        else:
-            rows = spark.read.parquet(source)
-        # Spark Connect looks no sooner.
-        _ = rows.schema
-        return rows
-    except AnalysisException as error:
+        with preflight.reaching(f"--source {source!r}"):
+            if "/" not in source:
+                rows = spark.table(source)
+            elif preflight.is_delta(spark, source):
+                rows = spark.table(preflight.identifier(source))
+            else:
+                rows = _parquet(spark, preflight.whole(source))
+            # Spark Connect looks no sooner.
+            _ = rows.schema
+            return rows
+    except TableError as error:
+        if not isinstance(error.__cause__, AnalysisException):
+            raise
         raise TableError(
             f"--source {source!r}: expected a Delta or Parquet table of paths, found none; check the name or path"
         ) from error
+
+
+def _parquet(spark: SparkSession, path: str) -> DataFrame:
+    """Files of what is called so, else of a pattern."""
+    try:
+        rows = spark.read.parquet(preflight.literal(path))
+        _ = rows.schema
+        return rows
+    except AnalysisException:
+        return spark.read.parquet(path)

@@ -11,19 +11,20 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from gzip import BadGzipFile
-from os.path import normpath
+from importlib import import_module
+from importlib.util import find_spec
 from typing import IO, Any
 
-import fsspec
-from braceexpand import braceexpand
 from fsspec.compression import compr
 
 from spark_aesthetic.datasources import tar
+from spark_aesthetic.datasources.places import absolute, find, locate, tars
 from spark_aesthetic.errors import MissingDependencyError, TableError
-from spark_aesthetic.files import mounted
+
+__all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text", "locate", "read", "split", "tars"]
 
 # Of what is text, so a column of strings; all else is bytes.
 _TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
@@ -38,8 +39,8 @@ _BZ2_DAMAGE, _ZSTD_DAMAGE = "Invalid data stream", "ZstdError"
 # How compressed files begin, in fsspec's names.
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 
-# Requests to a store at one time, each of which waits some tens of milliseconds.
-PARALLEL = 32
+# How the fault of a sample begins whose files do not follow one another.
+APART = "sample: its files are apart in the shard"
 
 # The webdataset library takes these for notes about the shard.
 _META = re.compile(r"__[^/]*__($|/)")
@@ -68,75 +69,15 @@ class Sample:
         key: Of all of them.
         files: Bytes by extension, those that were asked for.
         extensions: Of all of its files.
+        fault: Why it is not all of a sample, or None. A link leads out of the shard, or its files are apart.
+        continues: It has the files that an earlier sample of the same key lacks, because they are apart.
     """
 
     key: str
     files: dict[str, bytes]
     extensions: tuple[str, ...]
-
-
-def locate(url: str) -> tuple[Any, str]:
-    """The fsspec file system of an address and its path there; dbfs:/ is a folder of each machine.
-
-    Raises:
-        MissingDependencyError: fsspec needs another package for it.
-    """
-    try:
-        system, place = fsspec.core.url_to_fs(mounted(url))
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{url}: expected the package of that file system, found none on this machine: {error}"
-        ) from error
-    # The instance is one for the whole process, which may have listed the folder before another one wrote there.
-    system.invalidate_cache()
-    return system, place
-
-
-def absolute(url: str) -> str:
-    """The same place for every process of a cluster, whatever its working folder is."""
-    return _address(url, *locate(url))
-
-
-def _address(url: str, system: Any, place: str) -> str:
-    """Of what is at a place, for which another url was given: of one file always the same."""
-    return str(system.unstrip_protocol(place)).rstrip("/") if "://" in mounted(url) else normpath(place)
-
-
-def find(path: str) -> list[str]:
-    """The shards that a path names: with ranges as {00000..00099}, alternatives as {a,b}, or a pattern with * and ?.
-
-    A folder is all of its .tar files.
-
-    Raises:
-        TableError: There are none, or one that is named is not there.
-    """
-
-    def expand(url: str) -> list[str]:
-        system, place = locate(url)
-        # First what is called so: names may look like patterns.
-        if system.isdir(place):
-            places = tars(system, place)
-        elif system.exists(place):
-            places = [place]
-        elif any(letter in place for letter in "*?["):
-            places = sorted(system.glob(place))
-        else:
-            raise TableError(f"webdataset: expected the shard {url}, found nothing there; correct the range")
-        return [_address(url, system, at) for at in places]
-
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        found = [url for urls in pool.map(expand, braceexpand(path)) for url in urls]
-    if not found:
-        raise TableError(f"webdataset: expected shards (.tar) at {path!r}, found none; check the path or the pattern")
-    return found
-
-
-def tars(system: Any, folder: str) -> list[str]:
-    """The .tar files of a folder, sorted; none where there is no folder."""
-    try:
-        return sorted(name for name in system.ls(folder, detail=False) if name.endswith(".tar"))
-    except FileNotFoundError:
-        return []
+    fault: str | None = None
+    continues: bool = False
 
 
 def is_text(extension: str) -> bool:
@@ -164,6 +105,9 @@ def split(name: str) -> tuple[str, str]:
 def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
     """The samples of a shard, one at a time; bytes of files that are not wanted are passed over.
 
+    Files of one key that do not follow one another are two samples, of which the second `continues` the first and has
+    a `fault`. To find that out takes the names of a shard's samples, and no bytes.
+
     Args:
         url: A path, or an address that fsspec knows; it may be compressed.
         wanted: Told an extension, whether its files are asked for.
@@ -173,10 +117,26 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
         MissingDependencyError: It is compressed in a way that needs another package.
         OSError: It cannot be read.
     """
-    key, files, extensions = "", dict[str, bytes](), list[str]()
-    system, place = locate(url)
-    with system.open(place, "rb") as raw:
-        reader = tar.TarReader(_plain(raw, url))
+    key, files, extensions, faults = "", dict[str, bytes](), list[str](), list[str]()
+    # The extensions of each key's last sample; equal ones are one tuple, for a shard has many keys and few of these.
+    seen, same = dict[str, tuple[str, ...]](), dict[tuple[str, ...], tuple[str, ...]]()
+
+    def sample() -> Sample:
+        earlier = seen.get(key, ())
+        apart = bool(earlier) and not set(earlier) & set(extensions)
+        found = tuple(extensions)
+        seen[key] = same.setdefault(*[earlier + found if apart else found] * 2)
+        if apart:
+            faults.append(f"{APART}, {', '.join(earlier)} before {', '.join(found)}")
+        return Sample(key, files, found, "; ".join(faults) or None, apart)
+
+    with ExitStack() as opened:
+        system, place = locate(url)
+
+        def again() -> IO[bytes]:
+            return _plain(opened.enter_context(system.open(place, "rb")), url)
+
+        reader = tar.TarReader(again(), again)
         try:
             for name, _ in reader:
                 of, extension = split(name)
@@ -184,21 +144,29 @@ def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
                     continue
                 # Two of one extension are two samples, so that neither is lost.
                 if extensions and (of != key or extension in extensions):
-                    yield Sample(key, files, tuple(extensions))
-                    files, extensions = {}, []
+                    yield sample()
+                    files, extensions, faults = {}, [], []
                 key = of
                 extensions.append(extension)
                 if wanted(extension):
-                    files[extension] = reader.content()
+                    try:
+                        files[extension] = reader.content()
+                    except tar.LinkError as error:
+                        if reader.leads_to_folder():
+                            extensions.pop()
+                        else:
+                            faults.append(f"sample: {extension} is {error}")
         except Exception as error:
             if not _is_damage(error):
                 raise
+            if reader.ended and extensions:
+                yield sample()
             raise ShardError(
                 f"shard {url}: expected a whole tar file, found damage at byte {reader.place}, after the sample "
                 f"{key!r}: {error or type(error).__name__}; fetch it again, or read with option onDamage=report"
             ) from error
     if extensions:
-        yield Sample(key, files, tuple(extensions))
+        yield sample()
 
 
 def _is_damage(error: Exception) -> bool:
@@ -216,8 +184,15 @@ def _plain(raw: Any, url: str) -> IO[bytes]:
                     f"shard {url}: expected the package for files compressed by {name}, found none on this machine; "
                     "pip install zstandard"
                 )
-            return io.BufferedReader(compr[name](file, mode="rb"), 1 << 20)
+            return io.BufferedReader(_opened(name, file), 1 << 20)
     return file
+
+
+def _opened(name: str, file: IO[bytes]) -> Any:
+    if name == "zstd" and find_spec("zstandard") is not None:
+        # fsspec ends with the first frame, and files that were concatenated have several.
+        return import_module("zstandard").ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return compr[name](file, mode="rb")
 
 
 class ShardWriter:

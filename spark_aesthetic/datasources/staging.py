@@ -15,7 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from spark_aesthetic.datasources.shards import PARALLEL, locate
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from spark_aesthetic.datasources.places import PARALLEL, locate, reaching
 from spark_aesthetic.errors import TableError
 
 # Names that begin so are hidden from patterns such as *.tar, and from Spark.
@@ -34,7 +37,8 @@ def new(folder: str) -> str:
     """
     staged = f"{folder}/{_STAGED}{uuid4().hex}"
     system, hidden = locate(staged)
-    system.makedirs(hidden)
+    with reaching(folder):
+        system.makedirs(hidden)
     return staged
 
 
@@ -64,7 +68,7 @@ def commit(staged: str, moves: dict[str, str], *, gone: Iterable[str] = (), repl
     note = _Note(moves, list(gone), replaces)
     # A note is there whole or not at all.
     system.pipe_file(f"{hidden}/{_NOTE}.new", json.dumps(asdict(note)).encode())
-    system.mv(f"{hidden}/{_NOTE}.new", f"{hidden}/{_NOTE}")
+    _move(system, f"{hidden}/{_NOTE}.new", f"{hidden}/{_NOTE}")
     _carry_out(system, hidden, note)
     _drop(system, hidden)
 
@@ -76,10 +80,11 @@ def settle(folder: str) -> None:
     """
     system, place = locate(folder)
     place = place.rstrip("/")
-    if not system.exists(place):
-        return
-    # No pattern, which the folder's own name may look like.
-    names = [name.rstrip("/").rpartition("/")[2] for name in system.ls(place, detail=False)]
+    with reaching(folder):
+        if not system.exists(place):
+            return
+        # No pattern, which the folder's own name may look like.
+        names = [name.rstrip("/").rpartition("/")[2] for name in system.ls(place, detail=False)]
     for hidden in [f"{place}/{name}" for name in names if name.startswith(_STAGED)]:
         if system.exists(f"{hidden}/{_NOTE}"):
             note = _Note(**json.loads(system.cat_file(f"{hidden}/{_NOTE}")))
@@ -97,7 +102,7 @@ def _carry_out(system: Any, hidden: str, note: _Note) -> None:
         source, target = f"{hidden}/{pair[0]}", f"{place}/{pair[1]}"
         # A commit that goes on finds some of them moved.
         if system.exists(source) or not system.exists(target):
-            system.mv(source, target)
+            _move(system, source, target)
 
     _all(move, note.moves.items())
     _all(lambda name: _remove(system, f"{place}/{name}"), note.gone)
@@ -110,14 +115,31 @@ def _drop(system: Any, hidden: str) -> None:
     for _ in range(_TRIES):
         # Else a write that is done would fail; the next one removes what is left.
         with suppress(OSError):
-            system.rm(hidden, recursive=True)
+            if _is_pattern(hidden) and not isinstance(system, LocalFileSystem):
+                for name in system.find(hidden):
+                    system.rm_file(name)
+            else:
+                system.rm(hidden, recursive=True)
             return
 
 
 def _remove(system: Any, path: str) -> None:
     # Not asked before whether it is there: tasks and the driver clear up at the same time.
     with suppress(FileNotFoundError):
-        system.rm(path)
+        system.rm_file(path)
+
+
+def _move(system: Any, source: str, target: str) -> None:
+    # fsspec's own mv, which most stores have, takes a path for a pattern if it looks like one.
+    if type(system).mv is AbstractFileSystem.mv and _is_pattern(source):
+        system.cp_file(source, target)
+        system.rm_file(source)
+    else:
+        system.mv(source, target)
+
+
+def _is_pattern(path: str) -> bool:
+    return bool(set("*?[") & set(path))
 
 
 def _check_free(system: Any, path: str) -> None:

@@ -37,7 +37,7 @@ from pyspark.sql.types import (
     VariantType,
 )
 
-from spark_aesthetic.datasources import samples, shards, staging
+from spark_aesthetic.datasources import places, samples, shards, staging
 from spark_aesthetic.errors import OptionError, TableError, nearest
 
 KEY, URL, ERROR = "__key__", "__url__", "__error__"
@@ -252,7 +252,9 @@ class Reader(DataSourceReader):
                     row[extension] = content.decode("utf-8", "replace") if extension in text else content
                     size += len(content)
                 if PATH in columns:
-                    row[PATH] = _path(partition.url, sample.key, paths)
+                    row[PATH] = _path(partition.url, sample, paths)
+                if sample.fault is not None:
+                    row[ERROR] = self._fault(partition.url, sample)
                 add(row)
                 if size >= _BATCH_BYTES or len(rows) == _BATCH_ROWS:
                     yield batch()
@@ -263,6 +265,15 @@ class Reader(DataSourceReader):
             add({URL: partition.url, PATH: partition.url, ERROR: str(error)})
         if rows:
             yield batch()
+
+    def _fault(self, url: str, sample: shards.Sample) -> str | None:
+        if not self._options.reports:
+            raise shards.ShardError(
+                f"shard {url}, sample {sample.key!r}: {sample.fault}; write the shard again with all files of a sample "
+                "one after another and links replaced by their files (tar --sort=name --dereference "
+                "--hard-dereference), or read with option onDamage=report"
+            )
+        return sample.fault
 
     def _beside(self, url: str) -> dict[str, dict[str, Any]]:
         if not self._options.sidecar:
@@ -280,8 +291,10 @@ class Reader(DataSourceReader):
         return {str(row[key.lower()]): row for row in rows}
 
 
-def _path(url: str, key: str, seen: Counter[str]) -> str:
-    path = first = f"{url}#{key}"
+def _path(url: str, sample: shards.Sample, seen: Counter[str]) -> str:
+    path = first = f"{url}#{sample.key}"
+    if sample.continues:
+        return first if seen[first] == 1 else f"{first}#{seen[first]}"
     # Another key may be called as the second of this one would be.
     while path in seen:
         seen[first] += 1
@@ -298,8 +311,11 @@ def _sidecar_schema(url: str) -> StructType:
 def _open_sidecar(url: str) -> IO[bytes]:
     system, place = shards.locate(_sidecar(url))
     try:
-        file: IO[bytes] = system.open(place, "rb")
-    except FileNotFoundError as error:
+        with places.reaching(_sidecar(url)):
+            file: IO[bytes] = system.open(place, "rb")
+    except TableError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise TableError(
             f"webdataset: expected {_sidecar(url)} beside the shard, found nothing there; read without option sidecar"
         ) from error
@@ -367,7 +383,7 @@ class Writer(DataSourceArrowWriter):
             for stem in done.stems:
                 for kind in self._kinds:
                     with suppress(OSError):
-                        system.rm(f"{hidden}/{stem}.{kind}")
+                        system.rm_file(f"{hidden}/{stem}.{kind}")
             raise
         return done
 

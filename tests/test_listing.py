@@ -1,0 +1,59 @@
+"""What a local folder has and Spark's listing leaves out, without Spark."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from spark_aesthetic.curation import listing
+from spark_aesthetic.curation.listing import compare
+
+
+def make(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return [f"file:{folder}/{name}" for name in names]
+
+
+def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
+    listed = make(tmp_path, "a.jpg", "sub/b.jpg", "k=1/c.jpg", "_k=2/d.jpg")
+    make(tmp_path, "_a.jpg", ".b/c.jpg", ".b/d/e.jpg", "e.jpg._COPYING_")
+    (tmp_path / "empty.jpg").touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9.jpg")).write_bytes(b"x")
+    (tmp_path / "dangling.jpg").symlink_to("nowhere.jpg")
+    # A circle ends.
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    found = compare(str(tmp_path), None, listed, len(listed))
+    assert found.counts == {listing.HIDDEN: 4, listing.EMPTY: 1, listing.NOT_UTF8: 1, listing.NO_FILE: 1}
+    assert found.examples[listing.NOT_UTF8] == [f"{tmp_path}/\\udce9t\\udce9.jpg"]
+    assert f"4 ({listing.HIDDEN}): " in str(found)
+    assert "\n" not in str(found)
+    assert str(found).endswith(", …") or "…" in str(found)
+
+
+def test_what_java_does_not_see_is_named(tmp_path: Path) -> None:
+    listed = make(tmp_path, "a.jpg")
+    make(tmp_path, "ж.jpg", "日本.jpg", "plain.jpg")
+    found = compare(str(tmp_path), None, listed, 1)
+    assert found.counts == {listing.LOCALE: 2, listing.UNLISTED: 1}
+    assert set(found.examples[listing.LOCALE]) == {f"{tmp_path}/ж.jpg", f"{tmp_path}/日本.jpg"}
+
+
+@pytest.mark.parametrize("glob", ["*.{jpg,png}", "[a-c]?.[jp][pn]g", "[^d]?.{j,p}*g"])
+def test_a_glob_that_another_case_would_match_is_told(tmp_path: Path, glob: str) -> None:
+    listed = make(tmp_path, "a1.jpg", "b1.png")
+    make(tmp_path, "c1.JPG", "c2.Png", "notes.txt", "readme.md")
+    found = compare(str(tmp_path), glob, listed, 2)
+    assert found.counts == {listing.OTHER_CASE: 2}
+
+
+def test_folders_of_a_pattern_are_looked_at_and_those_that_are_called_so(tmp_path: Path) -> None:
+    listed = make(tmp_path, "a1/x.jpg", "a2/x.jpg")
+    make(tmp_path, "a1/_y.jpg", "a2/_y.jpg", "a3/_y.jpg")
+    assert compare(f"{tmp_path}/a{{1,2}}", None, listed, 2).counts == {listing.HIDDEN: 2}
+    make(tmp_path, "a[12]/x.jpg", "a[12]/.z.jpg")
+    assert compare(f"{tmp_path}/a[12]", None, [], 1).counts == {listing.HIDDEN: 1}
+    assert compare(f"{tmp_path}/{{unbalanced", None, [], 0).counts == {}
