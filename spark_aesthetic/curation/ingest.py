@@ -26,13 +26,14 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic
 from spark_aesthetic import preflight
-from spark_aesthetic.commits import Commit, committed, merge_into
+from spark_aesthetic.commits import Commit, Logged, committed, logged, merge_into
 from spark_aesthetic.curation import files
 from spark_aesthetic.curation.sources import VERSION, Entry, ImageSource, header_udf, open_source
 from spark_aesthetic.datasources.webdataset import URL
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import in_bytes
 from spark_aesthetic.preflight import identifier, quoted
+from spark_aesthetic.sessions import in_own_session
 
 __all__ = ["IngestSummary", "ingest_images"]
 
@@ -118,6 +119,7 @@ class IngestSummary:
         return asdict(self)
 
 
+@in_own_session
 def ingest_images(
     spark: SparkSession,
     source: str,
@@ -252,9 +254,11 @@ class _Run:
     @property
     def left_out(self) -> str:
         """The table of the copies that `keep_once` leaves out."""
-        # Of a name in backquotes they are the last letter.
-        stem = self.table.rstrip("/").removesuffix("`")
-        return f"{stem}_duplicates{'`' if self.table.endswith('`') else ''}"
+        path = preflight.path_of(self.table)
+        if path is not None:
+            return f"{path}_duplicates"
+        # The last letter of a name in backquotes is one of them.
+        return f"{self.table.removesuffix('`')}_duplicates{'`' if self.table.endswith('`') else ''}"
 
     @cached_property
     def columns(self) -> list[str]:
@@ -267,7 +271,9 @@ class _Run:
         Raises:
             TableError: A table is there without the columns, or with other types.
         """
-        if preflight.is_delta(self.spark, self.table):
+        described = preflight.detail(self.spark, self.table)
+        if described is not None:
+            preflight.check_updates(described, f"--table {self.table!r}", "choose another table")
             found = {field.name: field.dataType.simpleString().upper() for field in self._rows().schema}
             for name, (kind, _) in _COLUMNS.items():
                 if found.get(name) != kind:
@@ -276,6 +282,7 @@ class _Run:
                         "another table: this one was not made by ingest_images"
                     )
             return
+        preflight.check_schema(self.spark, self.table, f"--table {self.table!r}")
         columns = ", ".join(f"{name} {kind} COMMENT '{comment}'" for name, (kind, comment) in _COLUMNS.items())
         # The feed lets score_table follow the rows that are replaced.
         create = (
@@ -304,13 +311,15 @@ class _Run:
 
     def _last_generation(self) -> int:
         """That of the newest run that has committed, as the table's history tells; 0 if none has."""
-        for limit in (f"LIMIT {_LAST_COMMITS}", ""):
-            commits = self.spark.sql(f"DESCRIBE HISTORY {identifier(self.table)} {limit}")
-            told = commits.select(F.from_json("userMetadata", "generation bigint").getField("generation").alias("told"))
-            last: int | None = told.agg(F.max("told")).collect()[0][0]
-            if last is not None:
-                return last
+        for last in (_LAST_COMMITS, None):
+            told = [commit.told.get("generation") for commit in self._logged(last)]
+            generations = [generation for generation in told if isinstance(generation, int)]
+            if generations:
+                return max(generations)
         return 0
+
+    def _logged(self, last: int | None) -> list[Logged]:
+        return logged(self.spark, identifier(self.table), last=last)
 
     def _missing(self) -> list[Column]:
         """Columns of this source that the table does not have."""
@@ -320,7 +329,7 @@ class _Run:
     def _list(self, rows: DataFrame) -> tuple[int, Iterator[Entry]]:
         known = self._narrow(rows, there=True)
         if preflight.is_delta(self.spark, self.left_out):
-            copies = self._narrow(self.spark.table(identifier(self.left_out)), there=False)
+            copies = self._narrow(preflight.read_table(self.spark, self.left_out), there=False)
             known = known.unionByName(copies, allowMissingColumns=True)
         return self.source.new(known)
 
@@ -479,13 +488,12 @@ class _Run:
 
     def _list_copies(self, copies: DataFrame) -> None:
         writer = copies.coalesce(1).write.format("delta").mode("append").option("mergeSchema", "true")
-        writer.save(preflight.whole(self.left_out)) if "/" in self.table else writer.saveAsTable(self.left_out)
+        preflight.write_table(writer, self.left_out)
 
     def _append(self, rows: DataFrame, number: int) -> None:
         commit = self._said(number)
         writer = rows.write.format("delta").mode("append").option("mergeSchema", "true").options(**commit.options())
-        place = preflight.whole(self.table) if "/" in self.table else self.table
-        committed(lambda: writer.save(place) if "/" in self.table else writer.saveAsTable(place))
+        committed(lambda: preflight.write_table(writer, self.table))
         self._check_alone(number)
 
     def _replace(self, rows: DataFrame, number: int) -> None:
@@ -511,15 +519,10 @@ class _Run:
         return Commit(info=json.dumps(told), application=_APPLICATION, number=(self.generation << 20) + number)
 
     def _check_alone(self, number: int) -> None:
-        """Whether a commit was made, which Delta does not say where it has dropped it, and none by a later run.
-
-        On Spark Connect Delta drops no MERGE; see `Commit.settings`.
-        """
-        told = F.from_json("userMetadata", "run string, chunk bigint, generation bigint")
-        commits = self.spark.sql(f"DESCRIBE HISTORY {identifier(self.table)} LIMIT {_LAST_COMMITS}")
-        last = commits.select(told.alias("told")).select("told.*").collect()
-        later = any((commit.generation or 0) > self.generation for commit in last)
-        if later or (self.id, number) not in [(commit.run, commit.chunk) for commit in last]:
+        """Whether a commit was made, which Delta does not say where it has dropped it, and none by a later run."""
+        last = [commit.told for commit in self._logged(_LAST_COMMITS)]
+        later = any((told.get("generation") or 0) > self.generation for told in last)
+        if later or (self.id, number) not in [(told.get("run"), told.get("chunk")) for told in last]:
             raise TableError(
                 f"--table {self.table!r}: expected this run alone to take images in, found that a later one has begun; "
                 "let that one finish, then run again"
@@ -539,8 +542,7 @@ class _Run:
 
     def _rows(self, version: int | None = None) -> DataFrame:
         """The table now, or at one of its versions."""
-        reader = self.spark.read if version is None else self.spark.read.option("versionAsOf", version)
-        return reader.table(identifier(self.table))
+        return preflight.read_table(self.spark, self.table, version)
 
 
 def _versioned(rows: DataFrame, entries: list[Entry], counts: list[Row]) -> DataFrame:

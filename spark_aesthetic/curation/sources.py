@@ -416,12 +416,11 @@ def _table(spark: SparkSession, source: str) -> DataFrame:
     """A Delta or Parquet table by name or path."""
     try:
         with preflight.reaching(f"--source {source!r}"):
-            if "/" not in source:
-                rows = spark.table(source)
-            elif preflight.is_delta(spark, source):
-                rows = spark.table(preflight.identifier(source))
+            path = preflight.path_of(source)
+            if path is None or preflight.is_delta(spark, source):
+                rows = preflight.read_table(spark, source)
             else:
-                rows = _parquet(spark, preflight.whole(source))
+                rows = _parquet(spark, path)
             # Spark Connect looks no sooner.
             _ = rows.schema
             return rows
