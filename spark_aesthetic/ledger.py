@@ -144,6 +144,27 @@ def check(ledger: Ledger, scores: str, source: Source, key: Sequence[str], *, sh
     check_key(ledger, scores, key)
 
 
+def check_copy(spark: SparkSession, ledger: Ledger, scores: str, source: Source) -> None:
+    """Raise TableError if a source is a copy of one that the scores table knows, file by file.
+
+    Delta knows a table by an id in its files. A copy of the files has it too, and its rows would pass for read.
+    """
+    known = ledger.sources.get(source.id)
+    if known is None or known.location == source.location:
+        return
+    try:
+        there = preflight.detail(spark, known.location)
+    # The place itself may be gone.
+    except TableError:
+        return
+    if there is not None and there.id == source.id:
+        raise TableError(
+            f"--scores {scores!r}: expected a source with an id of its own, found {source.table!r}, a copy of the "
+            f"files of {known.table!r}, whose scores are there. Copy it with CREATE TABLE … SHALLOW CLONE or by writing its "
+            "rows anew, or choose another scores table"
+        )
+
+
 def check_key(ledger: Ledger, scores: str, key: Sequence[str]) -> None:
     """Raise TableError unless a scores table has this key."""
     if not ledger.has_key(key):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -268,22 +269,27 @@ class Run:
         return self.chunks.target.rows(self.spark).isEmpty()
 
     def _count_left(self) -> tuple[int, int]:
-        """Rows of the source that had their score before this run, and rows that have none after it."""
+        """Count what this run wrote, in the scores: a row that it scored twice is one row.
+
+        Returns:
+            Rows of the source that had their score before this run, and rows that have none after it.
+        """
         source, target, times = self.chunks.source, self.chunks.target, self.chunks.times
-        is_new = F.col(SCORED_AT).isin(*times) if times else F.lit(False)
-        rows = target.rows(self.spark)
-        if not ledger.load(self.spark, target.table).others(source):
-            counts = rows.agg(F.count_if(~is_new).alias("old"), F.count(F.lit(1)).alias("all")).collect()[0]
-            return counts.old, max(self.rows_read - counts.all, 0)
-        # Other sources have rows there too, so only the keys tell which are this one's.
-        key = list(target.key)
-        there = rows.select(*map(quoted, key), is_new.alias("_aesthetic_new"))
-        joined = source.rows.select(*map(quoted, key)).join(there, key, "left")
-        counts = joined.agg(
-            F.count_if(~F.col("_aesthetic_new")).alias("old"),
-            F.count_if(F.col("_aesthetic_new").isNull()).alias("missing"),
-        ).collect()[0]
-        return counts.old, counts.missing
+        rows, is_new = target.rows(self.spark), F.col(SCORED_AT).isin(*times) if times else F.lit(False)
+        key, shared = list(map(quoted, target.key)), bool(ledger.load(self.spark, target.table).others(source))
+        counted = rows.select(*(key if shared else []), is_new.alias("_aesthetic_new"), F.col(ERROR))
+        if shared:
+            # Other sources have rows there too, so only the keys tell which are this one's.
+            counted = source.rows.select(*key).join(counted, list(target.key), "left")
+        found = counted.groupBy("_aesthetic_new", ERROR).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).collect()
+        by_age: Counter[bool | None] = Counter()
+        failed: Counter[str] = Counter()
+        for row in found:
+            by_age[row["_aesthetic_new"]] += row["_aesthetic_rows"]
+            if row["_aesthetic_new"] and row[ERROR] is not None:
+                failed[row[ERROR]] += row["_aesthetic_rows"]
+        self.chunks.rows, self.chunks.failed = by_age[True], failed
+        return by_age[False], by_age[None] if shared else max(self.rows_read - by_age.total(), 0)
 
     def _score_missing(self) -> None:
         """Score the rows that have neither a score nor a reason."""

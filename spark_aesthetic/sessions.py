@@ -61,13 +61,13 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
         yield spark
     elif not is_remote():
         own = _copy(spark)
-        _set(own, {**_OWN, _MARK: "true"})
+        _make_own(own)
         yield own
     elif _can_copy(spark):
         remote: Any = spark
         own = remote.cloneSession()
         try:
-            _set(own, {**_OWN, _MARK: "true"})
+            _make_own(own)
             yield own
         finally:
             # The client still tells the server of results that it has read, which a closed session would refuse.
@@ -142,11 +142,14 @@ def settings(spark: SparkSession, values: Mapping[str, str | None]) -> Iterator[
         _set(spark, before)
 
 
+def _make_own(spark: SparkSession) -> None:
+    # What is right already is left alone: Spark warns of some of these settings, because they are to go.
+    _set(spark, {name: value for name, value in _OWN.items() if value is None or spark.conf.get(name) != value})
+    spark.conf.set(_MARK, "true")
+
+
 def _set(spark: SparkSession, values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
-        # A setting that is right already is left alone: Spark Connect warns of some that are to go.
-        if spark.conf.get(name, None) == value:
-            continue
         if value is None:
             spark.conf.unset(name)
         else:

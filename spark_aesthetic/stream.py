@@ -212,7 +212,7 @@ class Chunks:
         progress = self._alone(ledger)
         first = self.known is None
         version, initial = _offset(spark, checkpoint, number, progress)
-        now = datetime.now(timezone.utc)
+        now = _now()
         told = {
             "source_version": version, "checkpoint": progress.checkpoint, "chunk": number, "scored_at": now.isoformat(),
         }  # fmt: skip
@@ -236,7 +236,8 @@ class Chunks:
                     progress = replace(progress, began_empty=False)
                     save_progress(spark, self.target, {self.source.id: progress})
         if not initial:
-            self.merge(spark, batch, commit, now)
+            # Another source may still have the row that is gone from this one.
+            self.merge(spark, batch, commit, now, drops=not ledger.others(self.source))
         elif progress.began_empty:
             self._append(spark, batch, commit, now, progress)
         else:
@@ -279,7 +280,9 @@ class Chunks:
         finally:
             kept.unpersist()
 
-    def merge(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime | None = None) -> None:
+    def merge(
+        self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime | None = None, *, drops: bool = True
+    ) -> None:
         """Score rows whose keys may be there, in one pass, then take over what they are now.
 
         Args:
@@ -288,8 +291,9 @@ class Chunks:
                 Without those, rows that exist already are left alone.
             commit: What the commit says of itself.
             now: The time that the rows get; None is that of the clock.
+            drops: Whether the scores of deleted rows are dropped.
         """
-        now = datetime.now(timezone.utc) if now is None else now
+        now = _now() if now is None else now
         has_changes = _CHANGE in rows.columns
         if not has_changes:
             rows = rows.withColumns({_CHANGE: F.lit("insert"), _VERSION: F.lit(0)})
@@ -297,6 +301,8 @@ class Chunks:
         rows = rows.withColumn(self.column, F.when(_present(), F.col(quoted(self.column))))
         with self._kept(rows, _CHANGE, _VERSION) as (kept, counts):
             latest = self._latest(self._made(kept, now, _CHANGE, _VERSION))
+            if not drops:
+                latest = latest.where(~F.col(DELETED))
             bounds = self._check_key(latest)
             merged = committed(
                 lambda: self.target.merge(spark, latest, commit, inserts_only=not has_changes, bounds=bounds),
@@ -316,7 +322,7 @@ class Chunks:
     def merge_into_source(self, spark: SparkSession, rows: DataFrame, unchanged: Callable[[], bool]) -> bool:
         """Score rows of the source and write what comes of them into it, in one commit; see `take_over`."""
         with self._kept(rows.select(*map(quoted, self.inputs))) as (kept, counts):
-            if not self.take_over(spark, self._made(kept, datetime.now(timezone.utc)), unchanged):
+            if not self.take_over(spark, self._made(kept, _now()), unchanged):
                 return False
             self.rows, self.written = counts.rows, 1
             if counts.failed:
@@ -422,6 +428,12 @@ class Chunks:
         }
         names = [made[name].alias(name) for name in self.target.written]
         return scored.select(*map(quoted, self.target.kept), *also, *names)
+
+
+def _now() -> datetime:
+    # In milliseconds, which every spark.sql.parquet.outputTimestampType keeps: rows are found again by their time.
+    now = datetime.now(timezone.utc)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 def _present() -> Column:

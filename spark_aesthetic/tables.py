@@ -407,7 +407,9 @@ def _check_target(spark: SparkSession, chunks: Chunks, scores: str | None, *, sh
     # One table has many names: a path, a link to it, a name of the catalog.
     if found.id == source.id:
         raise TableError("--scores: expected another table than --source; leave it out to score in place")
-    ledger.check(ledger.load(spark, scores), scores, source, target.key, shared_keys=shared_keys)
+    known = ledger.load(spark, scores)
+    ledger.check_copy(spark, known, scores, source)
+    ledger.check(known, scores, source, target.key, shared_keys=shared_keys)
 
 
 def _check_checkpoint(spark: SparkSession, checkpoint: str) -> None:
