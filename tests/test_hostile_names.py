@@ -252,6 +252,20 @@ class Tables:
             assert {name: getattr(done, name) for name in expected} == expected
             assert done.failed_by_reason == Counter(REASONS[self.rows[key]] for key in worked if self.rows[key] < 0)
 
+    def run_in_place(self, **options: Any) -> sa.Summary:
+        """Score the source's own columns, then compare them with the dictionary."""
+        done = sa.score_table(
+            self.spark, source=self.source, key=list(self.types), embedding_col=self.embedding,
+            checkpoint=self.checkpoint, max_files_per_chunk=self.world.max_files, **options,
+        )  # fmt: skip
+        made = ["aesthetic_model", "aesthetic_score", "aesthetic_error"]
+        rows = self.load(self.source).select(*map(quoted, self.types), *made).collect()
+        found = [(self.key_of(row), self.content_of(*row[-3:])) for row in rows]
+        assert dict(found) == {key: self.told(content) for key, content in self.rows.items()}
+        assert len(found) == len(self.rows)
+        self.assert_source_untouched()
+        return done
+
     def told(self, content: int) -> int | str:
         return REASONS.get(content, content)
 
@@ -366,3 +380,65 @@ def test_a_scores_table_holds_what_a_dictionary_says(
     tables.run(V1, reconcile=True, view=tables.view, view_model="all")
     tables.assert_view()
     tables.assert_no_stray_files()
+
+
+@drawn
+@given(world=worlds(steps=["append"]))
+def test_in_place_a_source_holds_what_a_dictionary_says(
+    spark: SparkSession, tmp_path: Path, scores_of: dict[str, list[float]], world: World
+) -> None:
+    base = tmp_path / f"example{next(_number)}"
+    base.mkdir()
+    tables = Tables(spark, world, base, scores_of)
+    first = tables.new(4)
+    tables.keys.remove(world.keys[0])
+    tables.make({world.keys[0]: 5, **first})
+    done = tables.run_in_place()
+    failed = sum(content < 0 for content in tables.rows.values())
+    assert (done.rows_read, done.scored, done.failed, done.skipped) == (5, 5 - failed, failed, 0)
+    new = tables.new(2)
+    tables.append(new)
+    failed = sum(content < 0 for content in new.values())
+    done = tables.run_in_place()
+    assert (done.rows_read, done.scored, done.failed, done.skipped) == (7, 2 - failed, failed, 5)
+    tables.run_in_place(retry_failed=True)
+
+
+SECRET = "SELECT id AS id, salary AS aesthetic_score FROM default.hostile_payroll"
+STRANGE_MODELS = {
+    "quotes": ["x'", "`", '"', "\\", "''@1", "${env:HOME}@2", "", "a;--b", COMPOSED, DECOMPOSED],
+    "SQL": [f"x' UNION ALL {SECRET} -- ", f"x@1' WHERE 1 = 0 UNION ALL {SECRET} -- ", "x' OR '1' = '1"],
+    "one suffix": ["my-model@1", "my_model@1", "MY.model@1", "my-model@2"],
+    "none": [None],
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE_MODELS)
+def test_models_of_other_rows_are_shown_and_never_run(spark: SparkSession, tmp_path: Path, kind: str) -> None:
+    """A scores table can hold rows that anybody has written, of a model with any name."""
+    payroll = spark.createDataFrame([(0, 123456.0)], "id int, salary float")
+    payroll.write.format("delta").mode("overwrite").saveAsTable("default.hostile_payroll")
+    source, scores, view = str(tmp_path / "source"), str(tmp_path / "scores"), f"hostile_models_{next(_number)}"
+    spark.createDataFrame(list(enumerate(PUBLISHED[:3])), "id int, e array<float>").write.format("delta").save(source)
+    given = {"source": source, "key": "id", "embedding_col": "e", "scores": scores}
+    ours = sa.score_table(spark, **given).model
+    schema = "id int, aesthetic_score float, aesthetic_model string"
+    others = [(0, 100.0 + at, model) for at, model in enumerate(STRANGE_MODELS[kind])]
+    spark.createDataFrame(others, schema).write.format("delta").mode("append").save(scores)
+    sa.score_table(spark, **given, view=view, view_model="all")
+    shown = spark.table(view)
+    assert sorted(row.id for row in shown.collect()) == [0, 1, 2]
+    names = [name for name in shown.columns if name.startswith("aesthetic_score")]
+    # A row without a model is of none.
+    expected = [score for _, score, model in others if model is not None]
+    values = [value for value in shown.where("id = 0").select(*map(quoted, names)).collect()[0] if value is not None]
+    assert sorted(values)[1:] == expected
+    assert values != []
+    assert sa.score_table(spark, **given, retry_failed=True, reconcile=True).skipped == 3
+    for model in [name for _, _, name in others if name is not None][:2]:
+        sa.score_table(spark, **given, view=view, view_model=model)
+        rows = spark.table(view).orderBy("id").collect()
+        assert [row.aesthetic_model for row in rows] == [model, None, None]
+    assert {row.aesthetic_model for row in spark.read.format("delta").load(scores).collect()} == {
+        ours, *(model for _, _, model in others)
+    }  # fmt: skip
