@@ -39,8 +39,18 @@ def score_table_arguments() -> argparse.Namespace:
     arguments.add_argument("--retry-failed", action="store_true", help="also score the rows that failed before")
     arguments.add_argument("--dry-run", action="store_true", help="check everything and count, write nothing")
     args = arguments.parse_args()
-    if args.rescore_from_embeddings and args.scores is None:
-        arguments.error("--rescore-from-embeddings: expected --scores, the table that has kept them")
+    if args.rescore_from_embeddings:
+        if args.scores is None:
+            arguments.error("--rescore-from-embeddings: expected --scores, the table that has kept them")
+        taken = ("rescore_from_embeddings", "scores", "key", "predictor", "model_path")
+        ignored = [
+            name for name, value in vars(args).items() if name not in taken and value != arguments.get_default(name)
+        ]
+        if ignored:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            arguments.error(
+                f"{options}: expected none of them with --rescore-from-embeddings, which takes no notice of it"
+            )
     if not args.rescore_from_embeddings and args.source is None:
         arguments.error("--source: expected the table with the rows to score, found none")
     return args

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -14,17 +14,54 @@ from importlib.util import find_spec
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import Column, DataFrame, DataFrameWriter, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType
+from pyspark.sql.types import (
+    ArrayType,
+    AtomicType,
+    BinaryType,
+    ByteType,
+    DataType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    ShortType,
+    StructType,
+    TimestampNTZType,
+)
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError, nearest
 from spark_aesthetic.files import home
 from spark_aesthetic.java import Py4JJavaError, first_line
 from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.sessions import statement
 
 _log = logging.getLogger("spark_aesthetic")
+
+# What Delta's type widening changes a type to.
+_WIDER: Mapping[type[DataType], Sequence[type[DataType]]] = {
+    ByteType: (ShortType, IntegerType, LongType),
+    ShortType: (IntegerType, LongType),
+    IntegerType: (LongType,),
+    FloatType: (DoubleType,),
+    DateType: (TimestampNTZType,),
+}
+
+# Delta takes these in the name of a column under column mapping alone.
+_UNUSUAL = set(" ,;{}()\n\t=")
+
+# One part of a name of the catalog.
+_PART = r"(?:\w+|`(?:[^`]|``)+`)"
+
+# The beginning of the names of all columns that this package adds to a plan.
+_ADDED = "_aesthetic_"
+
+# A table at a path as SQL names it, and what an address begins with.
+_BY_PATH, _SCHEME = re.compile(r"delta\.`((?:[^`]|``)+)`", re.IGNORECASE), re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 # As many embeddings are looked at to tell a wrong predictor from a few wrong rows.
 _SAMPLE_ROWS = 1000
@@ -44,6 +81,7 @@ class Source:
         size: Bytes of its files.
         files: How many those are.
         feed: Whether it has a change data feed.
+        append_only: Whether Delta refuses updates of its rows.
         partitions: Columns that are not in its files.
         plain: Whether each file's rows are the table's: no deletion vectors, and no other names for columns.
         version: The version that was current when the run began.
@@ -56,6 +94,7 @@ class Source:
     size: int
     files: int
     feed: bool
+    append_only: bool
     partitions: tuple[str, ...]
     plain: bool
     version: int
@@ -74,7 +113,21 @@ def identifier(table: str) -> str:
         >>> identifier("main.default.photos"), identifier("/data/photos"), identifier("s3://bucket/photos")
         ('main.default.photos', 'delta.`/data/photos`', 'delta.`s3://bucket/photos`')
     """
-    return f"delta.`{whole(table).replace('`', '``')}`" if "/" in table else table
+    path = path_of(table)
+    return table if path is None else f"delta.{quoted(path)}"
+
+
+def path_of(table: str) -> str | None:
+    """The path of a table that is named by it, as Delta takes it; None for a name of the catalog.
+
+    Examples:
+        >>> path_of("/data/photos/"), path_of("delta.`/data/photos`"), path_of("main.default.photos")
+        ('/data/photos', '/data/photos', None)
+    """
+    named = _BY_PATH.fullmatch(table)
+    if named is not None:
+        return whole(named[1].replace("``", "`"))
+    return whole(table) if "/" in table else None
 
 
 def whole(path: str) -> str:
@@ -82,7 +135,7 @@ def whole(path: str) -> str:
 
     Every other character stands for itself, also those of patterns.
     """
-    return path if ":" in path else os.path.abspath(home(path))  # noqa: PTH100 (Path.absolute would keep the "..")
+    return path if _SCHEME.match(path) else os.path.abspath(home(path))  # noqa: PTH100 (Path.absolute would keep the "..")
 
 
 def literal(path: str) -> str:
@@ -154,7 +207,7 @@ def open_source(spark: SparkSession, table: str, called: str = "source") -> Sour
     name, found = identifier(table), detail(spark, table)
     if found is None:
         hint = ""
-        if "/" not in table and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
+        if path_of(table) is None and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
             hint = " (names of earlier runs need a metastore: --conf spark.sql.catalogImplementation=hive)"
         raise TableError(f"{called} {table!r}: expected a Delta table, found none; check the name or path{hint}")
     version = current_version(spark, name)
@@ -168,15 +221,37 @@ def open_source(spark: SparkSession, table: str, called: str = "source") -> Sour
         plain=found.properties.get("delta.columnMapping.mode", "none").lower() == "none"
         # Not the property: vectors outlive its being switched off, and only DROP FEATURE tells that none are left.
         and "deletionVectors" not in found.tableFeatures,
-        feed=found.properties.get("delta.enableChangeDataFeed", "false").lower() == "true",
+        feed=_is_set(found, "delta.enableChangeDataFeed"),
+        append_only=_is_set(found, "delta.appendOnly"),
         version=version,
-        rows=spark.read.option("versionAsOf", version).table(name),
+        rows=read_table(spark, table, version),
     )
+
+
+def _is_set(found: Row, name: str) -> bool:
+    return str(found.properties.get(name, "false")).lower() == "true"
+
+
+def read_table(spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
+    """The rows of a Delta table as it is when they are read, or as it was at one of its versions."""
+    reader = spark.read if version is None else spark.read.option("versionAsOf", version)
+    # By its path and not as delta.`path`: the parser takes ${env:HOME} in a name for a variable.
+    path = path_of(table)
+    return reader.table(table) if path is None else reader.format("delta").load(path)
+
+
+def write_table(writer: DataFrameWriter, table: str) -> None:
+    """Write rows to a Delta table, by its name or its path."""
+    path = path_of(table)
+    if path is None:
+        writer.saveAsTable(table)
+    else:
+        writer.save(path)
 
 
 def current_version(spark: SparkSession, name: str) -> int:
     """The number of a table's newest version."""
-    version: int = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").select("version").collect()[0][0]
+    version: int = statement(spark, f"DESCRIBE HISTORY {name} LIMIT 1")[0].version
     return version
 
 
@@ -202,7 +277,7 @@ def detail(spark: SparkSession, table: str) -> Row | None:
         TableError: Something else is there, or the session cannot read Delta tables.
     """
     try:
-        found = spark.sql(f"DESCRIBE DETAIL {identifier(table)}").collect()[0]
+        found = statement(spark, f"DESCRIBE DETAIL {identifier(table)}")[0]
     # The second is how a file system says that it has no such scheme or grants no access.
     except (PySparkException, Py4JJavaError) as error:
         condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
@@ -244,13 +319,49 @@ def column_type(rows: DataFrame, column: str, option: str) -> DataType:
         raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, rows.columns)}") from error
 
 
+def column_path(rows: DataFrame, column: str) -> str:
+    """Give a column as `F.col` takes it: a field of a struct by its path, such as `image.bytes`.
+
+    A top-level column wins, whatever characters its name has, dots among them.
+    """
+    top = spelled(rows, column)
+    return quoted(top) if top in rows.columns else column
+
+
 def check_image_type(found: DataType, given: str) -> None:
-    """Raise TableError unless a column's type is that of bytes."""
+    """Check that a column holds bytes.
+
+    Args:
+        found: Its type.
+        given: The option and the column, as the caller wrote them: `--image-col photo`.
+
+    Raises:
+        TableError: Another type. For a struct the message names its fields that hold bytes.
+    """
+    # In the struct of Spark's image source `data` holds decoded pixels, not the bytes of a file.
+    inside = bytes_within(found) if isinstance(found, StructType) and "nChannels" not in found.names else []
+    if inside:
+        raise TableError(
+            f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; name its field "
+            f"{' or '.join(inside)}: {given}.{inside[0]}"
+        )
     if not isinstance(found, BinaryType):
         raise TableError(
             f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; read files with "
             "format binaryFile, decode base64 with unbase64; embeddings are scored as such, not as images"
         )
+
+
+def bytes_within(found: StructType) -> list[str]:
+    """List the paths of the fields that hold bytes, those of structs inside it too."""
+    paths = []
+    for field in found.fields:
+        name = field.name if re.fullmatch(r"\w+", field.name) else quoted(field.name)
+        if isinstance(field.dataType, BinaryType):
+            paths.append(name)
+        elif isinstance(field.dataType, StructType):
+            paths += [f"{name}.{path}" for path in bytes_within(field.dataType)]
+    return paths
 
 
 def is_vector(found: DataType, given: str) -> bool:
@@ -267,12 +378,7 @@ def is_vector(found: DataType, given: str) -> bool:
 
 def check_image_column(rows: DataFrame, column: str) -> None:
     """Raise TableError unless the column holds bytes."""
-    check_image_type(column_type(rows, quoted(column), "--image-col"), f"--image-col {column}")
-
-
-def embedding_path(rows: DataFrame, column: str) -> str:
-    """Where Spark finds a column of embeddings: one of the table, whatever is in its name, else a field of a struct."""
-    return quoted(column) if spelled(rows, column) in rows.columns else column
+    check_image_type(column_type(rows, column_path(rows, column), "--image-col"), f"--image-col {column}")
 
 
 def check_embedding_column(rows: DataFrame, column: str, dimension: int, predictor: Predictor) -> bool:
@@ -282,22 +388,33 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
         Whether they are ml Vectors.
 
     Raises:
-        TableError: Another type, or none of the first embeddings has the length that the head takes.
+        TableError: Another type, or no embedding has the length that the head takes.
     """
-    path = embedding_path(rows, column)
+    path = column_path(rows, column)
     vector = is_vector(column_type(rows, path, "--embedding-col"), f"--embedding-col {column}")
-    # The limit first: with nothing below it Delta reads no more files than it takes. A null vector is left out before
-    # vector_to_array, which raises on it.
     embedding = F.col("embedding")
+    # A null vector is left out before vector_to_array, which raises on it.
     known = rows.select(F.col(path).alias("embedding")).limit(_SAMPLE_ROWS).where(embedding.isNotNull())
-    lengths = known.select(F.size(vector_to_array(embedding) if vector else embedding).alias("length"))
-    counted = {row.length: row["count"] for row in lengths.groupBy("length").count().collect()}
-    if counted and dimension not in counted:
+    counted = {row.length: row["count"] for row in _lengths(known, vector).groupBy("length").count().collect()}
+    if not counted or dimension in counted:
+        return vector
+    found = f"expected {dimension} numbers for {predictor.name}, found {max(counted, key=counted.__getitem__)}"
+    # The first rows may be the wrong ones, so all are asked; Spark stops at the first that fits.
+    every = rows.select(F.col(path).alias("embedding")).where(embedding.isNotNull())
+    if _lengths(every, vector).where(F.col("length") == dimension).isEmpty():
         raise TableError(
-            f"--embedding-col {column}: expected {dimension} numbers for {predictor.name}, found "
-            f"{max(counted, key=counted.__getitem__)}; choose the --predictor whose backbone made the embeddings"
+            f"--embedding-col {column}: {found}; choose the --predictor whose backbone made the embeddings"
         )
+    _log.warning(
+        "--embedding-col %s: %s in the first %d rows; rows of another length get a reason and no score",
+        column, found, sum(counted.values()),
+    )  # fmt: skip
     return vector
+
+
+def _lengths(rows: DataFrame, vector: bool) -> DataFrame:
+    embedding = F.col("embedding")
+    return rows.select(F.size(vector_to_array(embedding) if vector else embedding).alias("length"))
 
 
 def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -323,6 +440,22 @@ def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[st
             raise TableError(f"--key: no column {column!r} in the table: {nearest(column, rows.columns)}")
         if column.lower() in reserved:
             raise TableError(f"--key: expected a column of your own, found {column!r}, which the job writes; rename it")
+        check_own_name(column, "--key")
+        found = column_type(rows, quoted(column), "--key")
+        if not isinstance(found, AtomicType):
+            raise TableError(
+                f"--key: expected columns of simple types, which identify a row, found {column!r} of type "
+                f"{found.simpleString()}. Take fields of it as columns, or a hash of it"
+            )
+
+
+def check_own_name(column: str, option: str) -> None:
+    """Raise TableError for a column that is called as those which this package adds to its plans."""
+    if column.lower().startswith(_ADDED):
+        raise TableError(
+            f"{option}: expected a name that does not begin with {_ADDED}, as those of the columns do that the job "
+            f"adds, found {column!r}. Rename it"
+        )
 
 
 def has_null(key: Sequence[str]) -> Column:
@@ -330,16 +463,20 @@ def has_null(key: Sequence[str]) -> Column:
     return reduce(Column.__or__, [F.col(quoted(column)).isNull() for column in key])
 
 
-def check_key_values(rows: DataFrame, key: Sequence[str]) -> None:
+def check_key_values(rows: DataFrame, key: Sequence[str], *, beside: Sequence[str] = ()) -> None:
     """Check that the key columns identify a row each, reading only them.
+
+    Args:
+        rows: The table.
+        key: The key columns.
+        beside: Columns that identify a row together with the key.
 
     Raises:
         TableError: There are nulls or duplicates.
     """
     named = ", ".join(key)
-    # A name that no key column has.
-    size = "__rows"
-    groups = rows.groupBy(*[F.col(quoted(column)) for column in key]).agg(F.count(F.lit(1)).alias(size))
+    size = "_aesthetic_rows"
+    groups = rows.groupBy(*[F.col(quoted(column)) for column in (*key, *beside)]).agg(F.count(F.lit(1)).alias(size))
     found = groups.agg(
         F.coalesce(F.sum(size), F.lit(0)).alias("rows"),
         F.coalesce(F.sum(F.when(has_null(key), F.col(size))), F.lit(0)).alias("null_rows"),
@@ -371,6 +508,13 @@ def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *,
         there = found.get(name.lower())
         if there is None and name not in required:
             continue
+        if there is not None and _widens(there, data_type):
+            raise TableError(
+                f"table {table!r}, column {name}: expected {data_type.simpleString()}, which the source has now, found "
+                f"{there.simpleString()}. Run ALTER TABLE {identifier(table)} SET TBLPROPERTIES "
+                f"('delta.enableTypeWidening' = 'true'), then ALTER TABLE {identifier(table)} "
+                f"ALTER COLUMN {quoted(name)} TYPE {data_type.simpleString()}"
+            )
         if there != data_type:
             raise TableError(
                 f"table {table!r}, column {name}: expected {data_type.simpleString()}, "
@@ -378,16 +522,81 @@ def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *,
             )
 
 
+def _widens(there: DataType, wanted: DataType) -> bool:
+    """Whether Delta can change a column to a type that holds all of its values."""
+    if isinstance(there, DecimalType) and isinstance(wanted, DecimalType):
+        more = wanted.scale - there.scale
+        return there != wanted and more >= 0 and wanted.precision - there.precision >= more
+    return type(wanted) in _WIDER.get(type(there), ())
+
+
+def unusual(names: Iterable[str]) -> bool:
+    """Whether a table needs Delta's column mapping to have columns of these names."""
+    return any(_UNUSUAL & set(name) for name in names)
+
+
+def check_names(found: Row, names: Sequence[str], option: str) -> None:
+    """Raise TableError unless columns of these names can be added to a table that Delta has described."""
+    if unusual(names) and str(found.properties.get("delta.columnMapping.mode", "none")).lower() == "none":
+        raise TableError(
+            f"{option}: expected a table with column mapping, which a column such as {names[0]!r} needs, found one "
+            "without. ALTER TABLE … SET TBLPROPERTIES ('delta.columnMapping.mode' = 'name'), or choose another table"
+        )
+
+
+def check_updates(found: Row, option: str, remedy: str) -> None:
+    """Raise TableError if Delta refuses updates of a table that it has described."""
+    if _is_set(found, "delta.appendOnly"):
+        raise TableError(
+            f"{option}: expected a table whose rows can be updated, found the property delta.appendOnly = true. Unset "
+            f"it, or {remedy}"
+        )
+
+
+def name_parts(name: str) -> list[str] | None:
+    """The parts of a name of the catalog, without their backquotes; None if it is no such name.
+
+    Examples:
+        >>> name_parts("main.default.photos"), name_parts("`a.b`.`c``d`"), name_parts("a b")
+        (['main', 'default', 'photos'], ['a.b', 'c`d'], None)
+    """
+    if re.fullmatch(rf"{_PART}(\.{_PART})*", name) is None:
+        return None
+    return [part[1:-1].replace("``", "`") if part[0] == "`" else part for part in re.findall(_PART, name)]
+
+
+def check_schema(spark: SparkSession, table: str, option: str) -> None:
+    """Raise TableError unless a table that is yet to be made can go by its name."""
+    if path_of(table) is not None:
+        return
+    parts = name_parts(table)
+    if parts is None:
+        raise TableError(
+            f"{option}: expected a name or a path with a slash, found {table!r}. Put other characters than letters, "
+            "digits and _ between backquotes"
+        )
+    schema = ".".join(map(quoted, parts[:-1]))
+    with reaching(option):
+        if schema and not spark.catalog.databaseExists(schema):
+            raise TableError(f"{option}: expected a schema that exists, found no {schema}. CREATE SCHEMA {schema}")
+    # Spark's own catalog takes no other names, and would say so after all the work.
+    catalog = parts[0] if len(parts) > 2 else spark.catalog.currentCatalog()
+    if catalog == "spark_catalog" and re.fullmatch(r"\w+", parts[-1], re.ASCII) is None:
+        raise TableError(
+            f"{option}: expected ASCII letters, digits and _ alone in a name of Spark's own catalog, found "
+            f"{parts[-1]!r}. Rename it"
+        )
+
+
 def check_view(spark: SparkSession, view: str) -> None:
     """Raise TableError unless a view can go by this name."""
-    try:
-        taken = spark.catalog.tableExists(view) and spark.catalog.getTable(view).tableType != "VIEW"
-    except PySparkException as error:
+    if name_parts(view) is None:
         raise TableError(
             f"--view: expected a name for a view, found {view!r}; put other characters than letters, digits and _ "
             "between backquotes, and a schema that is there before it"
-        ) from error
-    if taken:
+        )
+    check_schema(spark, view, "--view")
+    if spark.catalog.tableExists(view) and spark.catalog.getTable(view).tableType != "VIEW":
         raise TableError(f"--view: expected a free name or that of a view, found the table {view!r}; choose another")
 
 

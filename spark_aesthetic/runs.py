@@ -18,38 +18,29 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.utils import is_remote
 
-from spark_aesthetic import preflight
+from spark_aesthetic import ledger, preflight
+from spark_aesthetic.commits import Commit, logged, merge_into
+from spark_aesthetic.disturbances import checked_until, read_until, restored_to, taken_away
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.java import Py4JJavaError
+from spark_aesthetic.ledger import Progress
 from spark_aesthetic.preflight import quoted
 from spark_aesthetic.progress import ProgressListener
-from spark_aesthetic.scores import (
-    ERROR,
-    Commit,
-    Progress,
-    forget_progress,
-    history,
-    load_progress,
-    merge_into,
-    same_key,
-    save_progress,
-)
-from spark_aesthetic.stream import Chunks, explained, wait
+from spark_aesthetic.scores import ERROR, MODEL, SCORED_AT, same_key
+from spark_aesthetic.sessions import text_literal
+from spark_aesthetic.stream import Chunks, raise_explained, wait
 
 _log = logging.getLogger("spark_aesthetic")
 
 # In the folder of the table that scores go to; Delta leaves alone what begins with an underscore.
 FOLDER = "_spark_aesthetic"
 
+# As far back the history of the scores is read at first; Delta reads a file for each commit.
+_LAST_COMMITS = 50
+
 # So often a run in place begins again where the source was updated meanwhile.
 _ATTEMPTS = 3
-
-# What happens to a table without a row becoming another.
-_HARMLESS = (
-    "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UNSET TBLPROPERTIES", "ADD COLUMNS", "CLUSTER BY",
-    "CHANGE COLUMN", "COMPUTE STATS",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +56,7 @@ class Run:
         rows_read: Rows of the source when the run began.
         every: Interval of a run without end, or None.
         backbone: What the embeddings of the model depend on.
+        shared_keys: Equal keys mean the same image in all sources of the scores table.
         progress_file: Where progress is shown.
     """
 
@@ -76,6 +68,7 @@ class Run:
     rows_read: int
     every: str | None
     backbone: str
+    shared_keys: bool
     progress_file: TextIO | None
 
     def count_unscored(self, *, retry_failed: bool) -> int:
@@ -84,46 +77,73 @@ class Run:
         if self.chunks.where is not None:
             return rows.where(self.chunks.where).count()
         if not preflight.is_delta(spark, target.table):
-            return rows.count()
+            return self.rows_read
         known = target.rows(spark)
         if retry_failed:
             known = known.where(F.col(ERROR).isNull())
         keys = list(target.key)
         return rows.select(*map(quoted, keys)).join(known.select(*map(quoted, keys)), keys, "left_anti").count()
 
-    def beside(self, *, reconcile: bool, version_col: str | None, retry_failed: bool) -> None:
+    def beside(self, *, reconcile: bool, version_col: str | None, retry_failed: bool) -> int | None:
         """Bring a scores table up to date with the source.
+
+        Returns:
+            Rows of the source that this run found with a score or a reason, and left alone; None for a run that was
+            told to end.
 
         Raises:
             TableError: The source has changed in a way that it does not tell, or another run is at work.
         """
+        spark, source, target = self.spark, self.chunks.source, self.chunks.target
         try:
-            folder = self._checkpoints(self.chunks.target.make(self.spark))
+            folder = self._checkpoints(target.make(spark, ledger.described(source, target.key)))
+            ledger.register(spark, target.table, source, target.key, shared_keys=self.shared_keys)
+            taken = self._look_back(may_compare=reconcile and version_col is not None)
             if reconcile:
                 self._reconcile(folder, version_col)
             else:
                 self._check_compared()
             if retry_failed:
                 self._retry()
+            if self.every is not None and taken is not None:
+                self._score_missing()
             self._stream(folder)
+            if self.every is not None or self.chunks.stopping():
+                return None
+            skipped, missing = self._count_left()
+            if taken is not None or missing:
+                self._score_missing()
+                skipped, missing = self._count_left()
+            if missing:
+                _log.warning("%s: %d rows have neither a score nor a reason", source.identifier, missing)
+            if taken is not None:
+                self._note_checked(taken)
         # The second is how Delta's conflicts arrive that have no condition of their own.
         except (PySparkException, Py4JJavaError) as error:
-            raise explained(error, self.chunks) from error
+            raise_explained(error, self.chunks)
+        return skipped
 
-    def in_place(self) -> int:
+    def in_place(self) -> tuple[int, int]:
         """Bring the source's own columns up to date.
 
         Returns:
-            Bytes of the files that hold rows to be scored, which the commit rewrites.
+            Bytes of the files that hold rows to be scored, which the commit rewrites, and rows that were left alone.
 
         Raises:
             TableError: The source is updated faster than it is scored, or another run is at work.
         """
         todo = self._todo()
-        files = todo.select("_metadata.file_path", "_metadata.file_size").distinct()
-        size = int(files.agg(F.coalesce(F.sum("file_size"), F.lit(0))).collect()[0][0])
+        metadata = todo.metadataColumn("_metadata")
+        files = todo.select(
+            metadata["file_path"].alias("path"), metadata["file_size"].alias("size"), F.lit(1).alias("n")
+        )
+        by_file = files.groupBy("path", "size").agg(F.sum("n").alias("rows"))
+        found = by_file.agg(
+            F.coalesce(F.sum("size"), F.lit(0)).alias("size"), F.coalesce(F.sum("rows"), F.lit(0)).alias("rows")
+        ).collect()[0]
+        size, skipped = int(found["size"]), self.rows_read - int(found["rows"])
         if size == 0:
-            return 0
+            return 0, skipped
         _log.info(
             "%s: the commit will rewrite %.1f MB of files in place; a scores table (--scores) rewrites none, and suits "
             "tables of images", self.chunks.source.identifier, size / 1e6,
@@ -133,14 +153,14 @@ class Run:
         try:
             for _ in range(_ATTEMPTS):
                 if self._score_directly() if directly else self._score_staged():
-                    return size
+                    return size, skipped
                 _log.warning(
                     "%s: rows were updated or deleted meanwhile; scoring begins again", self.chunks.source.identifier
                 )
                 self.chunks.forget_counts()
                 self.chunks.source = preflight.open_source(self.spark, self.chunks.source.table)
         except (PySparkException, Py4JJavaError) as error:
-            raise explained(error, self.chunks) from error
+            raise_explained(error, self.chunks)
         raise TableError(
             f"source {self.chunks.source.identifier}: expected no updates while it is scored in place, found some in "
             f"each of {_ATTEMPTS} attempts; pause them, or score into a table of its own (--scores)"
@@ -163,7 +183,7 @@ class Run:
     def _score_staged(self) -> bool:
         """Score chunk by chunk beside the source, then commit; whether the source allowed it."""
         spark, source, target = self.spark, self.chunks.source, self.chunks.target
-        folder = self._checkpoints(target.make(spark))
+        folder = self._checkpoints(target.make(spark, ledger.described(source, target.key)))
         try:
             version = preflight.current_version(spark, source.identifier)
             self._stream(folder)
@@ -181,19 +201,101 @@ class Run:
 
         Asked right before a MERGE, which reads the newest version: what comes after its beginning is a conflict.
         """
-        source = self.chunks.source.identifier
-        commits = self.spark.sql(f"DESCRIBE HISTORY {source}").where(F.col("version") > version)
-        appended = F.coalesce(F.col("isBlindAppend"), F.lit(False)) | (
-            (F.col("operation") == "WRITE") & F.coalesce(F.col("operationParameters.mode") == "Append", F.lit(False))
-        )
-        found = commits.agg(
-            F.count(F.lit(1)).alias("told"),
-            F.count_if(~appended & ~F.col("operation").isin(*_HARMLESS)).alias("others"),
-            F.max("version").alias("newest"),
-        ).collect()[0]
+        commits = logged(self.spark, self.chunks.source.identifier, since=version)
         # Delta forgets its oldest commits after a while.
-        newest = preflight.current_version(self.spark, source) if found.newest is None else found.newest
-        return int(found.others) == 0 and int(found.told) == max(int(newest) - version, 0)
+        is_whole = len(commits) == (commits[0].version if commits else self._current_version()) - version
+        return is_whole and all(commit.adds_only for commit in commits)
+
+    def _current_version(self) -> int:
+        return preflight.current_version(self.spark, self.chunks.source.identifier)
+
+    def _look_back(self, *, may_compare: bool) -> int | None:
+        """Look whether others took scores away since the last run, and go back to where they were restored to.
+
+        Args:
+            may_compare: The run compares versions anyway.
+
+        Returns:
+            The version of the scores table that was looked at, if scores may be missing there; None if not.
+
+        Raises:
+            SourceChangedError: The scores were restored, and nothing tells which rows of the source were updated since.
+        """
+        source, target, progress = self.chunks.source, self.chunks.target, self._known()
+        commits = logged(self.spark, target.identifier, last=_LAST_COMMITS)
+        if progress is None:
+            # The model has no scores of this source that could be missing.
+            self.chunks.info["checked"] = commits[0].version
+            return None
+        since = checked_until(commits, target.model, source.id, progress.checked)
+        if since is None or commits[-1].version > since + 1:
+            commits = logged(self.spark, target.identifier, since=-1 if since is None else since)
+            since = checked_until(commits, target.model, source.id, progress.checked)
+        taken = taken_away(commits, 0 if since is None else since)
+        self.chunks.info["checked"] = since if taken else commits[0].version
+        if not taken:
+            return None
+        _log.warning(
+            "%s: other writers may have taken scores away (%s); the rows whose scores are missing are scored again",
+            target.identifier, ", ".join(f"{commit.operation} in version {commit.version}" for commit in taken[::-1]),
+        )  # fmt: skip
+        version = restored_to(taken)
+        if version is not None:
+            self._go_back(version, progress, may_compare=may_compare)
+        return commits[0].version
+
+    def _go_back(self, version: int, progress: Progress, *, may_compare: bool) -> None:
+        """Read the source again from where the scores that were restored ended.
+
+        Rows that were updated since then have the scores of their old images again, which no key tells.
+        """
+        source, target = self.chunks.source, self.chunks.target
+        until = read_until(logged(self.spark, target.identifier), target.model, source.id, version)
+        if progress.feed:
+            self._begin(None if until is None else until + 1, feed=True)
+        elif not may_compare and not self._is_current(until):
+            raise SourceChangedError(
+                f"scores {target.table!r}: expected scores that nobody restored to an older version, found RESTORE and "
+                f"a source whose rows were updated or deleted since its version {until}. Run once with --reconcile and "
+                "--version-col, a column that differs where the image does, or delete the scores of this model, which "
+                "scores all rows again"
+            )
+
+    def _is_current(self, until: int | None) -> bool:
+        """Whether no score can be that of an older image, if the source was read until one of its versions."""
+        if until is None or self._only_grown_since(until):
+            return True
+        return self.chunks.target.rows(self.spark).isEmpty()
+
+    def _count_left(self) -> tuple[int, int]:
+        """Rows of the source that had their score before this run, and rows that have none after it."""
+        source, target, times = self.chunks.source, self.chunks.target, self.chunks.times
+        is_new = F.col(SCORED_AT).isin(*times) if times else F.lit(False)
+        rows = target.rows(self.spark)
+        if not ledger.load(self.spark, target.table).others(source):
+            counts = rows.agg(F.count_if(~is_new).alias("old"), F.count(F.lit(1)).alias("all")).collect()[0]
+            return counts.old, max(self.rows_read - counts.all, 0)
+        # Other sources have rows there too, so only the keys tell which are this one's.
+        key = list(target.key)
+        there = rows.select(*map(quoted, key), is_new.alias("_aesthetic_new"))
+        joined = source.rows.select(*map(quoted, key)).join(there, key, "left")
+        counts = joined.agg(
+            F.count_if(~F.col("_aesthetic_new")).alias("old"),
+            F.count_if(F.col("_aesthetic_new").isNull()).alias("missing"),
+        ).collect()[0]
+        return counts.old, counts.missing
+
+    def _score_missing(self) -> None:
+        """Score the rows that have neither a score nor a reason."""
+        key = list(self.chunks.target.key)
+        keys = self.chunks.source.rows.select(*map(quoted, key))
+        self._score_keys(keys.join(self.chunks.target.keys(self.spark), key, "left_anti"), self._commit())
+
+    def _note_checked(self, version: int) -> None:
+        progress = self._known()
+        if progress is not None:
+            noted = {self.chunks.source.id: replace(progress, checked=version)}
+            ledger.save_progress(self.spark, self.chunks.target, noted)
 
     def _stream(self, folder: str) -> None:
         """Score chunk after chunk until nothing is left, or for ever."""
@@ -251,7 +353,7 @@ class Run:
 
     def _waits_for(self, version: int) -> bool:
         """Whether a version is still to come, which Delta's source refuses to begin at."""
-        while preflight.current_version(self.spark, self.chunks.source.identifier) < version:
+        while self._current_version() < version:
             if self.every is None or self.chunks.stopping():
                 return True
             time.sleep(1)
@@ -261,7 +363,7 @@ class Run:
         """Where to go on; another beginning where there is nothing to go on from. None is that nothing is to be done.
 
         Raises:
-            SourceChangedError: Of what has been read there is nothing left that tells which rows are others since then.
+            SourceChangedError: Nothing records which rows have changed since the last run.
         """
         source, target = self.chunks.source, self.chunks.target
         progress = self._known()
@@ -291,12 +393,15 @@ class Run:
         return self._begin(None)
 
     def _known(self) -> Progress | None:
-        return load_progress(self.spark, self.chunks.target).get(self.chunks.source.id)
+        return self._all_known().get(self.chunks.source.id)
+
+    def _all_known(self) -> dict[str, Progress]:
+        return ledger.load(self.spark, self.chunks.target.table).of_model(self.chunks.target.model)
 
     def _replaced(self) -> list[str]:
         """The ids of earlier tables in the source's place."""
         source = self.chunks.source
-        known = load_progress(self.spark, self.chunks.target).items()
+        known = self._all_known().items()
         return [name for name, progress in known if progress.location == source.location and name != source.id]
 
     def _read_until(self) -> int | None:
@@ -306,12 +411,9 @@ class Run:
             SourceChangedError: The history is not whole, and has no chunk.
         """
         source, target = self.chunks.source, self.chunks.target
-        chunks = history(self.spark, target.table).where(
-            (F.col("model") == target.model) & (F.col("source_id") == source.id) & F.col("chunk").isNotNull()
-        )
-        version: int | None = chunks.agg(F.max("source_version")).collect()[0][0]
-        oldest = self.spark.sql(f"DESCRIBE HISTORY {target.identifier}").agg(F.min("version")).collect()[0][0]
-        if version is None and oldest > 0:
+        commits = logged(self.spark, target.identifier)
+        version = read_until(commits, target.model, source.id)
+        if version is None and commits[-1].version > 0:
             raise SourceChangedError(
                 f"scores {target.table!r}: expected a checkpoint, or a history that tells how far {source.identifier} "
                 "was read, found neither; run once with --reconcile"
@@ -333,14 +435,17 @@ class Run:
             backbone=self.backbone,
             location=source.location,
             comparing=comparing,
+            checked=None if before is None else before.checked,
         )
-        save_progress(self.spark, self.chunks.target, {source.id: progress})
+        target = self.chunks.target
+        ended = ledger.ended_beginnings(self.spark, target, but=source.id)
+        ledger.save_progress(self.spark, target, {**ended, source.id: progress})
         return progress
 
     def _checkpoints(self, location: str) -> str:
         """The folder of all checkpoints."""
         if self.folder is not None:
-            return self.folder.rstrip("/")
+            return preflight.whole(self.folder).rstrip("/")
         if "__unitystorage" in location:
             raise TableError(
                 f"scores {self.chunks.target.table!r}: expected --checkpoint, a folder such as /Volumes/…, for a "
@@ -351,7 +456,7 @@ class Run:
     def _has_begun(self, checkpoint: str) -> bool:
         """Whether the checkpoint is still there."""
         try:
-            return not self.spark.read.text(f"{checkpoint}/metadata").isEmpty()
+            return not self.spark.read.text(preflight.literal(f"{checkpoint}/metadata")).isEmpty()
         except AnalysisException as error:
             if error.getCondition() == "PATH_NOT_FOUND":
                 return False
@@ -377,7 +482,7 @@ class Run:
             self._begin(None, comparing=True)
         replaced = self._replaced()
         if replaced:
-            forget_progress(spark, target, replaced)
+            ledger.forget_sources(spark, target, replaced)
             if version_col is None:
                 _log.warning(
                     "%s: the table was made anew since the last run; rows whose keys it had before keep their scores, "
@@ -390,12 +495,11 @@ class Run:
         if version_col is not None:
             wanted = wanted.union(self._changed(there, known, version_col))
         gone = target.keys(spark).join(keys, key, "left_anti")
-        elsewhere = sorted(load_progress(spark, target).keys() - {source.id})
-        if elsewhere:
+        others = ledger.load(spark, target.table).others(source)
+        if others:
             _log.warning(
-                "%s: other sources have scores here too, so none is dropped; of one that is no more, ALTER TABLE … "
-                "UNSET TBLPROPERTIES (%s)", target.identifier,
-                ", ".join(f"'spark_aesthetic.{target.model}/{name}'" for name in elsewhere),
+                "%s: the scores of rows that are gone from %s are kept, because %s has scores here too",
+                target.identifier, source.identifier, " and ".join(other.table for other in others),
             )  # fmt: skip
             gone = gone.limit(0)
         commit = self._commit()
@@ -412,7 +516,7 @@ class Run:
         if not followed:
             self._begin(source.version + 1)
         elif progress is not None and progress.comparing:
-            save_progress(spark, target, {source.id: replace(progress, comparing=False)})
+            ledger.save_progress(spark, target, {source.id: replace(progress, comparing=False)})
 
     def _follow(self, folder: str) -> bool:
         """First take over what the feed tells of updates, which keys do not; whether it could be read."""
@@ -436,24 +540,24 @@ class Run:
 
     def _changed(self, there: DataFrame, known: DataFrame, version_col: str) -> DataFrame:
         """Keys of rows whose version is another one than that of their score."""
-        key, version = self.chunks.target.key, quoted(version_col)
-        changed = f"scored.{version} IS NOT NULL AND NOT source.{version} <=> scored.{version}"
-        both = there.alias("source").join(
-            known.alias("scored"), F.expr(f"{same_key(key, 'source')} AND {changed}"), "left_semi"
-        )
-        return both.select(*map(quoted, key))
+        key, version = list(self.chunks.target.key), quoted(version_col)
+        before = known.select(*map(quoted, key), F.col(version).alias("_aesthetic_before"))
+        before = before.where(F.col("_aesthetic_before").isNotNull())
+        both = there.select(*map(quoted, key), F.col(version).alias("_aesthetic_now")).join(before, key)
+        changed = ~F.col("_aesthetic_now").eqNullSafe(F.col("_aesthetic_before"))
+        return both.where(changed).select(*map(quoted, key))
 
     def _fill_in(self, there: DataFrame, version_col: str) -> None:
         """Note the version of rows that were scored without it: from now on they can be compared."""
         target, name = self.chunks.target, quoted(version_col)
-        if target.rows(self.spark).where(f"{name} IS NULL").isEmpty():
+        if target.rows(self.spark).where(F.col(name).isNull()).isEmpty():
             return
         clauses = (
-            f"ON {same_key(target.key, 'target')} AND target.aesthetic_model = '{target.model}' "
+            f"ON {same_key(target.key, 'target')} AND target.{MODEL} = {text_literal(target.model)} "
             f"AND target.{name} IS NULL AND scored.{name} IS NOT NULL "
             f"WHEN MATCHED THEN UPDATE SET {name} = scored.{name}"
         )
-        merge_into(self.spark, target.identifier, there, clauses, Commit(info="{}"))
+        merge_into(self.spark, target.identifier, there, clauses, self._commit())
 
     def _retry(self) -> None:
         """Score the rows again that have failed."""
@@ -486,5 +590,7 @@ class Run:
     def _forget(self) -> None:
         """Empty the staged table of this model; the next run begins anew."""
         target = self.chunks.target
-        forget_progress(self.spark, target, load_progress(self.spark, target))
-        self.spark.sql(f"DELETE FROM {target.identifier} WHERE aesthetic_model = '{target.model}'")
+        ledger.forget_sources(self.spark, target, self._all_known())
+        model = self.spark.createDataFrame([(target.model,)], f"{MODEL} string")
+        clauses = f"ON target.{MODEL} = scored.{MODEL} WHEN MATCHED THEN DELETE"
+        merge_into(self.spark, target.identifier, model, clauses, self._commit())

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from typing import NoReturn
 
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
@@ -25,40 +26,35 @@ from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import errors, preflight
+from spark_aesthetic.commits import ATTEMPTS, Commit, committed, is_conflict, logged, merge_into, scored_at
 from spark_aesthetic.errors import AestheticError, SourceChangedError, TableError
+from spark_aesthetic.ledger import Ledger, Progress, load, save_progress
 from spark_aesthetic.preflight import Source, quoted
 from spark_aesthetic.progress import Tasks
 from spark_aesthetic.scores import (
-    ATTEMPTS,
+    CHANGED,
+    DELETED,
     EMBEDDING,
     ERROR,
     MODEL,
     SCORE,
     SCORED_AT,
     TYPES,
-    Commit,
-    Progress,
     Target,
     add_columns,
-    committed,
-    history,
-    is_conflict,
-    load_progress,
-    merge_into,
     same_key,
-    save_progress,
-    settings,
 )
 from spark_aesthetic.worker import STAGES
-
-# Spark's; see where it is set.
-_ONE_RUN = "spark.sql.streaming.stopActiveRunOnRestart"
 
 # Spark gives that process ten seconds, whatever its settings: too few on a busy machine. Nothing has begun by then.
 _SLOW, _STARTS = "Python worker failed to connect back", 3
 
-# What the change data feed says of a row; other sources are read as nothing but inserts.
-_CHANGE, _VERSION = "_change_type", "_commit_version"
+# What the change data feed says of a row, by the name that it gets here; other sources are read as inserts alone.
+_CHANGE, _VERSION = "_aesthetic_change", "_aesthetic_version"
+_FEED = {"_change_type": _CHANGE, "_commit_version": _VERSION}
+
+# What comes of a row, and steps on the way from the changes of a key to its last row.
+_SCORED, _COPIES, _ROW, _LAST = "_aesthetic_scored", "_aesthetic_copies", "_aesthetic_row", "_aesthetic_last"
 
 
 class Stopped(Exception):  # noqa: N818 (nothing is wrong)
@@ -95,6 +91,7 @@ class Chunks:
         stopping: Asked before each chunk whether to end.
         progress: Of the stream at work, which no other run may have replaced.
         known: Rows that the model had when the stream's first chunk began; None before that.
+        times: When its commits began to be scored, which is what their rows have in `aesthetic_scored_at`.
         rows: Rows that this run has scored or failed on.
         failed: The latter by their reason.
         dropped: Scores that this run has dropped.
@@ -113,6 +110,7 @@ class Chunks:
     stopping: Callable[[], bool]
     progress: Progress | None = None
     known: int | None = None
+    times: list[datetime] = field(default_factory=list)
     rows: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
@@ -135,19 +133,17 @@ class Chunks:
             reader = reader.option("readChangeFeed", "true")
         if progress.starting_version is not None:
             reader = reader.option("startingVersion", str(progress.starting_version))
-        table = self.source.table
-        rows = reader.load(preflight.whole(table)) if "/" in table else reader.table(table)
+        path = preflight.path_of(self.source.table)
+        rows = reader.table(self.source.table) if path is None else reader.load(path)
         if self.where is not None:
             rows = rows.where(self.where)
-        change = [_CHANGE, _VERSION] if progress.feed else []
+        change = [F.col(name).alias(own) for name, own in _FEED.items()] if progress.feed else []
         rows = rows.select(*map(quoted, self.inputs), *change)
         self.progress, self.known = progress, None
         write = self._written_elsewhere(checkpoint) if is_remote() else self._written_here(checkpoint)
         writer = rows.writeStream.foreachBatch(write).option("checkpointLocation", checkpoint)
-        # Else a second run in the same JVM would end the first one, which would take that for its own end.
-        with settings(spark, {_ONE_RUN: "false"}):
-            triggered = writer.trigger(availableNow=True) if every is None else writer.trigger(processingTime=every)
-            return started(triggered.start)
+        triggered = writer.trigger(availableNow=True) if every is None else writer.trigger(processingTime=every)
+        return started(triggered.start)
 
     def _written_here(self, checkpoint: str) -> Callable[[DataFrame, int], None]:
         def write(batch: DataFrame, number: int) -> None:
@@ -179,12 +175,16 @@ class Chunks:
     def count_committed(self, spark: SparkSession, since: int) -> None:
         """Count what the commits of the scores table after one of its versions tell of this run's chunks."""
         assert self.progress is not None, "asked while a stream is at work"
-        told = (F.col("version") > since) & (F.col("checkpoint") == self.progress.checkpoint)
-        commits = history(spark, self.target.table).where(told & F.col("chunk").isNotNull()).collect()
+        checkpoint = self.progress.checkpoint
+        commits = [
+            commit for commit in logged(spark, self.target.identifier, since=since)
+            if commit.told.get("checkpoint") == checkpoint and commit.told.get("chunk") is not None
+        ]  # fmt: skip
         self.written += len(commits)
         self.rows += sum(commit.rows_written for commit in commits)
-        self.dropped += sum(commit.rows_deleted for commit in commits)
-        times = {commit.scored_at for commit in commits}
+        self.dropped += sum(commit.metric("numTargetRowsDeleted") for commit in commits)
+        times = [time for time in map(scored_at, commits) if time is not None]
+        self.times += times
         if times:
             self._count_reasons(self.target.rows(spark).where(F.col(SCORED_AT).isin(*times)), ERROR)
 
@@ -194,7 +194,10 @@ class Chunks:
         Raises:
             TableError: Another run has begun anew.
         """
-        current = load_progress(spark, self.target).get(self.source.id)
+        return self._alone(load(spark, self.target.table))
+
+    def _alone(self, ledger: Ledger) -> Progress:
+        current = ledger.progress.get((self.target.model, self.source.id))
         if current is None or self.progress is None or current.checkpoint != self.progress.checkpoint:
             raise TableError(
                 f"scores {self.target.table!r}: expected this run alone to write {self.target.model}, found that "
@@ -205,7 +208,8 @@ class Chunks:
     def _write_chunk(self, batch: DataFrame, number: int, checkpoint: str) -> None:
         spark = batch.sparkSession
         preflight.describe(spark, f"spark-aesthetic: chunk {number} of {self.source.identifier}")
-        progress = self.check_alone(spark)
+        ledger = load(spark, self.target.table)
+        progress = self._alone(ledger)
         first = self.known is None
         version, initial = _offset(spark, checkpoint, number, progress)
         now = datetime.now(timezone.utc)
@@ -223,16 +227,22 @@ class Chunks:
             # Committed by a run that was killed before it could note that: Delta would drop it after all the work.
             if self.known > 0 and self.target.has(spark, progress.checkpoint, number):
                 return
-            if number == 0 and self.known == 0:
+            # Rows of several sources may have equal keys, so each chunk of theirs looks its keys up.
+            if number == 0 and self.known == 0 and not ledger.others(self.source):
                 progress = replace(progress, began_empty=True)
                 save_progress(spark, self.target, {self.source.id: progress})
+                # Another source that came in before this was saved does not know of it.
+                if load(spark, self.target.table).others(self.source):
+                    progress = replace(progress, began_empty=False)
+                    save_progress(spark, self.target, {self.source.id: progress})
         if not initial:
             self.merge(spark, batch, commit, now)
         elif progress.began_empty:
             self._append(spark, batch, commit, now, progress)
         else:
             keys = self.target.keys(spark)
-            self._append(spark, preflight.without(batch, keys, self.target.key, keys.count()), commit, now, progress)
+            # Merged, not appended: of two runs that add one key at the same time, Delta lets an append pass.
+            self.merge(spark, preflight.without(batch, keys, self.target.key, keys.count()), commit, now)
 
     def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime, progress: Progress) -> None:
         """Score rows whose keys are new."""
@@ -241,16 +251,21 @@ class Chunks:
             if self.check_alone(spark) != progress:
                 raise TableError(
                     f"scores {self.target.table!r}: expected this run alone to add rows of {self.target.model}, found "
-                    "that its scores were made from embeddings meanwhile; nothing is lost: run again"
+                    "that another one has added some; no row was lost or written twice. Run again"
                 )
 
         with self._kept(rows) as (kept, counts):
             made = self._made(kept, now)
             committed(lambda: self.target.append(made, commit), still_new)
-            self.written += 1
+            self._note(now)
             self.rows += counts.rows
             if counts.failed:
-                self._count_reasons(kept, "scored.error")
+                self._count_reasons(kept, f"{_SCORED}.error")
+
+    def _note(self, now: datetime) -> None:
+        """Count a commit."""
+        self.written += 1
+        self.times.append(now)
 
     @contextmanager
     def _kept(self, rows: DataFrame, *also: str) -> Iterator[tuple[DataFrame, Row]]:
@@ -269,8 +284,8 @@ class Chunks:
 
         Args:
             spark: The session.
-            rows: The columns of `inputs` and, of changes, `_change_type` and `_commit_version` as in a change data
-                feed. Without those a key that is there stays as it is.
+            rows: The columns of `inputs` and, for changes, `_CHANGE` and `_VERSION` as a change data feed has them.
+                Without those, rows that exist already are left alone.
             commit: What the commit says of itself.
             now: The time that the rows get; None is that of the clock.
         """
@@ -278,7 +293,7 @@ class Chunks:
         has_changes = _CHANGE in rows.columns
         if not has_changes:
             rows = rows.withColumns({_CHANGE: F.lit("insert"), _VERSION: F.lit(0)})
-        # Of a row that is gone there is nothing to score.
+        # The images of deleted rows are not scored.
         rows = rows.withColumn(self.column, F.when(_present(), F.col(quoted(self.column))))
         with self._kept(rows, _CHANGE, _VERSION) as (kept, counts):
             latest = self._latest(self._made(kept, now, _CHANGE, _VERSION))
@@ -291,7 +306,7 @@ class Chunks:
             if merged is None:
                 return
             inserted, updated, deleted = merged
-            self.written += 1
+            self._note(now)
             self.rows += inserted + updated
             self.dropped += deleted
             if counts.failed:
@@ -305,7 +320,7 @@ class Chunks:
                 return False
             self.rows, self.written = counts.rows, 1
             if counts.failed:
-                self._count_reasons(kept, "scored.error")
+                self._count_reasons(kept, f"{_SCORED}.error")
             return True
 
     def take_over(self, spark: SparkSession, scored: DataFrame, unchanged: Callable[[], bool]) -> bool:
@@ -325,7 +340,7 @@ class Chunks:
         info = json.dumps({**self.info, "source_version": self.source.version})
         names = [name for name in self.target.written if name != SCORED_AT]
         add_columns(spark, self.source.identifier, self.source.rows, {name: TYPES[name] for name in names})
-        updates = ", ".join(f"{name} = scored.{name}" for name in names)
+        updates = ", ".join(f"{name} = scored.{name}" for name in map(quoted, names))
         clauses = f"ON {same_key(self.target.key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
 
         def write() -> bool:
@@ -341,25 +356,25 @@ class Chunks:
         self.rows, self.written, self.failed = 0, 0, Counter()
 
     def _latest(self, made: DataFrame) -> DataFrame:
-        """What each key has come to: its last row, or that it is gone, and whether it is another than before."""
+        """Reduce the changes to one row per key: the latest values, whether it was deleted, and whether it changed."""
         key = list(map(quoted, self.target.key))
-        row = F.struct(*[F.col(quoted(name)) for name in self.target.types if name not in self.target.key]).alias("row")
-        # A delete or the old side of an update beside a new row in one version: the row that is there counts.
+        row = F.struct(*[F.col(quoted(name)) for name in self.target.types if name not in self.target.key]).alias(_ROW)
+        # A version may hold the delete or the old side of an update beside the new row, which is the one that counts.
         versions = made.groupBy(*key, _VERSION).agg(
-            F.count_if(_present()).alias("copies"),
-            F.bool_or(F.col(_CHANGE) != "insert").alias("_changed"),
-            F.max_by(row, _present()).alias("row"),
+            F.count_if(_present()).alias(_COPIES),
+            F.bool_or(F.col(_CHANGE) != "insert").alias(CHANGED),
+            F.max_by(row, _present()).alias(_ROW),
         )
-        last = F.max_by(F.struct("copies", "row"), _VERSION).alias("last")
-        keys = versions.groupBy(*key).agg(last, F.bool_or("_changed").alias("_changed"))
-        copies = F.col("last.copies")
-        return keys.select(*key, "last.row.*", "_changed", (copies == 0).alias("_deleted"), copies.alias("_copies"))
+        last = F.max_by(F.struct(_COPIES, _ROW), _VERSION).alias(_LAST)
+        keys = versions.groupBy(*key).agg(last, F.bool_or(CHANGED).alias(CHANGED))
+        copies = F.col(_LAST)[_COPIES]
+        return keys.select(*key, f"{_LAST}.{_ROW}.*", CHANGED, (copies == 0).alias(DELETED), copies.alias(_COPIES))
 
     def _check_key(self, latest: DataFrame) -> tuple[int | str, int | str] | None:
         """Raise TableError unless each key is one row's; give the least and greatest of its first column."""
         nulls, first = preflight.has_null(self.target.key), F.col(quoted(self.target.key[0]))
         found = latest.agg(
-            F.count_if(nulls).alias("nulls"), F.count_if(F.col("_copies") > 1).alias("repeated"),
+            F.count_if(nulls).alias("nulls"), F.count_if(F.col(_COPIES) > 1).alias("repeated"),
             F.min(first).alias("least"), F.max(first).alias("greatest"),
         )  # fmt: skip
         counts = found.collect()[0]
@@ -395,15 +410,15 @@ class Chunks:
         self.failed.update({row.error: row["count"] for row in reasons})
 
     def _scored(self, rows: DataFrame, *also: str) -> DataFrame:
-        return rows.select(*map(quoted, self.target.kept), *also, self.struct.alias("scored"))
+        return rows.select(*map(quoted, self.target.kept), *also, self.struct.alias(_SCORED))
 
     def _made(self, scored: DataFrame, now: datetime, *also: str) -> DataFrame:
         made = {
-            SCORE: F.col("scored.score"),
-            ERROR: F.col("scored.error"),
+            SCORE: F.col(_SCORED)["score"],
+            ERROR: F.col(_SCORED)["error"],
             MODEL: F.lit(self.target.model),
             SCORED_AT: F.lit(now),
-            EMBEDDING: F.col("scored.embedding"),
+            EMBEDDING: F.col(_SCORED)["embedding"],
         }
         names = [made[name].alias(name) for name in self.target.written]
         return scored.select(*map(quoted, self.target.kept), *also, *names)
@@ -414,9 +429,10 @@ def _present() -> Column:
 
 
 def _counts(scored: DataFrame) -> list[Column]:
-    counts = [F.count(F.lit(1)).alias("rows"), F.count("scored.error").alias("failed")]
-    if STAGES[0] in scored.select("scored.*").columns:
-        counts += [(F.max if name == "peak_memory_bytes" else F.sum)(f"scored.{name}").alias(name) for name in STAGES]
+    of_row = F.col(_SCORED)
+    counts = [F.count(F.lit(1)).alias("rows"), F.count(of_row["error"]).alias("failed")]
+    if STAGES[0] in scored.select(f"{_SCORED}.*").columns:
+        counts += [(F.max if name == "peak_memory_bytes" else F.sum)(of_row[name]).alias(name) for name in STAGES]
     return counts
 
 
@@ -425,7 +441,7 @@ def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progres
 
     def read(number: int) -> tuple[int, int, bool]:
         # A version of the format, the batch's metadata, and Delta's own offset.
-        lines = spark.read.text(f"{checkpoint}/offsets/{number}").collect()
+        lines = spark.read.text(preflight.literal(f"{checkpoint}/offsets/{number}")).collect()
         offset = json.loads(lines[2][0])
         return int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"])
 
@@ -442,7 +458,7 @@ def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progres
 
 
 def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> None:
-    """Wait for a query's end, and stop it between two chunks once it is to stop.
+    """Wait for a query's end, and stop it between two chunks once it is to stop, or at once if this is interrupted.
 
     Raises:
         TableError: The source has changed in a way that its files do not tell, or another run is at work.
@@ -454,12 +470,19 @@ def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> No
     except PySparkException as error:
         if isinstance(chunks.failure, Stopped):
             return
-        if isinstance(chunks.failure, AestheticError):
-            raise chunks.failure from error
-        told = _told(error)
-        if told is not None:
-            raise told from error
-        raise explained(error, chunks) from error
+        raise_explained(error, chunks)
+    finally:
+        # A notebook's cell that is interrupted would leave it at work.
+        if query.isActive:
+            query.stop()
+
+
+def raise_explained(error: Exception, chunks: Chunks) -> NoReturn:
+    """Raise an error of ours in place of one of Spark's, where it is known what to do about it; else that one again."""
+    ours = chunks.failure if isinstance(chunks.failure, AestheticError) else _told(error) or explained(error, chunks)
+    if ours is None:
+        raise error
+    raise ours from error
 
 
 def _told(error: Exception) -> AestheticError | None:
@@ -476,12 +499,12 @@ _GONE = (
 )  # fmt: skip
 _OTHER_COLUMNS = (
     "DELTA_SCHEMA_CHANGED", "DELTA_STREAMING_INCOMPATIBLE_SCHEMA_CHANGE", "POST_SCHEMA_EVOLUTION",
-    "DELTA_CHANGE_DATA_FEED_INCOMPATIBLE",
+    "DELTA_CHANGE_DATA_FEED_INCOMPATIBLE", "DELTA_STREAMING_CANNOT_CONTINUE_PROCESSING",
 )  # fmt: skip
 
 
-def explained(error: Exception, chunks: Chunks) -> Exception:
-    """The same error, or what to do about it where that is known."""
+def explained(error: Exception, chunks: Chunks) -> AestheticError | None:
+    """What to do about an error of Spark's or Delta's, where that is known."""
     text, source = str(error), chunks.source.identifier
     if any(name in text for name in _CHANGED):
         return SourceChangedError(
@@ -510,4 +533,4 @@ def explained(error: Exception, chunks: Chunks) -> Exception:
             f"scores {chunks.target.table!r}: expected one run at a time, found another at work on the same rows; "
             "nothing is lost and nothing twice: run again when it has ended"
         )
-    return error
+    return None

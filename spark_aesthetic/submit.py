@@ -77,6 +77,10 @@ def parser(name: str, description: str, *, scores_required: bool) -> Parser:
         help="of the source's files in one commit, about (default: %(default)s)",
     )  # fmt: skip
     made.add_argument("--max-files-per-chunk", type=int, metavar="N", help="the same, counted in files")
+    made.add_argument(
+        "--shared-keys", action="store_true",
+        help="equal keys mean the same image in all sources of --scores (default: a second source is refused)",
+    )  # fmt: skip
     made.add_argument("--version-col", metavar="COL", help="column that differs where the image does, for --reconcile")
     made.add_argument(
         "--batch-size", type=int, default=-1, metavar="N", help="rows in a forward pass (default: chosen)"
@@ -109,6 +113,7 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
         "max_bytes_per_chunk": args.max_bytes_per_chunk,
         "max_files_per_chunk": args.max_files_per_chunk,
         "version_col": args.version_col,
+        "shared_keys": args.shared_keys,
         "batch_size": args.batch_size,
         "num_threads": args.num_threads,
         "decode": args.decode,
@@ -173,6 +178,7 @@ def run(name: str, job: Callable[[], Result]) -> int:
     # PySpark logs the whole Java stack of an analysis error even where it is caught.
     for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    _quieten_streams()
     words = Stderr()
     logging.basicConfig(stream=words, format=f"{name}: %(message)s")
     logging.getLogger("spark_aesthetic").setLevel(logging.INFO)
@@ -186,6 +192,17 @@ def run(name: str, job: Callable[[], Result]) -> int:
         return 1
     print(json.dumps(summary.to_dict()))
     return 0
+
+
+def _quieten_streams() -> None:
+    """Keep Spark from logging the Java stack of an error that ends a stream, which `run` reports itself."""
+    jvm = SparkContext._jvm
+    assert jvm is not None, "a job has its JVM"
+    log4j = jvm.org.apache.logging.log4j
+    # Spark 4.1 has moved the class.
+    for package in ("streaming", "streaming.runtime"):
+        name = f"org.apache.spark.sql.execution.{package}.MicroBatchExecution"
+        log4j.core.config.Configurator.setLevel(name, log4j.Level.OFF)
 
 
 def exit_with(name: str, job: Callable[[], Result]) -> None:

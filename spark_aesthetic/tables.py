@@ -8,32 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic
-from spark_aesthetic import preflight, udfs, weights
+from spark_aesthetic import ledger, preflight, udfs, weights
+from spark_aesthetic.commits import Commit, history
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import embedding_columns
 from spark_aesthetic.options import OptionArgs, Options, check_files, in_bytes
 from spark_aesthetic.predictors import DEFAULT, Predictor, resolve
-from spark_aesthetic.preflight import Source, identifier, quoted
+from spark_aesthetic.preflight import Source, quoted
 from spark_aesthetic.runs import FOLDER, Run
-from spark_aesthetic.scores import (
-    EMBEDDING,
-    ERROR,
-    MODEL,
-    SCORE,
-    SCORED_AT,
-    TYPES,
-    Commit,
-    Target,
-    backbones,
-    end_beginnings,
-    history,
-    make_view,
-)
+from spark_aesthetic.scores import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target
+from spark_aesthetic.sessions import own_session
 from spark_aesthetic.stream import Chunks, never
+from spark_aesthetic.views import make_view
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,7 +44,8 @@ class Summary:
         scored: Rows that got a score in this run.
         failed: Rows that got a reason instead in this run.
         failed_by_reason: The same, counted by `aesthetic_error`.
-        skipped: Rows that this model had scored, or failed on, before; None where the run was told to end.
+        skipped: Rows that had a score or a reason of this model before and were left alone, counted in the scores; None
+            for a run that was told to end.
         model: Name and content of the predictor, as in `aesthetic_model`.
         seconds: Wall-clock time of the run.
         chunks: Commits of scores in this run.
@@ -104,6 +96,7 @@ def score_table(
     reconcile: bool = False,
     version_col: str | None = None,
     retry_failed: bool = False,
+    shared_keys: bool = False,
     dry_run: bool = False,
     every: str | None = None,
     stopping: Callable[[], bool] = never,
@@ -144,6 +137,8 @@ def score_table(
         version_col: Column of the source that differs where the image does; kept beside the score, so that `reconcile`
             finds changed rows without a change data feed.
         retry_failed: Also score the rows that have failed before.
+        shared_keys: Equal keys mean the same image in all sources of `scores`, so a row is skipped if another source
+            brought its score. Without it a table with the scores of another source is refused.
         dry_run: Check everything and count, write nothing.
         every: Go on for ever, and look for new rows so often ("1 minute").
         stopping: Asked before each chunk (not on Spark Connect), and each second between them, whether to end.
@@ -165,85 +160,85 @@ def score_table(
     model = pinned.model_id
     preflight.check_gpu_scheduling(spark)
     _check_combination(
-        source, image_col, embedding_col, scores, view, view_model, with_embedding, reconcile, version_col, every
-    )
+        source, image_col, embedding_col, scores, view, view_model, with_embedding, reconcile, version_col, every,
+        shared_keys,
+    )  # fmt: skip
     limit = in_bytes("max_bytes_per_chunk", max_bytes_per_chunk)
     if max_files_per_chunk is not None:
         check_files("max_files_per_chunk", max_files_per_chunk)
-    if every is not None:
-        preflight.check_interval(spark, every)
-    table = preflight.open_source(spark, source)
-    struct = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
-    preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
-    if view is not None:
-        preflight.check_view(spark, view)
-    if scores is not None and view_model not in (None, "all", model):
-        _check_shown(view_model, [model, *_models(spark, scores)])
-    written = [SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])]
-    if scores is None:
-        in_place = {name: TYPES[name] for name in written if name != SCORED_AT}
-        preflight.check_columns(table.rows, in_place, source, required=())
-
-    key = [preflight.spelled(table.rows, name) for name in key]
-    version_col = None if version_col is None else preflight.spelled(table.rows, version_col)
-    kept = [*key, *([] if version_col is None else [version_col])]
-    column = preflight.spelled(table.rows, str(image_col if embedding_col is None else embedding_col))
-    if column not in table.rows.columns:
-        # Of an embedding in a struct the whole of it.
-        column = preflight.spelled(table.rows, column.split(".")[0])
-    chunks = Chunks(
-        source=table,
-        target=Target(
-            table=_staged(table, checkpoint) if scores is None else scores,
-            key=tuple(key),
-            model=model,
-            kept={name: preflight.column_type(table.rows, quoted(name), "--version-col") for name in kept},
-            written=tuple(written),
-        ),
-        struct=struct,
-        column=column,
-        where=_unscored_in_place(table.rows, model, retry_failed) if scores is None else None,
-        info={
-            "spark_aesthetic": spark_aesthetic.__version__,
-            "model": model,
-            "predictor": pinned.to_json(),
-            "options": json.dumps(asdict(checked)),
-            "source": table.identifier,
-            "source_id": table.id,
-        },
-        stopping=stopping,
-    )
-    rows_read = table.rows.count()
-    run = Run(
-        spark=spark,
-        chunks=chunks,
-        folder=checkpoint,
-        max_bytes_per_chunk=limit,
-        max_files_per_chunk=max_files_per_chunk,
-        rows_read=rows_read,
-        every=every,
-        backbone=_backbone(pinned),
-        progress_file=progress_file,
-    )
-    if dry_run:
-        preflight.check_key_values(table.rows, key)
-        to_score = run.count_unscored(retry_failed=retry_failed)
-        return Summary(
-            rows_read=rows_read, scored=0, failed=0, skipped=rows_read - to_score, model=model,
-            seconds=round(time.monotonic() - started, 3), dry_run=True, to_score=to_score,
-        )  # fmt: skip
-    rewritten = None
-    if scores is None:
-        rewritten = run.in_place()
-    else:
-        run.beside(
-            reconcile=reconcile, version_col=None if version_col is None else kept[-1], retry_failed=retry_failed
-        )
+    with own_session(spark) as own:
+        if every is not None:
+            preflight.check_interval(own, every)
+        table = preflight.open_source(own, source)
+        struct = _check_and_plan(table, pinned, image_col, embedding_col, with_embedding, options)
+        preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
         if view is not None:
-            _make_view(spark, view, table, chunks.target, view_model)
-    # Of a run that was to end, or never ends, nobody has counted.
-    skipped = None if every is not None or stopping() else max(rows_read - chunks.rows, 0)
-    return _summary(chunks, started, rows_read=rows_read, skipped=skipped, bytes_rewritten=rewritten)
+            preflight.check_view(own, view)
+        if scores is not None and view_model not in (None, "all", model):
+            _check_shown(view_model, [model, *_models(own, scores)])
+
+        key = [preflight.spelled(table.rows, name) for name in key]
+        column = _top_level(table.rows, str(image_col if embedding_col is None else embedding_col))
+        kept = [*key, *([] if version_col is None else [_version_column(table.rows, version_col, key)])]
+        if column in kept:
+            raise TableError(
+                f"--key, --version-col: expected other columns than the scored one, found {column!r} twice"
+            )
+        chunks = Chunks(
+            source=table,
+            target=Target(
+                table=_staged(table, checkpoint) if scores is None else scores,
+                key=tuple(key),
+                model=model,
+                kept={name: preflight.column_type(table.rows, quoted(name), "--version-col") for name in kept},
+                written=(SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])),
+            ),
+            struct=struct,
+            column=column,
+            where=_unscored_in_place(table.rows, model, retry_failed) if scores is None else None,
+            info={
+                "spark_aesthetic": spark_aesthetic.__version__,
+                "model": model,
+                "predictor": pinned.to_json(),
+                "options": json.dumps(asdict(checked)),
+                "source": table.identifier,
+                "source_id": table.id,
+            },
+            stopping=stopping,
+        )
+        _check_target(own, chunks, scores, shared_keys=shared_keys)
+        if checkpoint is not None:
+            _check_checkpoint(own, checkpoint)
+        rows_read = table.rows.count()
+        run = Run(
+            spark=own,
+            chunks=chunks,
+            folder=checkpoint,
+            max_bytes_per_chunk=limit,
+            max_files_per_chunk=max_files_per_chunk,
+            rows_read=rows_read,
+            every=every,
+            backbone=_backbone(pinned),
+            shared_keys=shared_keys,
+            progress_file=progress_file,
+        )
+        if dry_run:
+            preflight.check_key_values(table.rows, key)
+            to_score = run.count_unscored(retry_failed=retry_failed)
+            return Summary(
+                rows_read=rows_read, scored=0, failed=0, skipped=rows_read - to_score, model=model,
+                seconds=round(time.monotonic() - started, 3), dry_run=True, to_score=to_score,
+            )  # fmt: skip
+        rewritten, skipped = None, None
+        if scores is None:
+            rewritten, skipped = run.in_place()
+        else:
+            skipped = run.beside(
+                reconcile=reconcile, version_col=None if version_col is None else kept[-1], retry_failed=retry_failed
+            )
+            if view is not None:
+                _make_view(own, view, table, chunks.target, view_model)
+        return _summary(chunks, started, rows_read=rows_read, skipped=skipped, bytes_rewritten=rewritten)
 
 
 def rescore_from_embeddings(
@@ -275,47 +270,63 @@ def rescore_from_embeddings(
     started = time.monotonic()
     key = preflight.key_names(key)
     pinned = weights.pin(resolve(predictor), model_path)
-    table = preflight.open_source(spark, scores, called="scores")
-    fitting = [
-        model for model, backbone in backbones(spark, identifier(scores)).items() if backbone == _backbone(pinned)
-    ]
-    if EMBEDDING not in table.rows.columns or not fitting:
-        raise TableError(
-            f"scores {scores!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
-            f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
-            "--with-embedding first"
+    with own_session(spark) as own:
+        table = preflight.open_source(own, scores, called="scores")
+        known = ledger.load(own, scores)
+        fitting = [model for model, backbone in known.backbones().items() if backbone == _backbone(pinned)]
+        if EMBEDDING not in table.rows.columns or not fitting:
+            raise TableError(
+                f"scores {scores!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
+                f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
+                "--with-embedding first"
+            )
+        preflight.check_key_columns(table.rows, key, reserved=list(TYPES))
+        ledger.check_key(known, scores, key)
+        key = [preflight.spelled(table.rows, name) for name in key]
+        if known.key is None:
+            # A table of an earlier release; its rows alone tell what identifies them.
+            preflight.check_key_values(table.rows, key, beside=(MODEL,))
+        chunks = Chunks(
+            source=table,
+            target=Target(
+                table=scores,
+                key=tuple(key),
+                model=pinned.model_id,
+                kept={name: preflight.column_type(table.rows, quoted(name), "--key") for name in key},
+                written=(SCORE, ERROR, MODEL, SCORED_AT),
+            ),
+            struct=embedding_columns(EMBEDDING, predictor=pinned, model_path=model_path),
+            column=EMBEDDING,
+            where=None,
+            info={
+                "spark_aesthetic": spark_aesthetic.__version__,
+                "model": pinned.model_id,
+                "predictor": pinned.to_json(),
+                "source": table.identifier,
+                "source_id": table.id,
+            },
+            stopping=never,
         )
-    key = [preflight.spelled(table.rows, name) for name in key]
-    written = (SCORE, ERROR, MODEL, SCORED_AT)
-    kept = {name: preflight.column_type(table.rows, quoted(name), "--key") for name in key}
-    target = Target(table=scores, key=tuple(key), model=pinned.model_id, kept=kept, written=written)
-    names = list(map(quoted, key))
-    embedded = table.rows.where(F.col(MODEL).isin(fitting) & F.col(EMBEDDING).isNotNull())
-    newest = F.max_by(F.struct(EMBEDDING, SCORED_AT), SCORED_AT).alias("newest")
-    embedded = embedded.groupBy(*map(quoted, key)).agg(newest).select(*map(quoted, key), "newest.*")
+        chunks.target.check(own)
+        rows_read = _rescore(own, chunks, fitting)
+        return _summary(chunks, started, rows_read=rows_read, skipped=rows_read - chunks.rows)
+
+
+def _rescore(spark: SparkSession, chunks: Chunks, fitting: Sequence[str]) -> int:
+    """Score the newest embedding of each key, made by one of some models; give the number of keys that have one."""
+    table, target, key = chunks.source, chunks.target, list(chunks.target.key)
+    names, newest, made_at = list(map(quoted, key)), "_aesthetic_newest", "_aesthetic_made_at"
+    embedded = table.rows.where(F.col(MODEL).isin(*fitting) & F.col(EMBEDDING).isNotNull())
+    latest = F.max_by(F.struct(EMBEDDING, SCORED_AT), SCORED_AT).alias(newest)
+    embedded = embedded.groupBy(*names).agg(latest).select(*names, f"{newest}.*")
     rows_read = embedded.count()
-    info: dict[str, object] = {
-        "spark_aesthetic": spark_aesthetic.__version__,
-        "model": pinned.model_id,
-        "predictor": pinned.to_json(),
-        "source": table.identifier,
-        "source_id": table.id,
-    }
-    chunks = Chunks(
-        source=table,
-        target=target,
-        struct=embedding_columns(EMBEDDING, predictor=pinned, model_path=model_path),
-        column=EMBEDDING,
-        where=None,
-        info=info,
-        stopping=never,
-    )
-    end_beginnings(spark, target)
-    current = target.rows(spark).select(*names, F.col(SCORED_AT).alias("_made_at"))
-    wanted = embedded.join(current, list(key), "left").where(f"_made_at IS NULL OR _made_at < {SCORED_AT}")
-    commit = Commit(info=json.dumps({**info, "source_version": table.version}))
+    ledger.save_progress(spark, target, ledger.ended_beginnings(spark, target))
+    current = target.rows(spark).select(*names, F.col(SCORED_AT).alias(made_at))
+    outdated = F.col(made_at).isNull() | (F.col(made_at) < F.col(SCORED_AT))
+    wanted = embedded.join(current, key, "left").where(outdated)
+    commit = Commit(info=json.dumps({**chunks.info, "source_version": table.version}))
     chunks.replace_rows(spark, wanted.select(*names, EMBEDDING), commit)
-    return _summary(chunks, started, rows_read=rows_read, skipped=rows_read - chunks.rows)
+    return rows_read
 
 
 def _summary(
@@ -349,11 +360,15 @@ def _check_combination(
     reconcile: bool,
     version_col: str | None,
     every: str | None,
+    shared_keys: bool,
 ) -> None:
     if (image_col is None) == (embedding_col is None):
         raise TableError("expected either --image-col or --embedding-col, found both or neither; give one")
     if scores is None:
-        needing = {"--view": view, "--reconcile": reconcile or None, "--version-col": version_col, "--every": every}
+        needing = {
+            "--view": view, "--reconcile": reconcile or None, "--version-col": version_col, "--every": every,
+            "--shared-keys": shared_keys or None,
+        }  # fmt: skip
         for option, value in needing.items():
             if value is not None:
                 raise TableError(
@@ -368,10 +383,60 @@ def _check_combination(
                 )
     if view_model is not None and view is None:
         raise TableError("--view-model: expected --view with it, found none; name the view")
-    if scores is not None and identifier(scores) == identifier(source):
-        raise TableError("--scores: expected another table than --source; leave it out to score in place")
     if with_embedding and embedding_col is not None:
         raise TableError("--with-embedding: expected --image-col, found --embedding-col, which holds them already")
+
+
+def _check_target(spark: SparkSession, chunks: Chunks, scores: str | None, *, shared_keys: bool) -> None:
+    """Check where the scores go, before any work.
+
+    Raises:
+        TableError: The source takes no updates in place, or the scores table does not fit the run.
+    """
+    source, target = chunks.source, chunks.target
+    if scores is None:
+        if source.append_only:
+            raise TableError(
+                f"source {source.table!r}: expected a table whose rows can be updated in place, found the property "
+                "delta.appendOnly = true. Score into a table of its own (--scores), or unset it"
+            )
+        in_place = {name: TYPES[name] for name in target.written if name != SCORED_AT}
+        preflight.check_columns(source.rows, in_place, source.table, required=())
+        return
+    found = target.check(spark)
+    if found is None:
+        return
+    # One table has many names: a path, a link to it, a name of the catalog.
+    if found.id == source.id:
+        raise TableError("--scores: expected another table than --source; leave it out to score in place")
+    ledger.check(ledger.load(spark, scores), scores, source, target.key, shared_keys=shared_keys)
+
+
+def _check_checkpoint(spark: SparkSession, checkpoint: str) -> None:
+    """Raise TableError unless the file system of the checkpoint's folder can be reached."""
+    with preflight.reaching(f"--checkpoint {checkpoint!r}"):
+        try:
+            spark.read.text(preflight.literal(preflight.whole(checkpoint))).schema  # noqa: B018
+        except AnalysisException as error:
+            if error.getCondition() not in ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA"):
+                raise
+
+
+def _top_level(rows: DataFrame, column: str) -> str:
+    """The column of the table that holds a column to score, which may be a field of a struct."""
+    column = preflight.spelled(rows, column)
+    return column if column in rows.columns else preflight.spelled(rows, column.split(".")[0].strip("`"))
+
+
+def _version_column(rows: DataFrame, column: str, key: Sequence[str]) -> str:
+    name = preflight.spelled(rows, column)
+    preflight.column_type(rows, quoted(name), "--version-col")
+    preflight.check_own_name(name, "--version-col")
+    if name in key or name.lower() in TYPES:
+        raise TableError(
+            f"--version-col: expected a column that is no key and that the job does not write, found {name!r}"
+        )
+    return name
 
 
 def _check_and_plan(
@@ -387,18 +452,19 @@ def _check_and_plan(
         preflight.warn_of_large_batches(table.rows.sparkSession)
         preflight.check_image_column(table.rows, image_col)
         preflight.check_weights(pinned, options.get("model_path"))
-        return udfs.job_udf(pinned, with_embedding, Options.of(**options))(F.col(quoted(image_col)))
+        image = F.col(preflight.column_path(table.rows, image_col))
+        return udfs.job_udf(pinned, with_embedding, Options.of(**options))(image)
     assert embedding_col is not None, "checked before"
     head = weights.load_head(pinned, options.get("model_path"))
     vector = preflight.check_embedding_column(table.rows, embedding_col, head.dimension, pinned)
-    path = preflight.embedding_path(table.rows, embedding_col)
+    path = preflight.column_path(table.rows, embedding_col)
     return embedding_columns(path, predictor=pinned, vector=vector, model_path=options.get("model_path"))
 
 
 def _staged(table: Source, checkpoint: str | None) -> str:
     """Where scores wait for the commit in place: beside the source, in which Delta allows no other table."""
     if checkpoint is not None:
-        return f"{checkpoint.rstrip('/')}/{table.id}/staged"
+        return f"{preflight.whole(checkpoint).rstrip('/')}/{table.id}/staged"
     _, _, folders = table.location.partition("://")
     if "__unitystorage" in table.location or (folders and "/" not in folders.strip("/")):
         raise TableError(
@@ -433,8 +499,9 @@ def _models(spark: SparkSession, scores: str) -> list[str]:
     """The models of a scores table, if there is one."""
     if not preflight.is_delta(spark, scores):
         return []
-    rows = spark.table(preflight.identifier(scores))
-    return sorted(row[0] for row in rows.select(MODEL).distinct().collect())
+    rows = preflight.read_table(spark, scores)
+    preflight.check_columns(rows, {MODEL: TYPES[MODEL]}, scores, required=[MODEL])
+    return sorted(row[0] for row in rows.select(MODEL).distinct().dropna().collect())
 
 
 def _backbone(pinned: Predictor) -> str:

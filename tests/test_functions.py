@@ -14,12 +14,13 @@ from pyspark.errors import AnalysisException, PythonException
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 from safetensors.numpy import save_file
 
 import spark_aesthetic as sa
-from spark_aesthetic import functions, udfs, weights
+from spark_aesthetic import functions, preflight, udfs, weights
 from spark_aesthetic.engine import ImageScorer
-from spark_aesthetic.errors import OptionError, PredictorError
+from spark_aesthetic.errors import OptionError, PredictorError, TableError
 from spark_aesthetic.predictors import BUILT_IN, PACKAGED
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, photographs, published_embeddings, small_predictor
 
@@ -438,3 +439,24 @@ def test_sql_filters_and_aggregates_by_score(spark: SparkSession) -> None:
     images(spark, [noise_image(11), None]).createOrReplaceTempView("sql_two")
     assert spark.sql("SELECT id FROM sql_two WHERE aesthetic_score(image) IS NOT NULL").count() == 1
     assert spark.sql("SELECT count(aesthetic_score(image)) AS n FROM sql_two").collect()[0].n == 1
+
+
+def test_a_column_is_found_by_its_name_whatever_it_is_and_else_by_its_path(spark: SparkSession) -> None:
+    rows = spark.sql(
+        """SELECT named_struct('bytes', X'01', 'path', 'a', 'of original', named_struct('raw', X'02')) AS photo,
+        X'03' AS `photo.path`, X'04' AS `a``b`"""
+    )
+    for given, expected in {
+        "PHOTO.bytes": b"\x01", "photo.`of original`.raw": b"\x02", "photo.path": b"\x03", "Photo.Path": b"\x03",
+        "a`b": b"\x04",
+    }.items():  # fmt: skip
+        assert bytes(rows.select(preflight.column_path(rows, given)).collect()[0][0]) == expected
+    with pytest.raises(
+        TableError,
+        match=r"--image-col photo: expected binary .* name its field bytes or `of original`.raw: "
+        r"--image-col photo.bytes",
+    ):
+        preflight.check_image_type(rows.schema["photo"].dataType, "--image-col photo")
+    # Spark's image source has no files in it.
+    with pytest.raises(TableError, match=r"inputCol image: .*read files with format binaryFile"):
+        preflight.check_image_type(StructType.fromDDL("height int, nChannels int, data binary"), "inputCol image")

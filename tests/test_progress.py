@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 import spark_aesthetic as sa
 from spark_aesthetic import progress, tables
 from spark_aesthetic.progress import ProgressListener, Tasks
-from spark_aesthetic.scores import settings
+from spark_aesthetic.sessions import settings
 from spark_aesthetic.testing import published_embeddings
 
 

@@ -19,10 +19,10 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.commands import score_once
+from spark_aesthetic.commits import merge_into
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.predictors import Predictor
 from spark_aesthetic.runs import Run
-from spark_aesthetic.scores import merge_into
 from spark_aesthetic.stream import started
 from spark_aesthetic.testing import published_embeddings
 

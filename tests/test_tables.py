@@ -262,7 +262,7 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
 
     def run(_: int) -> Exception | None:
         try:
-            sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores)
+            sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores, shared_keys=True)
         except Exception as error:
             return error
         return None
@@ -363,7 +363,7 @@ def test_embeddings_may_come_to_a_scores_table_later_or_end(
         source = image_table(spark, str(tmp_path / name), {f"{name}.jpg": noise_image(0)})
         done = sa.score_table(
             spark, source=source, key=["name"], image_col="image", scores=scores, predictor=small_predictor(),
-            with_embedding=with_embedding,
+            with_embedding=with_embedding, shared_keys=True,
         )  # fmt: skip
         assert done.scored == 1
     found = {row.name: row.clip_embedding is None for row in spark.read.format("delta").load(scores).collect()}
@@ -387,7 +387,7 @@ def test_key_columns_may_be_called_anything(spark: SparkSession, tmp_path: Path)
         assert done.scored == 10
 
 
-def test_columns_to_score_may_have_a_dot_and_bytes_within_a_struct_are_refused_before_any_work(
+def test_columns_to_score_may_have_a_dot_or_be_fields_of_a_struct_which_itself_is_refused(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     source = write(embeddings(spark).selectExpr("id", "e AS `a.e`", "struct(e) AS s"), str(tmp_path / "source"))
@@ -399,10 +399,14 @@ def test_columns_to_score_may_have_a_dot_and_bytes_within_a_struct_are_refused_b
     rows = spark.createDataFrame([(0, bytearray(noise_image(0)))], "id int, `seg.jpg` binary")
     images = write(rows.selectExpr("*", "struct(`seg.jpg` AS jpg) AS s"), str(tmp_path / "images"))
     scored = {"key": ["id"], "scores": str(tmp_path / "scores"), "predictor": small_predictor()}
-    with pytest.raises(TableError, match=r"--image-col: no column 's\.jpg'"):
-        sa.score_table(spark, source=images, image_col="s.jpg", **scored)
+    with pytest.raises(TableError, match=r"--image-col s: expected binary .*name its field jpg"):
+        sa.score_table(spark, source=images, image_col="s", **scored)
     assert not (tmp_path / "scores").exists()
     assert sa.score_table(spark, source=images, image_col="seg.jpg", **scored).scored == 1
+    of_field = scored | {"scores": str(tmp_path / "of-field")}
+    assert sa.score_table(spark, source=images, image_col="S.jpg", **of_field).scored == 1
+    # By its keys a row is read from its file alone.
+    assert sa.score_table(spark, source=images, image_col="s.jpg", reconcile=True, **of_field).skipped == 1
 
 
 def test_a_table_that_is_not_delta_is_named_as_such(spark: SparkSession, tmp_path: Path) -> None:

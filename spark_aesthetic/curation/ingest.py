@@ -26,13 +26,13 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 import spark_aesthetic
 from spark_aesthetic import preflight
+from spark_aesthetic.commits import Commit, committed, merge_into
 from spark_aesthetic.curation import files
 from spark_aesthetic.curation.sources import Entry, ImageSource, open_source
 from spark_aesthetic.datasources.webdataset import URL
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import in_bytes
 from spark_aesthetic.preflight import identifier, quoted
-from spark_aesthetic.scores import Commit, committed, merge_into
 
 __all__ = ["IngestSummary", "ingest_images"]
 

@@ -1,0 +1,93 @@
+"""What the history of a scores table tells of scores that others took away."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from spark_aesthetic.commits import Logged
+from spark_aesthetic.disturbances import checked_until, read_until, restored_to, taken_away
+
+OWN = {"spark_aesthetic": "1", "model": "m", "source_id": "s"}
+
+
+def commit(
+    number: int, operation: str = "WRITE", *, blind: bool = False, told: Any = None, **parameters: str
+) -> Logged:
+    return Logged(
+        version=number, at=datetime.now(timezone.utc), operation=operation, parameters=parameters, metrics={},
+        is_blind=blind, told=told or {},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "is_taken"),
+    [
+        (commit(3, "DELETE"), True),
+        (commit(3, "UPDATE"), True),
+        (commit(3, "MERGE"), True),
+        (commit(3, "RESTORE", version="1"), True),
+        (commit(3, "TRUNCATE"), True),
+        (commit(3, "WRITE", mode="Overwrite"), True),
+        (commit(3, "CREATE OR REPLACE TABLE AS SELECT"), True),
+        (commit(3, "WRITE", mode="Append"), False),
+        (commit(3, "STREAMING UPDATE", blind=True), False),
+        (commit(3, "OPTIMIZE"), False),
+        (commit(3, "VACUUM END"), False),
+        (commit(3, "SET TBLPROPERTIES"), False),
+        (commit(3, "UPGRADE PROTOCOL"), False),
+        (commit(3, "MERGE", told=OWN), False),
+        (commit(3, "DELETE", told={"spark_aesthetic": 1}), True),
+        (commit(2, "DELETE"), False),
+    ],
+)
+def test_commits_of_others_may_take_scores_away(found: Logged, is_taken: bool) -> None:
+    assert bool(taken_away([found], since=2)) is is_taken
+
+
+@pytest.mark.parametrize(
+    ("commits", "noted", "until"),
+    [
+        ([], None, None),
+        ([commit(5, told=OWN | {"checked": 4}), commit(3, told=OWN | {"checked": 2})], None, 4),
+        ([commit(5, told=OWN | {"checked": 4})], 9, 9),
+        ([commit(5, told=OWN)], None, 5),
+        ([commit(5, told=OWN | {"model": "other", "checked": 4})], None, None),
+        ([commit(5, told=OWN | {"source_id": "other", "checked": 4})], None, None),
+        ([commit(5, told=OWN | {"checked": "4"})], None, 5),
+        ([commit(9, "DELETE"), commit(5, told=OWN | {"checked": 2})], None, 2),
+    ],
+)
+def test_a_run_looks_from_where_the_last_one_had_looked(
+    commits: list[Logged], noted: int | None, until: int | None
+) -> None:
+    assert checked_until(commits, "m", "s", noted) == until
+
+
+@pytest.mark.parametrize(
+    ("taken", "version"),
+    [
+        ([], None),
+        ([commit(5, "DELETE")], None),
+        ([commit(5, "RESTORE", version="3")], 3),
+        ([commit(7, "RESTORE", version="4"), commit(5, "RESTORE", version="2")], 2),
+        ([commit(5, "RESTORE", timestamp="2026-01-01")], -1),
+    ],
+)
+def test_a_restore_is_told_from_a_delete(taken: list[Logged], version: int | None) -> None:
+    assert restored_to(taken) == version
+
+
+def test_the_last_chunk_that_a_version_had_tells_how_far_the_source_was_read() -> None:
+    chunks = [
+        commit(4, told=OWN | {"chunk": 2, "source_version": 8}),
+        commit(3, told=OWN | {"source_version": 9}),
+        commit(2, told=OWN | {"chunk": 1, "source_version": 6}),
+        commit(1, told=OWN | {"chunk": 0, "source_version": 6}),
+    ]
+    assert read_until(chunks, "m", "s") == 8
+    assert read_until(chunks, "m", "s", 3) == 6
+    assert read_until(chunks, "m", "s", 0) is None
+    assert read_until(chunks, "other", "s") is None
