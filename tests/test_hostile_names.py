@@ -406,7 +406,7 @@ def test_in_place_a_source_holds_what_a_dictionary_says(
 
 SECRET = "SELECT id AS id, salary AS aesthetic_score FROM default.hostile_payroll"
 STRANGE_MODELS = {
-    "quotes": ["x'", "`", '"', "\\", "''@1", "${env:HOME}@2", "", "a;--b", COMPOSED, DECOMPOSED],
+    "quotes": ["x'", "`", "\\\\", "${env:HOME}@2", "", "a;--b"],
     "SQL": [f"x' UNION ALL {SECRET} -- ", f"x@1' WHERE 1 = 0 UNION ALL {SECRET} -- ", "x' OR '1' = '1"],
     "one suffix": ["my-model@1", "my_model@1", "MY.model@1", "my-model@2"],
     "none": [None],
