@@ -355,7 +355,7 @@ def test_a_source_by_other_names_is_one_source(
     assert found(spark, scores) == expected(range(6))
 
 
-def test_a_source_that_was_moved_is_the_same_and_a_copy_of_it_is_another(
+def test_a_source_that_was_moved_is_the_same_and_a_copy_of_its_files_is_refused(
     spark: SparkSession, table: Callable[..., str], tmp_path: Path, scores: str
 ) -> None:
     source, moved, copy = table("source", range(4)), str(tmp_path / "moved"), str(tmp_path / "copy")
@@ -363,8 +363,9 @@ def test_a_source_that_was_moved_is_the_same_and_a_copy_of_it_is_another(
     # Both have the id that Delta gave to the first one.
     shutil.copytree(source, copy)
     append(spark, copy, range(4, 6), shift=5)
-    with pytest.raises(TableError, match="--shared-keys"):
-        score(spark, copy, scores)
+    for shared_keys in (False, True):
+        with pytest.raises(TableError, match="a copy of the files of"):
+            score(spark, copy, scores, shared_keys=shared_keys)
     Path(source).rename(moved)
     append(spark, moved, range(4, 6))
     assert score(spark, moved, scores).scored == 2
