@@ -160,8 +160,8 @@ def check_copy(spark: SparkSession, ledger: Ledger, scores: str, source: Source)
     if there is not None and there.id == source.id:
         raise TableError(
             f"--scores {scores!r}: expected a source with an id of its own, found {source.table!r}, a copy of the "
-            f"files of {known.table!r}, whose scores are there. Copy it with CREATE TABLE … SHALLOW CLONE or by writing its "
-            "rows anew, or choose another scores table"
+            f"files of {known.table!r}, whose scores are there. Make it with CREATE TABLE … SHALLOW CLONE, or "
+            "write its rows anew, or choose another scores table"
         )
 
 
