@@ -211,7 +211,7 @@ def test_an_image_in_a_struct_goes_out_with_the_other_fields(spark: SparkSession
     frame = spark.createDataFrame(
         [(key, (bytearray(image), f"{key}.x"), f"c{key}") for key, image in IMAGES.items()]
         + [("none", (None, "n"), None)],
-        "id string, image struct<bytes: binary, path: string>, text string",
+        "id string, image struct<bytes: binary, path: string>, words string",
     )
     frame.repartitionByRange(5, "id").write.format("delta").save(f"{tmp_path}/images")
     scored = spark.createDataFrame([(key, float(at), "a@1") for at, key in enumerate(IMAGES)],
@@ -229,7 +229,7 @@ def test_an_image_in_a_struct_goes_out_with_the_other_fields(spark: SparkSession
     (sample,) = read(spark, tmp_path / "out").values()
     assert sample["avif"] == IMAGES["i3"]
     assert json.loads(str(sample["json"])) == {
-        "image": {"path": "i3.x"}, "text": "ci3", "aesthetic_score": 3, "aesthetic_model": "a@1"
+        "image": {"path": "i3.x"}, "words": "ci3", "aesthetic_score": 3, "aesthetic_model": "a@1"
     }  # fmt: skip
     with pytest.raises(
         TableError, match=r"--image-col image: expected binary .* name its field bytes: --image-col image.byt"
