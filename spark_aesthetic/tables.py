@@ -401,12 +401,12 @@ def _check_target(spark: SparkSession, chunks: Chunks, scores: str | None, *, sh
         in_place = {name: TYPES[name] for name in target.written if name != SCORED_AT}
         preflight.check_columns(source.rows, in_place, source.table, required=())
         return
-    found = target.check(spark)
-    if found is None:
-        return
+    found = preflight.detail(spark, target.table)
     # One table has many names: a path, a link to it, a name of the catalog.
-    if found.id == source.id:
+    if found is not None and found.location == source.location:
         raise TableError("--scores: expected another table than --source; leave it out to score in place")
+    if target.check(spark) is None:
+        return
     known = ledger.load(spark, scores)
     ledger.check_copy(spark, known, scores, source)
     ledger.check(known, scores, source, target.key, shared_keys=shared_keys)

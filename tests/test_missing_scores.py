@@ -61,10 +61,15 @@ def expected(ids: range, shift: int = 0) -> dict[int, float]:
     ("statement", "missing"),
     [
         ("DELETE FROM {} WHERE id % 3 = 1", 5),
-        ("DELETE FROM {}", 15),
-        ("TRUNCATE TABLE {}", 15),
         ("INSERT OVERWRITE {} SELECT * FROM {} WHERE id < 4", 11),
-        ("MERGE INTO {} t USING (SELECT 3 AS id) s ON t.id = s.id WHEN MATCHED THEN DELETE", 1),
+        *(
+            pytest.param(statement, missing, marks=pytest.mark.long)
+            for statement, missing in (
+                ("DELETE FROM {}", 15),
+                ("TRUNCATE TABLE {}", 15),
+                ("MERGE INTO {} t USING (SELECT 3 AS id) s ON t.id = s.id WHEN MATCHED THEN DELETE", 1),
+            )
+        ),
     ],
 )
 def test_scores_that_others_take_away_are_scored_again_and_counted(
@@ -109,7 +114,9 @@ def test_maintenance_and_appends_of_others_are_no_loss(
     assert spark.sql(f"DESCRIBE HISTORY delta.`{scores}`").count() == versions
 
 
-@pytest.mark.parametrize("by_time", [False, True], ids=["to a version", "to a time"])
+@pytest.mark.parametrize(
+    "by_time", [False, pytest.param(True, marks=pytest.mark.long)], ids=["to a version", "to a time"]
+)
 def test_after_a_restore_rows_that_were_updated_meanwhile_get_their_new_scores_again(
     spark: SparkSession, tables: Callable[..., tuple[str, str]], by_time: bool
 ) -> None:

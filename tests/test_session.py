@@ -298,12 +298,12 @@ class World:
 
 
 CALLS = [
-    World.beside, World.in_place, World.in_place_in_chunks, World.a_change_data_feed, World.reconcile,
-    World.retry_failed, World.a_source_that_is_refused, World.rescore, World.ingest_modified, World.write_kept,
-    World.review, World.export, World.calibrate_and_curate,
+    World.in_place_in_chunks, World.a_change_data_feed, World.ingest_modified, World.write_kept, World.export,
 ]  # fmt: skip
 # The same paths as above, or no statement at all.
 RARER = [
+    World.beside, World.in_place, World.reconcile, World.retry_failed, World.a_source_that_is_refused, World.rescore,
+    World.review, World.calibrate_and_curate,
     World.dry_run, World.history, World.ingest_new, World.ingest_modified_and_keep_once, World.describe_and_display,
     World.transform,
 ]  # fmt: skip
@@ -334,7 +334,7 @@ def test_register_adds_functions_and_nothing_else(spark: SparkSession) -> None:
     [
         World.ingest_modified,
         World.reconcile,
-        World.in_place,
+        pytest.param(World.in_place, marks=pytest.mark.long),
         pytest.param(World.rescore, marks=pytest.mark.long),
         pytest.param(World.a_change_data_feed, marks=pytest.mark.long),
         pytest.param(World.ingest_modified_and_keep_once, marks=pytest.mark.long),
