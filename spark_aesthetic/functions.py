@@ -336,7 +336,10 @@ def _with_backbone(predictor: Predictor) -> Predictor:
 
 
 # Stands in the expression, so Spark's error shows it where a query with a struct is analysed.
-_EXPECTED = "expected binary, the bytes of image files; of a struct name its field bytes, as in image.bytes"
+_EXPECTED = (
+    "image column: expected the bytes of image files (binary), found another type; read files with format binaryFile, "
+    "decode base64 with unbase64, or name the field of a struct, as in image.bytes"
+)
 
 
 def _scored(function: UserDefinedFunctionLike, image: ColumnOrName) -> Column:
