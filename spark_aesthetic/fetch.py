@@ -66,8 +66,11 @@ def rows_of_keys(
     if not held_key or not _files_are_ours_to_read(source):
         yield in_one
         return
-    file = F.col("_metadata.file_path").alias(_FILE)
-    narrow = source.rows.select(*map(quoted, kept), file, F.col("_metadata.file_size").alias(_SIZE))
+    # Not by the name _metadata, which a column of the table may have.
+    metadata = source.rows.metadataColumn("_metadata")
+    narrow = source.rows.select(
+        *map(quoted, kept), metadata["file_path"].alias(_FILE), metadata["file_size"].alias(_SIZE)
+    )
     located = narrow.join(wanted, list(key), "left_semi").persist(StorageLevel.DISK_ONLY)
     try:
         files = located.groupBy(_FILE).agg(F.max(_SIZE).alias("size"), F.count(F.lit(1)).alias("rows")).collect()
@@ -80,7 +83,8 @@ def rows_of_keys(
             here = located.where(F.col(_FILE).isin(paths)).drop(_SIZE)
             if sum(rows for _, _, rows in part) <= _BROADCAST_ROWS:
                 here = F.broadcast(here)
-            held = spark.read.schema(schema).parquet(*map(unquote, paths)).select("*", file)
+            held = spark.read.schema(schema).parquet(*map(unquote, paths))
+            held = held.select("*", held.metadataColumn("_metadata")["file_path"].alias(_FILE))
             yield held.join(here, [_FILE, *held_key]).select(*names)
     finally:
         located.unpersist()

@@ -277,6 +277,11 @@ def detail(spark: SparkSession, table: str) -> Row | None:
     Raises:
         TableError: Something else is there, or the session cannot read Delta tables.
     """
+    if path_of(table) is None and name_parts(table) is None:
+        raise TableError(
+            f"table {table!r}: expected a name or a path with a slash. Put other characters of a name than letters, "
+            "digits and _ between backquotes"
+        )
     try:
         found = statement(spark, f"DESCRIBE DETAIL {identifier(table)}")[0]
     # The second is how a file system says that it has no such scheme or grants no access.

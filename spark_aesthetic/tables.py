@@ -405,11 +405,11 @@ def _check_target(spark: SparkSession, chunks: Chunks, scores: str | None, *, sh
     # One table has many names: a path, a link to it, a name of the catalog.
     if found is not None and found.location == source.location:
         raise TableError("--scores: expected another table than --source; leave it out to score in place")
-    if target.check(spark) is None:
-        return
-    known = ledger.load(spark, scores)
-    ledger.check_copy(spark, known, scores, source)
-    ledger.check(known, scores, source, target.key, shared_keys=shared_keys)
+    if found is not None:
+        known = ledger.load(spark, scores)
+        ledger.check_copy(spark, known, scores, source)
+        ledger.check(known, scores, source, target.key, shared_keys=shared_keys)
+    target.check(spark)
 
 
 def _check_checkpoint(spark: SparkSession, checkpoint: str) -> None:
