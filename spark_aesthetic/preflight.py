@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame, DataFrameWriter, Row, SparkSession
+from pyspark.sql import Column, DataFrame, DataFrameReader, DataFrameWriter, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -147,6 +147,15 @@ def literal(path: str) -> str:
         /data/a\[1\]/\{x\}
     """
     return re.sub(r"([\\{}\[\]*?,])", r"\\\1", path)
+
+
+def files_reader(spark: SparkSession) -> DataFrameReader:
+    """A reader of files that takes each path for what it is, and not for a pattern.
+
+    The option is Spark's own, by which it reads the files of its tables. An escaped path would not do: Hadoop finds no
+    name with a colon by a pattern.
+    """
+    return spark.read.option("__globPaths__", "false")
 
 
 @contextmanager

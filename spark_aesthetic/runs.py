@@ -462,7 +462,7 @@ class Run:
     def _has_begun(self, checkpoint: str) -> bool:
         """Whether the checkpoint is still there."""
         try:
-            return not self.spark.read.text(preflight.literal(f"{checkpoint}/metadata")).isEmpty()
+            return not preflight.files_reader(self.spark).text(f"{checkpoint}/metadata").isEmpty()
         except AnalysisException as error:
             if error.getCondition() == "PATH_NOT_FOUND":
                 return False

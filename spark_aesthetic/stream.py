@@ -453,7 +453,7 @@ def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progres
 
     def read(number: int) -> tuple[int, int, bool]:
         # A version of the format, the batch's metadata, and Delta's own offset.
-        lines = spark.read.text(preflight.literal(f"{checkpoint}/offsets/{number}")).collect()
+        lines = preflight.files_reader(spark).text(f"{checkpoint}/offsets/{number}").collect()
         offset = json.loads(lines[2][0])
         return int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"])
 

@@ -416,7 +416,7 @@ def _check_checkpoint(spark: SparkSession, checkpoint: str) -> None:
     """Raise TableError unless the file system of the checkpoint's folder can be reached."""
     with preflight.reaching(f"--checkpoint {checkpoint!r}"):
         try:
-            spark.read.text(preflight.literal(preflight.whole(checkpoint))).schema  # noqa: B018
+            preflight.files_reader(spark).text(preflight.whole(checkpoint)).schema  # noqa: B018
         except AnalysisException as error:
             if error.getCondition() not in ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA"):
                 raise
