@@ -26,7 +26,6 @@ from spark_aesthetic.java import first_line
 from spark_aesthetic.options import check_mode, whole
 from spark_aesthetic.preflight import names, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
-from spark_aesthetic.sessions import in_own_session
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class ExportSummary:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-@in_own_session
 def export_webdataset(
     spark: SparkSession,
     *,
