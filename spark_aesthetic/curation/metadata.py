@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
@@ -57,9 +57,19 @@ def save_metadata(
     columns = [F.col(quoted(name)) for name in kept]
     for at, name in enumerate(kept):
         if name in fields:
-            inside = [".".join(map(quoted, path)) for path in fields[name]]
-            columns[at] = columns[at].dropFields(*inside).alias(name)
+            columns[at] = _without(df, name, fields[name]).alias(name)
     df.select(*columns).write.mode(mode).parquet(path)
+
+
+def _without(df: DataFrame, column: str, paths: Sequence[Sequence[str]]) -> Column:
+    """A struct without some of its fields."""
+    struct, kind = F.col(quoted(column)), df.schema[column].dataType
+    if any(len(path) > 1 for path in paths) or not isinstance(kind, StructType):
+        return struct.dropFields(*[".".join(map(quoted, path)) for path in paths])
+    # Made of the others: Spark reads the fields that dropFields drops.
+    named = {path[0].lower() for path in paths}
+    others = [struct.getField(name).alias(name) for name in kind.names if name.lower() not in named]
+    return F.when(struct.isNotNull(), F.struct(*others))
 
 
 def _are_all(df: DataFrame, column: str, paths: Sequence[Sequence[str]]) -> bool:
