@@ -363,6 +363,7 @@ def scores_of(spark: SparkSession) -> dict[str, list[float]]:
     return {V2: list(PUBLISHED_SCORES), V1: v1}
 
 
+@pytest.mark.long
 @drawn
 @given(world=worlds(steps=[*changing_steps, *other_steps]))
 def test_a_scores_table_holds_what_a_dictionary_says(
@@ -413,7 +414,10 @@ STRANGE_MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGE_MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("quotes", "SQL") else pytest.param(kind, marks=pytest.mark.long) for kind in STRANGE_MODELS],
+)
 def test_models_of_other_rows_are_shown_and_never_run(spark: SparkSession, tmp_path: Path, kind: str) -> None:
     """A scores table can hold rows that anybody has written, of a model with any name."""
     payroll = spark.createDataFrame([(0, 123456.0)], "id int, salary float")
