@@ -23,7 +23,7 @@ from spark_aesthetic.sessions import commit_settings, own_session, statement
 
 Done = TypeVar("Done")
 
-# So often a commit is tried that another one, of another model or of maintenance, has come before.
+# A commit is retried if another one, by another model or by maintenance, was committed first. This many attempts.
 ATTEMPTS = 5
 
 # How Delta says so: by condition, or by the name of the class where there is none.
@@ -41,7 +41,7 @@ _HARMLESS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """What a commit says of itself, and how it is told from its own repetition.
+    """The metadata of a commit, and the transaction that lets Delta recognise its repetition.
 
     Attributes:
         info: Where its rows come from, as JSON in the table's history.
@@ -211,7 +211,7 @@ _TOLD = (
 
 
 def history(spark: SparkSession, scores: str) -> DataFrame:
-    """Which run scored what: the commits of a scores table that scores came by.
+    """List the commits that wrote scores: which run scored what.
 
     Args:
         spark: A session with Delta Lake.

@@ -150,30 +150,36 @@ def literal(path: str) -> str:
 
 
 def files_reader(spark: SparkSession) -> DataFrameReader:
-    """A reader of files that takes each path for what it is, and not for a pattern.
+    """A reader of one file or folder that takes its path for what it is, and not for a pattern.
 
-    The option is Spark's own, by which it reads the files of its tables. An escaped path would not do: Hadoop finds no
-    name with a colon by a pattern.
+    For one path only: if several look like patterns, Spark 4.2 reads each of them twice. The option is Spark's own: it
+    reads the files of its tables with it. An escaped path would not do: Hadoop finds no name with a colon by a pattern.
     """
     return spark.read.option("__globPaths__", "false")
 
 
 @contextmanager
 def reaching(
-    place: str, remedy: str = "check the address, and that its connector and access are set up"
+    place: str,
+    remedy: str = "check the address, and that its connector and access are set up",
+    *,
+    missing: str | None = None,
 ) -> Iterator[None]:
     """Turn what a file system, a connector or a metastore raises into one line about a place.
 
     Args:
         place: The place, as its user named it: `--source 's3://bucket/x'`.
         remedy: What to do about it.
+        missing: What to say, after the place, if nothing is there.
 
     Raises:
-        TableError: The place cannot be reached; the message holds the first line of the cause.
+        TableError: Nothing is there, or the place cannot be reached, with the first line of the cause.
     """
     try:
         yield
     except (PySparkException, Py4JJavaError) as error:
+        if missing is not None and is_missing(error):
+            raise TableError(f"{place}: {missing}") from error
         raise TableError(
             f"{place}: expected a place that Spark can reach, found: {first_line(error)}; {remedy}"
         ) from error
@@ -308,9 +314,10 @@ def detail(spark: SparkSession, table: str) -> Row | None:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether Spark says that a table, a schema or a path does not exist."""
+    """Whether Spark says that a table, a schema or a path does not exist, or that a folder has none of the files."""
     condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
-    return any(name in condition for name in ("NOT_FOUND", "MISSING_DELTA_TABLE", "PATH_DOES_NOT_EXIST"))
+    missing = ("NOT_FOUND", "MISSING_DELTA_TABLE", "PATH_DOES_NOT_EXIST", "UNABLE_TO_INFER_SCHEMA")
+    return any(name in condition for name in missing)
 
 
 def _delta_hint(spark: SparkSession) -> str:

@@ -135,14 +135,10 @@ class Run:
         """
         todo = self._todo()
         metadata = todo.metadataColumn("_metadata")
-        files = todo.select(
-            metadata["file_path"].alias("path"), metadata["file_size"].alias("size"), F.lit(1).alias("n")
-        )
-        by_file = files.groupBy("path", "size").agg(F.sum("n").alias("rows"))
-        found = by_file.agg(
-            F.coalesce(F.sum("size"), F.lit(0)).alias("size"), F.coalesce(F.sum("rows"), F.lit(0)).alias("rows")
-        ).collect()[0]
-        size, skipped = int(found["size"]), self.rows_read - int(found["rows"])
+        files = todo.select(metadata["file_path"].alias("path"), metadata["file_size"].alias("size"))
+        found = files.groupBy("path", "size").count().agg(F.sum("size").alias("size"), F.sum("count").alias("rows"))
+        unscored = found.collect()[0]
+        size, skipped = unscored.size or 0, self.rows_read - (unscored.rows or 0)
         if size == 0:
             return 0, skipped
         _log.info(

@@ -80,20 +80,20 @@ class Target:
         """Of all columns, in their order."""
         return self.kept | {name: TYPES[name] for name in self.written}
 
-    def check(self, spark: SparkSession) -> Row | None:
+    def check(self, spark: SparkSession, found: Row | None) -> None:
         """Check that scores can go there, without writing.
 
-        Returns:
-            What Delta says of the table; None where there is none yet.
+        Args:
+            spark: The session.
+            found: What `preflight.detail` says of the table.
 
         Raises:
             TableError: A table is there with another type in one of the columns, or one that takes no updates; a schema
                 of that name is missing.
         """
-        found = preflight.detail(spark, self.table)
         if found is None:
             preflight.check_schema(spark, self.table, f"--scores {self.table!r}")
-            return None
+            return
         # An embedding or a version may come later: a table can be begun without them.
         required = [*self.key, *(name for name in self.written if name != EMBEDDING)]
         rows = preflight.read_table(spark, self.table)
@@ -101,7 +101,6 @@ class Target:
         preflight.check_updates(found, f"--scores {self.table!r}", "choose another scores table")
         new = [name for name in self.types if name.lower() not in map(str.lower, rows.columns)]
         preflight.check_names(found, new, f"--scores {self.table!r}")
-        return found
 
     def make(self, spark: SparkSession, told: Mapping[str, str]) -> str:
         """Create the table if it is not there, its comments included.
@@ -116,7 +115,8 @@ class Target:
         Raises:
             TableError: As `check` raises it, or the folder has files that are no Delta table.
         """
-        found = self.check(spark)
+        found = preflight.detail(spark, self.table)
+        self.check(spark, found)
         if found is not None:
             add_columns(spark, self.identifier, preflight.read_table(spark, self.table), self.types)
             return str(found.location)

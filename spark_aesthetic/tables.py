@@ -305,7 +305,7 @@ def rescore_from_embeddings(
         },
         stopping=never,
     )
-    chunks.target.check(spark)
+    chunks.target.check(spark, preflight.detail(spark, scores))
     rows_read = _rescore(spark, chunks, fitting)
     return _summary(chunks, started, rows_read=rows_read, skipped=rows_read - chunks.rows)
 
@@ -409,7 +409,7 @@ def _check_target(spark: SparkSession, chunks: Chunks, scores: str | None, *, sh
         known = ledger.load(spark, scores)
         ledger.check_copy(spark, known, scores, source)
         ledger.check(known, scores, source, target.key, shared_keys=shared_keys)
-    target.check(spark)
+    target.check(spark, found)
 
 
 def _check_checkpoint(spark: SparkSession, checkpoint: str) -> None:
@@ -418,7 +418,7 @@ def _check_checkpoint(spark: SparkSession, checkpoint: str) -> None:
         try:
             preflight.files_reader(spark).text(preflight.whole(checkpoint)).schema  # noqa: B018
         except AnalysisException as error:
-            if error.getCondition() not in ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA"):
+            if not preflight.is_missing(error):
                 raise
 
 

@@ -363,18 +363,24 @@ def scores_of(spark: SparkSession) -> dict[str, list[float]]:
     return {V2: list(PUBLISHED_SCORES), V1: v1}
 
 
+def made(spark: SparkSession, world: World, folder: Path, scores_of: dict[str, list[float]]) -> Tables:
+    """The tables of a world, with five rows in the source."""
+    base = folder / f"example{next(_number)}"
+    base.mkdir()
+    tables = Tables(spark, world, base, scores_of)
+    first = tables.new(4)
+    tables.keys.remove(world.keys[0])
+    tables.make({world.keys[0]: 5, **first})
+    return tables
+
+
 @pytest.mark.long
 @drawn
 @given(world=worlds(steps=[*changing_steps, *other_steps]))
 def test_a_scores_table_holds_what_a_dictionary_says(
     spark: SparkSession, tmp_path: Path, scores_of: dict[str, list[float]], world: World
 ) -> None:
-    base = tmp_path / f"example{next(_number)}"
-    base.mkdir()
-    tables = Tables(spark, world, base, scores_of)
-    first = tables.new(4)
-    tables.keys.remove(world.keys[0])
-    tables.make({world.keys[0]: 5, **first})
+    tables = made(spark, world, tmp_path, scores_of)
     tables.run(V2)
     for step in world.steps:
         tables.do(step)
@@ -388,12 +394,7 @@ def test_a_scores_table_holds_what_a_dictionary_says(
 def test_in_place_a_source_holds_what_a_dictionary_says(
     spark: SparkSession, tmp_path: Path, scores_of: dict[str, list[float]], world: World
 ) -> None:
-    base = tmp_path / f"example{next(_number)}"
-    base.mkdir()
-    tables = Tables(spark, world, base, scores_of)
-    first = tables.new(4)
-    tables.keys.remove(world.keys[0])
-    tables.make({world.keys[0]: 5, **first})
+    tables = made(spark, world, tmp_path, scores_of)
     done = tables.run_in_place()
     failed = sum(content < 0 for content in tables.rows.values())
     assert (done.rows_read, done.scored, done.failed, done.skipped) == (5, 5 - failed, failed, 0)

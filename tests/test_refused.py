@@ -61,7 +61,7 @@ def assert_published(spark: SparkSession, path: str, key: str = "id") -> None:
         (["array(id) AS a", "id", "e"], {}, {"key": "a"}, "--key: expected columns of simple types.*'a' of type array"),
         (["id AS `_aesthetic_x`", "e"], {}, {"key": "_aesthetic_x"}, "--key: expected a name that does not begin with"),
         (["id", "e"], {}, {"scores": "nosuch.scores"}, "--scores 'nosuch.scores': expected a schema that exists"),
-        (["id", "e"], {}, {"scores": "default.`it's`"}, "expected ASCII letters, digits|expected a Delta table"),
+        (["id", "e"], {}, {"scores": "default.`it's`"}, "--scores .*expected ASCII letters, digits and _"),
         (["id", "e"], {}, {"scores": "a b"}, "table 'a b': expected a name or a path with a slash"),
         (["id", "e"], {}, {"scores": "NEW", "view": "`it's`"}, "--view: expected ASCII letters, digits and _"),
         (["id", "e"], {}, {"scores": "NEW", "view": "nosuch.v"}, "--view: expected a schema that exists"),

@@ -242,15 +242,11 @@ def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
 
 
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
-    with preflight.reaching(f"{option} {table!r}", "check the name or the path"):
-        try:
-            rows = preflight.read_table(spark, table)
-            # On Connect nothing has been looked up before.
-            _ = rows.schema
-        except AnalysisException as error:
-            if not preflight.is_missing(error):
-                raise
-            raise TableError(f"{option} {table}: expected a table, found none; check the name or the path") from error
+    remedy = "check the name or the path"
+    with preflight.reaching(f"{option} {table}", remedy, missing=f"expected a table, found none; {remedy}"):
+        rows = preflight.read_table(spark, table)
+        # On Connect nothing has been looked up before.
+        _ = rows.schema
     return rows
 
 

@@ -141,8 +141,8 @@ def ingest_images(
     their text columns (string). A file that is no image keeps its row and its bytes, one that cannot be read or is too
     large its row, each with the reason in `error`; of an image nothing but the header is looked at.
 
-    What is known is told by path, modification time and length for files, by path, size and ETag (or time) for shards,
-    by the text itself for addresses. A run with nothing new reads no image and writes nothing. A file that was modified
+    A file is known by its path, modification time and length, a shard by its path, size and ETag (or time),
+    an address by its text. A run with nothing new reads no image and writes nothing. A file that was modified
     replaces its row, a shard all of its rows: samples that are the same stay as they are, those that it no longer has
     are removed. One run at a time: of two, the one that began first stops with an error.
 
@@ -310,7 +310,7 @@ class _Run:
         return self._list(self._rows(self.began_at))
 
     def _last_generation(self) -> int:
-        """That of the newest run that has committed, as the table's history tells; 0 if none has."""
+        """The generation of the newest run in the table's history, or 0."""
         for last in (_LAST_COMMITS, None):
             told = [commit.told.get("generation") for commit in self._logged(last)]
             generations = [generation for generation in told if isinstance(generation, int)]
@@ -392,7 +392,7 @@ class _Run:
         return rows.groupBy(*by).agg(*told).collect()
 
     def _changed(self, rows: DataFrame, entries: list[Entry]) -> tuple[DataFrame, DataFrame]:
-        """Of shards that were modified: the rows that are new or not as they were, and the paths that are gone."""
+        """The new and changed rows of modified shards, and the paths that these shards no longer have."""
         compared = ["image_id", "error", *(name for name in self.source.texts if name != VERSION)]
         urls = self.spark.createDataFrame([(entry.path,) for entry in entries], f"`{URL}` string")
         # At a version: Spark computes again what it keeps of a table that is written to.
@@ -481,7 +481,7 @@ class _Run:
         clauses = f"ON target.image_id = scored.image_id {again}WHEN MATCHED THEN DELETE"
         committed(lambda: merge_into(self.spark, list_, lost, clauses, Commit(info="{}")))
         if gone is not None:
-            # Of a shard that is read again the copies are looked for again.
+            # A shard that is read again has its copies found again.
             own = rows.select(URL).distinct()
             clauses = f"ON target.{URL} = scored.{URL} WHEN MATCHED THEN DELETE"
             committed(lambda: merge_into(self.spark, list_, own, clauses, Commit(info="{}")))

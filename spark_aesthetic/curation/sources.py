@@ -414,22 +414,16 @@ def _no_error() -> Column:
 
 def _table(spark: SparkSession, source: str) -> DataFrame:
     """A Delta or Parquet table by name or path."""
-    try:
-        with preflight.reaching(f"--source {source!r}"):
-            path = preflight.path_of(source)
-            if path is None or preflight.is_delta(spark, source):
-                rows = preflight.read_table(spark, source)
-            else:
-                rows = _parquet(spark, path)
-            # Spark Connect looks no sooner.
-            _ = rows.schema
-            return rows
-    except TableError as error:
-        if not isinstance(error.__cause__, AnalysisException):
-            raise
-        raise TableError(
-            f"--source {source!r}: expected a Delta or Parquet table of paths, found none; check the name or path"
-        ) from error
+    missing = "expected a Delta or Parquet table of paths, found none; check the name or path"
+    with preflight.reaching(f"--source {source!r}", missing=missing):
+        path = preflight.path_of(source)
+        if path is None or preflight.is_delta(spark, source):
+            rows = preflight.read_table(spark, source)
+        else:
+            rows = _parquet(spark, path)
+        # Spark Connect looks no sooner.
+        _ = rows.schema
+        return rows
 
 
 def _parquet(spark: SparkSession, path: str) -> DataFrame:
