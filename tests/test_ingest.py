@@ -24,6 +24,7 @@ import spark_aesthetic as sa
 from spark_aesthetic.curation.files import fetch
 from spark_aesthetic.curation.ingest import IngestSummary, _Run
 from spark_aesthetic.curation.sources import Addresses, open_source
+from spark_aesthetic.datasources.webdataset import WebDataset
 from spark_aesthetic.errors import AestheticError, OptionError, TableError
 from spark_aesthetic.testing import noise_image, photographs, small_predictor
 
@@ -196,6 +197,8 @@ def make_shard(path: Path, samples: dict[str, int]) -> None:
 
 
 def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path) -> None:
+    # As a notebook has it that reads shards itself, too.
+    spark.dataSource.register(WebDataset)
     table = tmp_path / "table"
     make_shard(tmp_path / "00000.tar", {"a": 0, "b": 1})
     make_shard(tmp_path / "00001.tar", {"a": 2, "b": 0})

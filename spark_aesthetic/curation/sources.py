@@ -286,7 +286,12 @@ class Shards:
         passed_over = PassedOver()
         for url in places.look(path).passed_over:
             passed_over.add(OTHER_SHARD, url)
-        spark.dataSource.register(WebDataset)
+        try:
+            spark.dataSource.register(WebDataset)
+        except AnalysisException as error:
+            # The copy of a session keeps a data source of this name that the session has, and takes no second one.
+            if error.getCondition() != "DATA_SOURCE_ALREADY_EXISTS":
+                raise
         schema = spark.read.format("webdataset").option("onDamage", "report").load(path).schema
         # What the first samples lack others may have.
         for name in _IMAGES:
