@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
-from filelock import FileLock
 from tqdm import tqdm
 
+from spark_aesthetic.cache import check_private, locked, rename
+from spark_aesthetic.digests import sha256_of
 from spark_aesthetic.errors import ChecksumError, WeightsError, WeightsNotFoundError
 
 # Larger than fsspec's own 5 MiB: a range request to a hub costs a redirect each time.
@@ -23,48 +23,28 @@ _REPORT_BYTES = 256 * 2**20
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the file lock of a target in the cache, whose folder is made; other processes of the node wait.
-
-    Raises:
-        WeightsError: No lock can be had there.
-    """
-    lock = FileLock(f"{target}.lock")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:  # the second: filelock's word for a file system without locks
-        raise WeightsError(
-            f"expected a folder in which files can be locked and written, found: {error}; set SPARK_AESTHETIC_CACHE "
-            "to one (on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE)"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def download(url: str, target: Path, *, sha256: str | None) -> Path:
     """Fetch `url` (any scheme that fsspec knows) to `target`, unless another process has done so.
 
     The bytes go to `target` + ".part"; the checksum is taken on the way; only a file that passed is renamed to
     `target`. A later call goes on from the part, where a checksum will tell that the halves belong together;
     a server that knows no ranges gives it from the beginning. A file lock lets one process of the node
-    download while the others wait for its result; where the file is there, nothing is locked or written.
+    download while the others wait for its result; a file with its checksum is neither locked nor written.
     Shows a progress bar on stderr where that is a terminal, and else logs about every tenth of the way.
 
     Raises:
-        WeightsError: The folder cannot be written to.
+        WeightsError: The folder cannot be written to, or its disk is full.
         WeightsNotFoundError: The address cannot be read to its end; the part is kept.
         ChecksumError: All was read and is not what was expected; the part is deleted.
     """
-    if target.exists():
+    if is_fetched(target, sha256):
         return target
     with locked(target):
         # By the process that held the lock before.
-        if target.exists():
+        if is_fetched(target, sha256):
             return target
+        if target.exists():
+            _log.warning("%s has another checksum than %s and is fetched again", target, sha256)
         part = target.with_name(target.name + ".part")
         if sha256 is None:
             # Nothing would tell that the address serves another file by now than the one the part is of.
@@ -76,8 +56,20 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
                 f"{url}: expected sha256 {sha256}, found {found}; the download is deleted and was not opened. "
                 "Run again; if it repeats, the address serves another file"
             )
-        part.replace(target)
+        rename(part, target)
     return target
+
+
+def is_fetched(target: Path, sha256: str | None) -> bool:
+    """Whether a file of the cache is there, with its checksum if one is known.
+
+    Raises:
+        WeightsError: Others can write to the file or to the cache.
+    """
+    if not target.is_file():
+        return False
+    check_private(target)
+    return sha256 is None or sha256_of(target) == sha256
 
 
 def http_client() -> dict[str, object]:
@@ -105,6 +97,11 @@ def _fetch(url: str, part: Path) -> str:
     # fsspec's file systems have no base error in common (OSError, aiohttp.ClientError, botocore's, ...).
     except Exception as error:
         kept = part.stat().st_size if part.exists() else 0
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WeightsError(
+                f"cannot keep {url} ({kept:,} bytes so far): {error}; make space in {str(part.parent)!r}, or set "
+                "SPARK_AESTHETIC_CACHE to a folder on a larger disk"
+            ) from error
         # fsspec says "file not found" of a dead server too; its cause knows better.
         reason = error.__cause__ or error
         so_far = f" ({kept:,} bytes so far)" if kept else ""

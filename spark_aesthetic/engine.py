@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spark_aesthetic import weights
+from spark_aesthetic import cache, weights
 from spark_aesthetic.budget import Budget
 from spark_aesthetic.clip import Encoder, ImageEncoder
 from spark_aesthetic.decode import Pixels, Rejection, decode
@@ -111,7 +111,7 @@ def load_encoder(predictor: Predictor, *, device: str, dtype: str, model_path: s
         WeightsError: A file is missing, another one, or does not fit the architecture.
     """
     prepared = weights.prepared_path(predictor, dtype)
-    if not prepared.exists():
+    if not cache.is_whole(prepared):
         # Here, because it imports open_clip, which takes several times as long as torch.
         from spark_aesthetic.prepare import prepare
 

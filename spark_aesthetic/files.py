@@ -57,6 +57,14 @@ def absolute(path: str) -> str:
     return beside(path, str(Path.cwd()))
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a file; False also for a text that no path can be, such as one that is too long."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read(path: str) -> bytes:
     """The bytes of a file.
 
@@ -66,6 +74,12 @@ def read(path: str) -> bytes:
     system, place = fsspec.core.url_to_fs(absolute(path))
     content: bytes = system.cat_file(place)
     return content
+
+
+def exists(path: str) -> bool:
+    """Whether something is at a path or an address; raises as `read` does."""
+    system, place = fsspec.core.url_to_fs(absolute(path))
+    return bool(system.exists(place))
 
 
 def write(path: str, content: bytes) -> None:

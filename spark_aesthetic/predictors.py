@@ -115,7 +115,8 @@ class Predictor:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        # Beside its own error: a number of thousands of digits, and more levels than Python's stack has.
+        except (ValueError, RecursionError) as error:
             raise PredictorError(f"expected a predictor as JSON, found {text[:40]!r}: {error}") from error
         if not isinstance(values, dict):
             raise PredictorError(f"expected a predictor as a JSON object, found {type(values).__name__}")
@@ -186,9 +187,9 @@ untrained-vit-b-32, untrained-vit-l-14
     known = BUILT_IN.get(predictor)
     if known is not None:
         return known
-    if predictor.endswith(".json") or Path(predictor).is_file():
+    if predictor.endswith(".json") or files.is_file(predictor):
         return Predictor.load(predictor)
-    raise PredictorError(f"no predictor {predictor!r} and no such file: {nearest(predictor, BUILT_IN)}")
+    raise PredictorError(f"no predictor {predictor[:80]!r} and no such file: {nearest(predictor, BUILT_IN)}")
 
 
 def _is_sha256(digest: object) -> bool:
@@ -218,27 +219,61 @@ _VIT_B_16 = {
 }
 
 
-def _folded(name: str, backbone: dict[str, str], published_head_sha256: str) -> Predictor:
-    return Predictor(name=name, head_weights=PACKAGED + name, head_sha256=published_head_sha256, **backbone)
+@dataclass(frozen=True, kw_only=True)
+class PackagedHead:
+    """A folded head in the package; NOTICE has its origin and text.
+
+    Attributes:
+        licence: Of the published file.
+        published_sha256: Checksum of the published file that was folded.
+        sha256: Checksum of the folded file.
+    """
+
+    licence: str
+    published_sha256: str
+    sha256: str
 
 
-# Of the folded heads in the package; NOTICE has origin and text.
-PACKAGED_LICENCES = {
-    "laion-aesthetics-v2": "Apache-2.0",
-    "laion-aesthetics-v2-ava": "Apache-2.0",
-    "laion-aesthetics-v1": "MIT",
-    "laion-aesthetics-v1-b32": "MIT",
-    "laion-aesthetics-v1-b16": "MIT",
+PACKAGED_HEADS = {
+    "laion-aesthetics-v2": PackagedHead(
+        licence="Apache-2.0",
+        published_sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+        sha256="68e1871734a5abc9b1fc8880f9e7faeee94c1c43076744f9a577fcd2e539367e",
+    ),
+    "laion-aesthetics-v2-ava": PackagedHead(
+        licence="Apache-2.0",
+        published_sha256="390a3aafaf3b37d57148f9b22f30556de38343064b7d915acfa80d3812b4c9ff",
+        sha256="3182899c5669d524935e07fee3451d78f8718d8ee2647b76d31e8fbbeb0d22b2",
+    ),
+    "laion-aesthetics-v1": PackagedHead(
+        licence="MIT",
+        published_sha256="2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba",
+        sha256="a5d7eade515b741e037b862f784c79c86d25b7b077e8c8d07eac4cb0aa5bc8e4",
+    ),
+    "laion-aesthetics-v1-b32": PackagedHead(
+        licence="MIT",
+        published_sha256="c7b14cead230694acc7b9447974d3cad78003c72da032e402a303b6c2429e85f",
+        sha256="699f70aa0cfcd2cfdbb99249204eb373752297d1271224664d6ab1abe850f6a2",
+    ),
+    "laion-aesthetics-v1-b16": PackagedHead(
+        licence="MIT",
+        published_sha256="8ad3923d7ecf019df20ecd2ab5542a3075fbba0278d239c0371345f3d7fcbde0",
+        sha256="95782e91f81dfd9e134f0aaaf44b5f6c9e089f81ccbb064c6798afc982e2f630",
+    ),
 }
+
+
+def _folded(name: str, backbone: dict[str, str]) -> Predictor:
+    published = PACKAGED_HEADS[name].published_sha256
+    return Predictor(name=name, head_weights=PACKAGED + name, head_sha256=published, **backbone)
+
 
 # Heads: improved-aesthetic-predictor (V2) and aesthetic-predictor (V1); checksums of the published files.
 BUILT_IN: dict[str, Predictor] = {
     predictor.name: predictor
     for predictor in (
-        _folded("laion-aesthetics-v2", _VIT_L_14, "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"),
-        _folded(
-            "laion-aesthetics-v2-ava", _VIT_L_14, "390a3aafaf3b37d57148f9b22f30556de38343064b7d915acfa80d3812b4c9ff"
-        ),
+        _folded("laion-aesthetics-v2", _VIT_L_14),
+        _folded("laion-aesthetics-v2-ava", _VIT_L_14),
         # ReLUs between its layers: it does not fold, so its 3,714,887 bytes are fetched.
         Predictor(
             name="laion-aesthetics-v2-ava-relu",
@@ -247,13 +282,9 @@ BUILT_IN: dict[str, Predictor] = {
             head_sha256="0af3254c651d55b7ea851429c20f26ec880bb0169805a4df85b814bd7966f3e4",
             **_VIT_L_14,
         ),
-        _folded("laion-aesthetics-v1", _VIT_L_14, "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba"),
-        _folded(
-            "laion-aesthetics-v1-b32", _VIT_B_32, "c7b14cead230694acc7b9447974d3cad78003c72da032e402a303b6c2429e85f"
-        ),
-        _folded(
-            "laion-aesthetics-v1-b16", _VIT_B_16, "8ad3923d7ecf019df20ecd2ab5542a3075fbba0278d239c0371345f3d7fcbde0"
-        ),
+        _folded("laion-aesthetics-v1", _VIT_L_14),
+        _folded("laion-aesthetics-v1-b32", _VIT_B_32),
+        _folded("laion-aesthetics-v1-b16", _VIT_B_16),
         Predictor(
             name="untrained-vit-b-32",
             backbone="ViT-B-32-quickgelu",

@@ -7,23 +7,26 @@ safetensors in the cache. The published ViT-L/14 goes from 1.7 GB with both towe
 from __future__ import annotations
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from spark_aesthetic import architectures, weights
-from spark_aesthetic.download import locked
+from spark_aesthetic import architectures, cache, weights
 from spark_aesthetic.errors import WeightsError
 from spark_aesthetic.predictors import UNTRAINED, Predictor
 from spark_aesthetic.tower import rewrite
 
 Tensors = Mapping[str, torch.Tensor]
+
+_log = logging.getLogger(__name__)
 
 
 def check(predictor: Predictor, model_path: str | None = None) -> None:
@@ -47,21 +50,22 @@ def check(predictor: Predictor, model_path: str | None = None) -> None:
 
 
 def prepare(predictor: Predictor, *, dtype: str, model_path: str | None = None) -> Path:
-    """Path of the prepared weights of a pinned predictor's backbone, made on first use under a file lock.
+    """Path of the prepared weights of a pinned predictor's backbone, made under a file lock if missing or broken.
 
     Raises:
-        WeightsError: The weights file is missing, another one, or does not fit the architecture.
+        WeightsError: The weights file is missing, another one, or does not fit the architecture; or the cache cannot
+            be written to, or others can write to it.
     """
     target = weights.prepared_path(predictor, dtype)
-    # Neither lock nor write where all is there: a cache may be filled once and then be read only.
-    if target.exists():
+    # A cache that is filled once may be read-only, so nothing is locked or written here.
+    if cache.is_whole(target):
         return target
-    weights.cache_dir()
-    with locked(target):
-        if not target.exists():
-            part = target.with_suffix(".part")
-            _write(predictor, dtype, model_path, part)
-            part.replace(target)
+    cache.cache_dir()
+    with cache.locked(target):
+        if not cache.is_whole(target):
+            if target.exists():
+                _log.warning("%s differs from its digest and is made again", target)
+            cache.publish(target, partial(_write, predictor, dtype, model_path))
     return target
 
 
@@ -83,7 +87,11 @@ def _write(predictor: Predictor, dtype: str, model_path: str | None, path: Path)
         "dimension": architectures.embedding_dimension(architecture),
         "shape": asdict(shape) if shape is not None else None,
     }
-    save_file(tensors, path, {"tower": json.dumps(about)})
+    try:
+        save_file(tensors, path, {"tower": json.dumps(about)})
+    # It wraps the operating system's errors, such as a full disk.
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _tower(predictor: Predictor, model_path: str | None) -> dict[str, torch.Tensor]:

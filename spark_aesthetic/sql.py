@@ -12,7 +12,7 @@ from spark_aesthetic import udfs, weights
 from spark_aesthetic.errors import OptionError, PredictorError
 from spark_aesthetic.head import Head
 from spark_aesthetic.options import OptionArgs, Options
-from spark_aesthetic.predictors import BUILT_IN, DEFAULT, PACKAGED, PACKAGED_LICENCES, Predictor, resolve
+from spark_aesthetic.predictors import BUILT_IN, DEFAULT, PACKAGED, PACKAGED_HEADS, Predictor, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -136,7 +136,8 @@ def _comment(pinned: Predictor) -> str:
     Spark puts values in the place of `${…}` in any SQL text, and its settings decide what a backslash or a doubled
     quote means.
     """
-    licence = PACKAGED_LICENCES.get(pinned.head_weights.removeprefix(PACKAGED), "as its publisher says")
+    packaged = PACKAGED_HEADS.get(pinned.head_weights.removeprefix(PACKAGED))
+    licence = "as its publisher says" if packaged is None else packaged.licence
     comment = (
         f"Aesthetic score of CLIP {pinned.backbone} embeddings: {pinned.model_id}, head sha256 {pinned.head_sha256}, "
         f"backbone sha256 {pinned.backbone_sha256}, licence of the head: {licence}. {_MADE}"

@@ -9,33 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import replace
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 
+from spark_aesthetic import cache, files
 from spark_aesthetic import head as heads
-from spark_aesthetic.download import download
+from spark_aesthetic.digests import sha256_of
+from spark_aesthetic.download import download, is_fetched
 from spark_aesthetic.errors import (
     ChecksumError,
     MissingDependencyError,
     PredictorError,
     WeightsError,
     WeightsNotFoundError,
+    nearest,
 )
 from spark_aesthetic.head import Head
-from spark_aesthetic.predictors import PACKAGED, UNTRAINED, Predictor
-
-if TYPE_CHECKING:
-    from importlib.abc import Traversable
+from spark_aesthetic.predictors import PACKAGED, PACKAGED_HEADS, UNTRAINED, PackagedHead, Predictor
 
 # For the message of a node without a network; sizes as published (OpenAI's in MiB, as its client shows them).
 _KNOWN_SIZES = {
@@ -46,39 +43,20 @@ _KNOWN_SIZES = {
 }
 
 # Changes when the layout of prepared files does, so that a cache of an older version is not read.
-_LAYOUT = "v3"
+_LAYOUT = "v4"
 
+# File systems take names of 255 bytes, and the cache appends endings.
+_NAME_BYTES = 200
 
-def cache_dir() -> Path:
-    """The node's cache: `$SPARK_AESTHETIC_CACHE`, or the user's cache folder.
-
-    Raises:
-        WeightsError: It cannot be written to, as on executors that have no home folder.
-    """
-    folder = cache_path()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not os.access, which knows neither quotas nor what a network file system will say.
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise WeightsError(
-            f"expected a cache folder that can be written, found: {error}; set SPARK_AESTHETIC_CACHE to one "
-            "(on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE)"
-        ) from error
-    return folder
-
-
-def cache_path() -> Path:
-    """Where the cache is or would be; it may not exist, or be there to read only."""
-    return Path(os.environ.get("SPARK_AESTHETIC_CACHE") or user_cache_path("spark-aesthetic"))
+# Larger than any that is used, and small enough for the memory of a driver.
+_MAX_DIMENSION = 65_536
 
 
 def prepared_path(predictor: Predictor, dtype: str) -> Path:
     """Where `spark_aesthetic.prepare` puts, once a node, what workers memory-map of a pinned predictor's backbone."""
     assert predictor.backbone_sha256 is not None, "callers pin the predictor"
     name = f"{predictor.backbone}-{predictor.backbone_sha256[:12]}-{dtype}-{_LAYOUT}.safetensors"
-    return cache_path() / "prepared" / name.replace("/", "-")
+    return cache.cache_path() / "prepared" / name.replace("/", "-")
 
 
 def pin(predictor: Predictor, model_path: str | None = None) -> Predictor:
@@ -128,14 +106,15 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
     if source.startswith(UNTRAINED):
         return heads.untrained(*_untrained_numbers(source, 2))
     if source.startswith(PACKAGED):
-        folded_from = _content_sha256(source, "", "head", None)
-        if predictor.head_sha256 not in (None, folded_from):
+        head = _packaged(source)
+        if predictor.head_sha256 not in (None, head.published_sha256):
             raise ChecksumError(
                 f"predictor {predictor.name!r}: expected a head folded from the file with sha256 "
-                f"{predictor.head_sha256}, found {source!r}, folded from {folded_from}; correct head_sha256"
+                f"{predictor.head_sha256}, found {source!r}, folded from {head.published_sha256}; correct head_sha256"
             )
-        with resources.as_file(_packaged(source)) as path:
-            return _read_head(path, None)
+        name = source.removeprefix(PACKAGED)
+        with resources.as_file(resources.files("spark_aesthetic.heads") / f"{name}.safetensors") as path:
+            return read_head(path, sha256=head.sha256)
     return _read_head(_find(source, predictor.head_sha256, _folder_only(model_path)), predictor.head_sha256)
 
 
@@ -237,21 +216,22 @@ def _unverified(path: Path, part: str) -> WeightsError:
 
 def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
     remote = "://" in source
-    name = Path(unquote(urlsplit(source).path)).name if remote else Path(source).name
-    unpinned = cache_path() / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:12] / name
-    cached = unpinned if sha256 is None else cache_path() / "downloads" / sha256[:12] / name
-    places = [*_named_places(name, model_path), *([] if remote else [Path(source)]), cached]
+    name = _file_name(source)
+    unpinned = cache.cache_path() / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:12] / name
+    cached = unpinned if sha256 is None else cache.cache_path() / "downloads" / sha256[:12] / name
+    places = [*_named_places(name, model_path), *([] if remote else [Path(source)])]
     for path in places:
-        if path.is_file():
+        if files.is_file(path):
             _verify(path, sha256)
             return path
-    # Where `pin` has fetched it to find out its checksum.
-    if sha256 is not None and unpinned.is_file() and sha256_of(unpinned) == sha256:
-        return unpinned
-    looked = " or ".join(str(path) for path in places)
+    # `pin` fetches an address whose checksum is not known yet to another place.
+    for path in (cached, unpinned):
+        if is_fetched(path, sha256):
+            return path
+    looked = " or ".join(str(path) for path in (*places, cached))
     if not remote:
         raise WeightsNotFoundError(f"weights file {name}: expected at {looked}; found nothing. Put it there")
-    cache_dir()
+    cache.cache_dir()
     try:
         return download(source, cached, sha256=sha256)
     except WeightsNotFoundError as error:
@@ -263,11 +243,28 @@ def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
         ) from error
 
 
+def _file_name(source: str) -> str:
+    """The name of a weights file, under which it is looked for and cached."""
+    try:
+        source.encode()
+        name = Path(unquote(urlsplit(source).path) if "://" in source else source).name
+        fits = 0 < len(name.encode()) <= _NAME_BYTES
+    # An address with half an IPv6 host, and text that is no Unicode.
+    except ValueError:
+        name, fits = source[-_NAME_BYTES:], False
+    if not fits or name == ".." or "\0" in name:
+        raise PredictorError(
+            f"weights {source[:_NAME_BYTES]!r}: expected the path or address of a file, found one that ends in "
+            f"{name[:_NAME_BYTES]!r}; name the file itself"
+        )
+    return name
+
+
 def _named_places(name: str, model_path: str | None) -> list[Path]:
     places = []
     if model_path is not None:
         given = Path(model_path)
-        if not given.exists():
+        if not os.path.exists(given):  # noqa: PTH110 (Path.exists raises on a name that is too long)
             raise WeightsNotFoundError(f"model_path: expected a folder or a file, found nothing at {model_path!r}")
         places.append(given if given.is_file() else given / name)
     folder = os.environ.get("SPARK_AESTHETIC_WEIGHTS")
@@ -294,48 +291,34 @@ def _verify(path: Path, sha256: str | None) -> None:
         )
 
 
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, taken once a process for as long as the file does not change."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _content_sha256(source: str, architecture: str, part: str, model_path: str | None) -> str:
     if source.startswith(UNTRAINED):
         return hashlib.sha256(f"{source} {architecture}".encode()).hexdigest()
     if source.startswith(PACKAGED):
-        with resources.as_file(_packaged(source)) as path, safe_open(path, framework="np") as file:
-            return str(file.metadata()["source_sha256"])
+        return _packaged(source).published_sha256
     path = _find(source, None, model_path if part == "backbone" else _folder_only(model_path))
     if not is_safetensors(path):
         raise _unverified(path, part)
     return sha256_of(path)
 
 
-def _packaged(source: str) -> Traversable:
-    folder = resources.files("spark_aesthetic.heads")
-    file = folder / (source.removeprefix(PACKAGED) + ".safetensors")
-    if not file.is_file():
-        packaged = sorted(item.name for item in folder.iterdir() if item.name.endswith(".safetensors"))
-        raise PredictorError(f"head {source!r} is not in the package; found {', '.join(packaged)}")
-    return file
+def _packaged(source: str) -> PackagedHead:
+    name = source.removeprefix(PACKAGED)
+    if name not in PACKAGED_HEADS:
+        raise PredictorError(f"head {source!r} is not in the package: {nearest(name, PACKAGED_HEADS)}")
+    return PACKAGED_HEADS[name]
 
 
 def _untrained_numbers(source: str, count: int) -> list[int]:
-    form = UNTRAINED + ":".join(("SEED", "DIMENSION")[:count])
-    try:
-        numbers = [int(number) for number in source.removeprefix(UNTRAINED).split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count or min(numbers) < 0:
-        raise PredictorError(f"untrained weights: expected {form!r}, found {source!r}")
-    return numbers
+    """Seed, and dimension if two numbers are expected."""
+    form = ":".join(("SEED", "DIMENSION")[:count])
+    written = source.removeprefix(UNTRAINED)
+    # Far fewer digits than int() takes.
+    if re.fullmatch(r"\d{1,19}" + r":\d{1,19}" * (count - 1), written, re.ASCII):
+        numbers = [int(number) for number in written.split(":")]
+        if numbers[0] < 2**63 and all(0 < number <= _MAX_DIMENSION for number in numbers[1:]):
+            return numbers
+    raise PredictorError(
+        f"untrained weights: expected {UNTRAINED + form!r}, a seed below 2^63"
+        f"{f' and a dimension of 1 to {_MAX_DIMENSION}' if count > 1 else ''}, found {source[:80]!r}"
+    )

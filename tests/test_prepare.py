@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spark_aesthetic import architectures, clip, weights
-from spark_aesthetic.engine import load_model
+from spark_aesthetic.engine import load_encoder, load_model
 from spark_aesthetic.errors import PredictorError, WeightsError
 from spark_aesthetic.predictors import Predictor
 from spark_aesthetic.prepare import check, in_open_clip_names, prepare, seeded_tower
@@ -272,9 +272,61 @@ def test_what_an_interrupted_run_left_is_overwritten(own_cache: Path) -> None:
     target = prepare(untrained, dtype="float16")
     content = target.read_bytes()
     target.unlink()
-    target.with_suffix(".part").write_bytes(b"cut short")
+    part = target.with_name(f"{target.name}.part")
+    part.write_bytes(b"cut short")
     assert prepare(untrained, dtype="float16").read_bytes() == content
-    assert not target.with_suffix(".part").exists()
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "altered", "without a digest"])
+def test_a_prepared_file_that_is_damaged_is_made_again_and_never_scored_with(
+    damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    untrained = weights.pin(small_predictor())
+    target = prepare(untrained, dtype="float32")
+    content = target.read_bytes()
+    if damage == "cut off":
+        target.write_bytes(content[: len(content) // 2])
+    elif damage == "altered":
+        target.write_bytes(content[:-4] + b"\0\0\x80\x3f")
+    else:
+        target.with_name(f"{target.name}.b3").unlink()
+    encoder = load_encoder(untrained, device="cpu", dtype="float32", model_path=None)
+    assert f"{target} differs from its digest and is made again" in caplog.text
+    assert target.read_bytes() == content
+    pixels = np.zeros((1, 224, 224, 3), dtype=np.uint8)
+    expected = encoded(clip.ImageEncoder(target, device="cpu"), pixels)
+    np.testing.assert_array_equal(encoded(encoder, pixels), expected)
+
+
+def test_a_cache_that_others_can_write_to_is_not_scored_with(own_cache: Path) -> None:
+    untrained = weights.pin(small_predictor())
+    prepare(untrained, dtype="float32")
+    own_cache.chmod(0o777)
+    with pytest.raises(WeightsError, match=r"expected .* writable by the user .* alone, found mode 0777"):
+        load_model(untrained, device="cpu", dtype="float32", model_path=None)
+
+
+def test_a_disk_that_fills_while_weights_are_prepared_is_one_line_and_leaves_nothing(own_cache: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], check=True, capture_output=True, text=True, timeout=120)
+    (message,) = done.stdout.splitlines()
+    assert "make space in the cache of weights" in message
+    assert [file.name for file in (own_cache / "prepared").iterdir() if file.suffix != ".lock"] == []
+
+
+FULL = """
+import resource, signal
+from spark_aesthetic import weights
+from spark_aesthetic.errors import WeightsError
+from spark_aesthetic.prepare import prepare
+from spark_aesthetic.testing import small_predictor
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+try:
+    prepare(weights.pin(small_predictor()), dtype="float32")
+except WeightsError as error:
+    print(error)
+"""
 
 
 # Forked from one process that has imported torch, as Spark's workers are from their daemon.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 from safetensors.numpy import save as save_bytes
 from safetensors.torch import save_file as save_torch_file
 
+from spark_aesthetic import cache, weights
 from spark_aesthetic import head as heads
-from spark_aesthetic import weights
 from spark_aesthetic.errors import ChecksumError, PredictorError, WeightsError, WeightsNotFoundError
 from spark_aesthetic.predictors import BUILT_IN, Predictor, resolve
 
@@ -127,9 +128,36 @@ def test_a_cache_that_cannot_be_written_to_says_what_to_set(
 ) -> None:
     monkeypatch.setenv("SPARK_AESTHETIC_CACHE", place.format(file=put(tmp_path / "file", b"")))
     with pytest.raises(WeightsError, match="SPARK_AESTHETIC_CACHE"):
-        weights.cache_dir()
+        cache.cache_dir()
     with pytest.raises(WeightsError, match="SPARK_AESTHETIC_CACHE"):
         weights.backbone_file(recipe(backbone_weights="http://127.0.0.1:1/backbone.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://127.0.0.1:1/%2e%2e", "https://127.0.0.1:1/a/..", "s3://bucket/", "https://127.0.0.1:1/a%2f%2e%2e",
+        "https://[::1/weights.bin", "https://127.0.0.1:1/" + "x" * 5000, "https://127.0.0.1:1/a%00", "/models/..",
+        "/" + "x" * 5000, "/models/\ud800", "s3://bucket/a\ud800/b",
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_weights_whose_address_names_no_file_are_refused_before_anything_is_fetched(source: str) -> None:
+    for attempt in (weights.pin, weights.backbone_file, weights.load_head):
+        for sha256_or_none in (None, SOME_SHA256):
+            predictor = recipe(
+                backbone_weights=source, head_weights=source, backbone_sha256=sha256_or_none, head_sha256=sha256_or_none
+            )
+            if attempt is weights.pin and sha256_or_none is not None:
+                continue
+            with pytest.raises(PredictorError, match="expected the path or address of a file"):
+                attempt(predictor)
+
+
+def test_a_model_path_that_no_path_can_be_is_not_there() -> None:
+    for path in ("x" * 5000, "a\0b"):
+        with pytest.raises(WeightsNotFoundError, match="model_path"):
+            weights.backbone_file(recipe(), path)
 
 
 def test_a_file_at_hand_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +271,28 @@ def test_the_checksums_of_packaged_heads_are_those_of_the_table(name: str) -> No
 
 
 def test_a_head_that_is_not_in_the_package_names_those_that_are() -> None:
-    with pytest.raises(PredictorError, match=r"laion-aesthetics-v1\.safetensors"):
+    with pytest.raises(PredictorError, match=r"did you mean 'laion-aesthetics-v\d'\? Valid: laion-aesthetics-v2, "):
         weights.load_head(recipe(head_weights="package:laion-aesthetics-v3"))
+
+
+# The last one is a file of the package, by its name.
+@pytest.mark.parametrize("way", ["../../{tmp}/own", "{tmp}/own", "./laion-aesthetics-v2", "laion-aesthetics-v2/", ""])
+def test_a_packaged_head_is_one_of_the_packages_names_and_never_a_path(way: str, tmp_path: Path) -> None:
+    put(tmp_path / "own.safetensors", head_bytes(9.0))
+    source = "package:" + way.format(tmp=str(tmp_path))
+    for attempt in (weights.load_head, weights.pin):
+        with pytest.raises(PredictorError, match="is not in the package"):
+            attempt(recipe(head_weights=source, head_sha256=None))
+
+
+def test_a_packaged_head_that_was_exchanged_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever the metadata of the other file say of its origin."""
+    with resources.as_file(resources.files("spark_aesthetic.heads")) as folder:
+        original = (folder / "laion-aesthetics-v1.safetensors").read_bytes()
+        put(tmp_path / "laion-aesthetics-v2.safetensors", original)
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    with pytest.raises(ChecksumError, match="laion-aesthetics-v2"):
+        weights.load_head(BUILT_IN["laion-aesthetics-v2"])
 
 
 # What the content is called
@@ -323,7 +371,14 @@ def test_untrained_weights_and_their_name_go_together(fields: dict[str, str]) ->
         recipe(**fields)
 
 
-@pytest.mark.parametrize("source", ["untrained:", "untrained:x:4", "untrained:0", "untrained:0:4:4", "untrained:-1:4"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "untrained:", "untrained:x:4", "untrained:0", "untrained:0:4:4", "untrained:-1:4", "untrained:0:0",
+        "untrained:0:10000000000000", f"untrained:{2**80}:4", f"untrained:{2**63}:4", f"untrained:{'9' * 5000}:4",
+        "untrained: 0:4", "untrained:0:4\n", "untrained:1_0:4", "untrained:\u0663:4",
+    ],
+)  # fmt: skip
 def test_untrained_heads_are_written_with_seed_and_dimension(source: str) -> None:
     with pytest.raises(PredictorError, match="untrained:SEED:DIMENSION"):
         weights.load_head(recipe(name="untrained-mine", head_weights=source))
@@ -397,6 +452,9 @@ def test_a_json_file_may_leave_the_checksums_out() -> None:
     [
         ("", "as JSON"),
         ("{", "as JSON"),
+        ("[" * 100_000, "as JSON"),
+        ('{"name": ' * 100_000, "as JSON"),
+        ('{"name": ' + "9" * 5000 + "}", "as JSON"),
         ("[]", "JSON object, found list"),
         ('"laion-aesthetics-v2"', "JSON object, found str"),
         ('{"name": "mine"}', "needs backbone, backbone_weights, head_weights"),

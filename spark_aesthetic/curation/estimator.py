@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, NumericType, StructType
 from safetensors.numpy import save
 
-from spark_aesthetic import files, preflight, weights
+from spark_aesthetic import cache, files, preflight, weights
 from spark_aesthetic.curation import ratings
 from spark_aesthetic.curation.ratings import HeadReport
 from spark_aesthetic.curation.ridge import Doubles, cross_validate
@@ -166,7 +166,7 @@ class AestheticEstimator(
         unfitted = self._unfitted()
         published = _PUBLISHED.get(unfitted.backbone_sha256 or "")
         published_head = None if published is None else weights.load_head(published)
-        folder = files.absolute(self.getPath() or str(weights.cache_dir() / "heads"))
+        folder = files.absolute(self.getPath() or str(cache.cache_dir() / "heads"))
         files.check_writable(folder, "path")
 
         given = (self.getInputCol(), self.getLabelCol())

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from spark_aesthetic.weights import sha256_of
+from spark_aesthetic.digests import sha256_of
 
 BACKBONES = ("vit_l_14", "vit_b_32")
 LEVELS = 10
