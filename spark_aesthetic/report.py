@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ except ImportError as missing:
     raise MissingDependencyError(
         f"the page needs Jinja2 and Pillow (found: {missing}): pip install 'spark-aesthetic[demo,image]'"
     ) from missing
+
+# Controls, formats (direction marks among them), line and paragraph separators, and halves of characters.
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
+_JOINERS = "\u200c\u200d"
 
 # The longer side of an image on the page, in pixels.
 _SIDE = 480
@@ -86,8 +91,28 @@ def gallery(
 
 
 def render(template: str, **values: object) -> str:
-    """One of the package's templates, with all text in it escaped."""
+    """One of the package's templates, with all text in it escaped and `visible`."""
     pages = Environment(
-        loader=PackageLoader("spark_aesthetic"), undefined=StrictUndefined, autoescape=select_autoescape(default=True)
+        loader=PackageLoader("spark_aesthetic"),
+        undefined=StrictUndefined,
+        autoescape=select_autoescape(default=True),
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     return pages.get_template(template).render(values)
+
+
+def visible(text: str) -> str:
+    r"""Write characters that nobody sees as escapes, such as marks that turn the direction of the text around.
+
+    Joiners stay as they are: scripts and emoji need them, and they move nothing.
+
+    Examples:
+        >>> print(visible("photo\u202egpj.exe"))
+        photo\u202egpj.exe
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
+        else character
+        for character in text
+    )

@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 import spark_aesthetic as sa
 from spark_aesthetic import submit
 from spark_aesthetic.curation import commands
+from spark_aesthetic.curation.labels import _read_csv
 from spark_aesthetic.curation.review import Hundredths, Review, _bands, _columns, _quotas, _sample
 from spark_aesthetic.curation.thumbnails import MAX_BYTES, thumbnail
 from spark_aesthetic.errors import OptionError, TableError
@@ -236,6 +237,11 @@ def test_what_cannot_be_is_told(
     told(TableError, "expected one score for each key", scores=scores.union(scores))
     told(TableError, "expected one image for each key", images=images.union(images))
     assert not (tmp_path / "page.html").exists()
+    (tmp_path / "page.html").write_text("labelled for days")
+    told(OptionError, "--out .*page.html.: expected no file there, found one; --overwrite replaces it")
+    assert (tmp_path / "page.html").read_text() == "labelled for days"
+    sa.review(scores, images, key=["site", "path"], out=tmp_path / "page.html", overwrite=True)
+    assert about(tmp_path / "page.html")["key"] == ["site", "path"]
 
 
 def test_the_job_reads_only_the_files_with_sampled_rows_and_prints_one_json_line(
@@ -323,7 +329,7 @@ def downloaded(page: Any, folder: Path) -> Path:
 
 
 def test_keys_mark_and_the_labels_come_back_as_csv(
-    spark: SparkSession, made: Review, open_page: Callable[..., Any], tmp_path: Path
+    scores: DataFrame, made: Review, open_page: Callable[..., Any], tmp_path: Path
 ) -> None:
     page = open_page()
     page.keyboard.press("End")
@@ -358,17 +364,59 @@ def test_keys_mark_and_the_labels_come_back_as_csv(
     with file.open(encoding="utf-8", newline="") as lines:
         header, *rows = csv.reader(lines)
     assert header == ["site", "path", "score", "label"]
-    assert {(site, path): label for site, path, _, label in rows} == expected
+    # An apostrophe stands before what a spreadsheet would take for a formula, and before an apostrophe.
+    assert {(site, path.removeprefix("'")): label for site, path, _, label in rows} == expected
     given = {(str(site), path): np.float32(score) for site, path, score, *_ in rows_of_scores() if score is not None}
-    assert all(np.float32(score) == given[site, path] for site, path, score, _ in rows)
-    read = spark.read.schema("site int, path string, score float, label string").csv(
-        str(file), header=True, multiLine=True, escape='"'
-    )
-    assert {(str(row.site), row.path): row.label for row in read.collect()} == expected
+    assert all(np.float32(score) == given[site, path.removeprefix("'")] for site, path, score, _ in rows)
+    assert {(row.site, row.path): row.label for row in _read_csv(scores, str(file)).collect()} == expected
 
     page.reload()
     assert labelled(page) == expected
     assert page.inner_text("#status") == "51 of 52 marked: 34 keep, 17 drop"
+
+
+# Each begins as a formula does in some spreadsheet, or is turned around where its marks are obeyed.
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1+1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\uff1d1",
+    "'=1",
+    "''",
+    "'",
+    "-5",
+    "0",
+    "photo\u202egpj.exe",
+    "x'=1",
+]
+
+
+def test_no_label_is_a_formula_in_a_spreadsheet_and_calibrate_reads_the_same_keys(
+    spark: SparkSession, interpreted: None, open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [(name, 5.0 + at / 10) for at, name in enumerate(FORMULAS)]
+    scores = spark.createDataFrame(rows, "`=key` string, aesthetic_score double")
+    images = scores.select("`=key`", F.lit(noise_image(0)).alias("image"))
+    made = sa.review(scores, images, key="=key", out=tmp_path / "page.html")
+    page = open_page(f"file://{made.out}")
+    page.keyboard.press("Home")
+    for at in range(len(FORMULAS)):
+        page.keyboard.press("kd"[at % 2])
+    shown = page.eval_on_selector_all(".key", "keys => keys.map(key => key.textContent + key.title)")
+    assert "photo\\u202egpj.exe" * 2 in shown
+    assert not any("\u202e" in text for text in shown)
+    file = downloaded(page, tmp_path)
+    with file.open(encoding="utf-8", newline="") as lines:
+        header, *cells = csv.reader(lines)
+    assert header == ["'=key", "score", "label"]
+    assert [key for key, *_ in cells if re.match(r"[=+@\t\r\uff1d]|-(?!5$)", key)] == []
+    assert {"-5", "0", "x'=1"} <= {key for key, *_ in cells}
+    assert {row["=key"] for row in _read_csv(scores, str(file)).collect()} == set(FORMULAS)
+    chosen = sa.calibrate(scores, str(file), min_score=5.5, key="=key")
+    assert (chosen.labels_without_score, chosen.labels_repeated) == (0, 0)
 
 
 def test_the_cut_moves_by_keys_mouse_and_number_and_counts_the_whole_table(

@@ -210,6 +210,7 @@ def review_arguments() -> argparse.Namespace:
     )
     arguments.add_argument("--seed", type=int, default=0, metavar="N", help="another one gives another sample")
     arguments.add_argument("--model", metavar="MODEL", help="the aesthetic_model to show where there are several")
+    arguments.add_argument("--overwrite", action="store_true", help="replace the page if there is one")
     return arguments.parse_args()
 
 
@@ -232,6 +233,7 @@ def review_once() -> Result:
         seed=args.seed,
         model=args.model,
         source=f"scores {args.scores}, images {args.images}",
+        overwrite=args.overwrite,
     )
 
 

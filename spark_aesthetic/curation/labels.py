@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ MAX_LABELS = 1_000_000
 
 # Rows that an error shows.
 _SHOWN = 3
+
+# The review page writes an apostrophe before a cell that a spreadsheet would take for a formula, and before a cell that
+# begins with an apostrophe (templates/review.js).
+_SHOWN_AS_TEXT = "^'(?=['=+\\-@\t\r\uff1d\uff0b\uff0d\uff20])"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,4 +173,9 @@ def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
         frame.columns  # noqa: B018
     except AnalysisException as error:
         raise TableError(f"labels {path!r}: expected a CSV file with a header, found none; check the path") from error
-    return frame
+    cells = [F.regexp_replace(quoted(name), _SHOWN_AS_TEXT, "").alias(_as_written(name)) for name in frame.columns]
+    return frame.select(*cells)
+
+
+def _as_written(header: str) -> str:
+    return re.sub(_SHOWN_AS_TEXT, "", header)

@@ -23,7 +23,7 @@ from spark_aesthetic import files, preflight
 from spark_aesthetic.curation.columns import check_score, image_column
 from spark_aesthetic.curation.models import check_model, is_untrained, model_column, one_model, reason
 from spark_aesthetic.curation.thumbnails import data_uri, thumbnails
-from spark_aesthetic.errors import TableError
+from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.options import number, whole
 from spark_aesthetic.preflight import has_null, names, quoted
@@ -143,6 +143,7 @@ def review(
     seed: int = 0,
     model: str | None = None,
     source: str | None = None,
+    overwrite: bool = False,
 ) -> Review:
     """Write a page to look at scored images around a cut, to move the cut and to label; complete in one file.
 
@@ -166,6 +167,7 @@ def review(
         seed: Another one gives another sample.
         model: The `aesthetic_model` to show where there are several.
         source: Where the rows come from, for the page to say; by default the images, where they are named.
+        overwrite: Replace the file `out` if there is one.
 
     Returns:
         Counts; see `Review`.
@@ -173,13 +175,15 @@ def review(
     Raises:
         TableError: Columns are not there or not of those types, there are scores of several models or none at all,
             or a key is not unique.
-        OptionError: `n` or `out` cannot be.
+        OptionError: `n` or `out` cannot be, or a file is at `out` and is not to be replaced.
     """
     # A browser opens no more of them with pleasure.
     n = whole("n", n, least=1, most=_MAX_SHOWN, of="images")
     seed = whole("seed", seed, least=-(2**63), most=2**63 - 1)
     cut = None if cut is None else number("cut", cut)
     folder, _, _ = files.absolute(str(out)).rpartition("/")
+    if not overwrite and files.exists(str(out)):
+        raise OptionError(f"--out {str(out)!r}: expected no file there, found one; --overwrite replaces it")
     files.check_writable(folder, "out")
     key = names(key)
     opened = images if isinstance(images, DataFrame) else preflight.open_source(scores.sparkSession, images, "images")

@@ -152,7 +152,10 @@
   }
 
   function download() {
-    const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+    // A spreadsheet takes a cell that begins so for a formula; behind an apostrophe it is text, and calibrate removes it.
+    const formula = /^['=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/;
+    const shown = (text) => (formula.test(text) && !/^-?\d+$/.test(text) ? `'${text}` : text);
+    const quoted = (text) => `"${shown(text).replaceAll('"', '""')}"`;
     const line = (key, ...others) => `${[...key.map(quoted), ...others].join(",")}\n`;
     const labelled = tiles.filter((tile) => tile.dataset.label);
     const lines = labelled.map(({ dataset }) => line(JSON.parse(dataset.key), dataset.score, dataset.label));
