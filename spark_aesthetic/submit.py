@@ -178,6 +178,8 @@ def run(name: str, job: Callable[[], Result]) -> int:
     # PySpark logs the whole Java stack of an analysis error even where it is caught.
     for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    # py4j logs the stack of each error that a chunk raises inside of Spark's stream, which raises it again here.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     _quieten_streams()
     words = Stderr()
     logging.basicConfig(stream=words, format=f"{name}: %(message)s")

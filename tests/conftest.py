@@ -96,6 +96,8 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
         # A handful of rows: the defaults of 200 and 50 tasks would be most of the suite's time.
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.databricks.delta.snapshotPartitions", "1")
+        # Delta keeps each table's snapshot for an hour, about a megabyte of plans: a thousand tables fill the heap.
+        .config("spark.databricks.delta.delta.log.cacheSize", "20")
         # As many tasks list files for a VACUUM: 10,000 by default.
         .config("spark.sql.sources.parallelPartitionDiscovery.parallelism", "2")
         .config("spark.python.daemon.module", "preloading_daemon")

@@ -137,6 +137,7 @@ def on_two_gpus(nvidia_smi: Path, tmp_path_factory: pytest.TempPathFactory) -> d
             # No table here, so no Delta: its jars would go to both executors first.
             "spark.jars.packages": "",
             "spark.sql.extensions": "",
+            "spark.sql.catalog.spark_catalog": "builtin",
             # No task before both executors are there, else one might take them all.
             "spark.cores.max": str(cores),
             "spark.scheduler.minRegisteredResourcesRatio": "1.0",
