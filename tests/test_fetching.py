@@ -77,7 +77,7 @@ class Hostile(socketserver.StreamRequestHandler):
         self.trickle(b"y")
 
     def trickle(self, piece: bytes, pause: float = 0.1) -> None:
-        for _ in range(300):
+        for _ in range(500):
             self.wfile.write(piece)
             self.wfile.flush()
             time.sleep(pause)
@@ -422,3 +422,13 @@ def test_a_table_that_is_read_no_further_ends_at_once(server: str) -> None:
         addresses_of = (path for batch in batches for path in batch.column("path").to_pylist())
         assert next(fetcher.results(addresses_of)) == (f"{server}/image", IMAGE)
     assert time.monotonic() - started < 4
+
+
+@pytest.mark.long
+def test_with_the_limits_of_a_run_a_drip_and_a_silence_end_in_half_a_minute(server: str) -> None:
+    started = time.monotonic()
+    limits = Limits(file_bytes=128 * MIB)
+    names = {"drip": "fetch: too slow", "silent": "fetch: timed out", "drip-head": "fetch: timed out"}
+    slow = {f"{server}/{name}/{at}": reason for name, reason in names.items() for at in range(5)}
+    assert fetched(*slow, f"{server}/image", allow=[f"{server}/"], limits=limits) == {**slow, f"{server}/image": IMAGE}
+    assert 29 < time.monotonic() - started < 40
