@@ -21,8 +21,11 @@ from pyspark.sql import Row, SparkSession
 from test_faults import Job, until
 
 import spark_aesthetic as sa
-from spark_aesthetic.curation.files import fetch
+from spark_aesthetic.curation import commands, listing
+from spark_aesthetic.curation.allowed import Allowed
+from spark_aesthetic.curation.fetching import fetch
 from spark_aesthetic.curation.ingest import IngestSummary, _Run
+from spark_aesthetic.curation.pace import Limits
 from spark_aesthetic.curation.sources import Addresses, open_source
 from spark_aesthetic.datasources.webdataset import WebDataset
 from spark_aesthetic.errors import AestheticError, OptionError, TableError
@@ -281,21 +284,27 @@ def test_addresses_in_a_table_are_fetched_once(spark: SparkSession, tmp_path: Pa
     (tmp_path / "ünï 1.jpg").write_bytes(noise_image(100))
     places = [f"{server}/{seed}.jpg" for seed in range(20)]
     odd = [f"{server}/{name}" for name in ("gone", "forbidden", "breaks", "large")]
-    listed = [*places, places[0], None, *odd, str(tmp_path / "ünï 1.jpg"), str(tmp_path / "not there.jpg")]
+    (tmp_path / "no image.jpg").write_bytes(b"a secret")
+    local = [str(tmp_path / name) for name in ("ünï 1.jpg", "not there.jpg", "no image.jpg")]
+    listed = [*places, places[0], None, *odd, *local, "/etc/passwd", "http://localhost/x", "sftp://h/x", "zip://x::/y"]
     spark.createDataFrame([(place, 1) for place in listed], "url string, n int").coalesce(1).write.parquet(source)
 
     def ingest(**options: bool) -> IngestSummary:
-        return sa.ingest_images(spark, source, str(table), uri_col="url", max_file_bytes="500k", **options)
+        allow = [f"{server}/", str(tmp_path), "s3://bucket/"]
+        return sa.ingest_images(
+            spark, source, str(table), uri_col="url", max_file_bytes="500k", allow=allow, **options
+        )  # fmt: skip
 
     done = ingest()
-    assert (done.listed, done.added, done.failed) == (26, 26, 5)
+    assert (done.listed, done.added, done.failed) == (31, 31, 10)
     found = rows(spark, table)
-    # By which name aiohttp calls it is its own affair.
-    assert found["breaks"].error.startswith("fetch: C")
     assert done.failed_by_reason == {
-        found["breaks"].error: 1, "fetch: FileNotFoundError": 2, "fetch: HTTP 403": 1,
-        "fetch: more bytes than max_file_bytes": 1,
+        "fetch: connection cut off": 1, "fetch: HTTP 404": 1, "fetch: not found": 1, "fetch: HTTP 403": 1,
+        "fetch: more bytes than max_file_bytes": 1, "fetch: refused address": 4, "decode: not an image": 1,
     }  # fmt: skip
+    # What is no image is not to be read in the table.
+    assert (found["no image.jpg"].image, found["no image.jpg"].error) == (None, "decode: not an image")
+    assert found["passwd"].image_id == id_of(b"/etc/passwd")
     assert all(bytes(found[f"{seed}.jpg"].image) == noise_image(seed) for seed in range(20))
     assert bytes(found["ünï 1.jpg"].image) == noise_image(100)
     assert found["gone"].image_id == id_of(f"{server}/gone".encode())
@@ -303,11 +312,11 @@ def test_addresses_in_a_table_are_fetched_once(spark: SparkSession, tmp_path: Pa
     more = spark.createDataFrame([(f"{server}/30.jpg", 1)], "url string, n int")
     more.write.mode("append").parquet(source)
     again = ingest()
-    assert (again.listed, again.skipped, again.added) == (27, 26, 1)
+    assert (again.listed, again.skipped, again.added) == (32, 31, 1)
     assert len(Images.asked) == 25
     (tmp_path / "not there.jpg").write_bytes(noise_image(101))
     tried = ingest(retry_failed=True)
-    assert (tried.skipped, tried.added, tried.replaced, tried.failed) == (22, 0, 5, 4)
+    assert (tried.skipped, tried.added, tried.replaced, tried.failed) == (22, 0, 10, 9)
     assert bytes(rows(spark, table)["not there.jpg"].image) == noise_image(101)
 
 
@@ -315,10 +324,11 @@ def test_addresses_are_found_as_spark_writes_them(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("spark_aesthetic.files._MOUNT", f"{tmp_path}/")
     (tmp_path / "ü 1.jpg").write_bytes(b"escaped")
     (tmp_path / "2%20.jpg").write_bytes(b"as it is")
+    allowed, limits = Allowed.of([f"{tmp_path}/"]), Limits(file_bytes=10)
     for folder in (f"file:{tmp_path}/", f"file://{tmp_path}/", "dbfs:/"):
-        assert fetch(f"{folder}%C3%BC%201.jpg", 10) == b"escaped"
-        assert fetch(f"{folder}2%20.jpg", 10) == b"as it is"
-        assert fetch(f"{folder}3%20.jpg", 10) == "fetch: FileNotFoundError"
+        assert fetch(f"{folder}%C3%BC%201.jpg", allowed, limits) == b"escaped"
+        assert fetch(f"{folder}2%20.jpg", allowed, limits) == b"as it is"
+        assert fetch(f"{folder}3%20.jpg", allowed, limits) == "fetch: not found"
 
 
 def test_addresses_come_from_delta_tables_too(spark: SparkSession, tmp_path: Path) -> None:
@@ -431,6 +441,9 @@ def test_metadata_is_written_without_reading_an_image(spark: SparkSession, tmp_p
         ({"format": "foldr"}, "did you mean 'folder'"),
         ({"format": "uris"}, "expected --uri-col"),
         ({"glob": "*.jpg", "uri_col": "url"}, "--glob: expected with --format folder"),
+        ({"allow": ["/x"]}, "^allow: expected with --format uris, found --format folder"),
+        ({"uri_col": "url", "allow": ["x"]}, "^allow 'x': expected .* found neither a scheme nor a path"),
+        ({"uri_col": "url", "allow": "s3://bucket/"}, "^allow: expected a list of prefixes"),
         ({"max_file_bytes": "much"}, "expected a number of bytes"),
         ({"max_files_per_chunk": 0}, "expected at least 1"),
     ],
@@ -440,6 +453,63 @@ def test_options_that_do_not_fit_are_errors(
 ) -> None:
     with pytest.raises(OptionError, match=match):
         sa.ingest_images(spark, str(tmp_path), str(tmp_path / "table"), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--uri-col", "url", "--allow", "s3://bucket/", "--allow", "../x"], "^--allow '../x': expected "),
+        (["--allow", "/x"], "^--allow: expected with --format uris, found --format folder"),
+    ],
+)
+def test_a_wrong_prefix_of_a_command_line_is_named_before_a_session_is_made(
+    arguments: list[str], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "session", lambda _: pytest.fail("a session was made"))
+    monkeypatch.setattr("sys.argv", ["ingest_images.py", "--source", "a", "--table", "b", *arguments])
+    with pytest.raises(OptionError, match=match):
+        commands.ingest_once()
+
+
+def test_a_folder_is_left_by_no_link_and_a_circle_ends(spark: SparkSession, tmp_path: Path) -> None:
+    folder, outside, table = tmp_path / "in", tmp_path / "out", tmp_path / "table"
+    for at, name in enumerate(("in/a.jpg", "in/sub/b.jpg", "in/we[i]rd, {x} ü/c.jpg", "in/k=1/d.jpg", "out/e.jpg")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(noise_image(at))
+    (folder / "sub" / "a:b.jpg").write_bytes(noise_image(9))
+    (folder / "within.jpg").symlink_to("a.jpg")
+    (folder / "itself.jpg").symlink_to("itself.jpg")
+    mine = {"a.jpg", "b.jpg", "c.jpg", "d.jpg", "a:b.jpg", "within.jpg"}
+
+    def ingest(**options: Any) -> IngestSummary:
+        return sa.ingest_images(spark, str(folder), str(table), **options)
+
+    assert (ingest().listed, set(rows(spark, table))) == (6, mine)
+    # A link to a file: Spark lists, and it is left out.
+    (folder / "file.jpg").symlink_to(outside / "e.jpg")
+    done = ingest()
+    assert (done.listed, done.skipped, done.chunks) == (6, 6, 0)
+    assert done.passed_over_by_reason == {listing.LINK: 1, listing.NO_FILE: 1}
+    # Links to folders: it does not list, since it would follow them without an end.
+    (folder / "folder").symlink_to(outside)
+    for at in range(3):
+        (folder / "sub" / f"up{at}").symlink_to(folder)
+        (folder / "k=1" / f"up{at}").symlink_to("..")
+    done = ingest()
+    assert (done.listed, done.skipped, done.chunks) == (6, 6, 0)
+    assert done.passed_over_by_reason == {listing.LINK: 2, listing.NO_FILE: 1}
+    (folder / "sub" / "f.jpg").write_bytes(noise_image(6))
+    done = ingest(glob="*.jpg")
+    assert (done.listed, done.skipped, done.added) == (7, 6, 1)
+    assert set(rows(spark, table)) == {*mine, "f.jpg"}
+    assert ingest(glob="[ab]*.jpg").listed == 3
+    # The folder that the caller names may be a link; what a pattern matches is not the caller's word.
+    (tmp_path / "link").symlink_to(outside)
+    named = sa.ingest_images(spark, str(tmp_path / "link"), str(tmp_path / "named"))
+    assert (named.listed, named.passed_over) == (1, 0)
+    (folder / "sub" / "up0").unlink()
+    matched = sa.ingest_images(spark, f"{folder}/{{folder,sub}}", str(tmp_path / "matched"))
+    assert (matched.listed, matched.added, matched.passed_over_by_reason) == (3, 3, {listing.LINK: 1})
 
 
 @pytest.mark.parametrize(

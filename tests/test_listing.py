@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spark_aesthetic.curation import listing
+from spark_aesthetic.curation.links import Links, links_below
 from spark_aesthetic.curation.listing import compare
 
 
@@ -24,10 +25,11 @@ def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9.jpg")).write_bytes(b"x")
     (tmp_path / "dangling.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
     # A circle ends.
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     found = compare(str(tmp_path), None, listed, len(listed))
-    assert found.counts == {listing.HIDDEN: 4, listing.EMPTY: 1, listing.NOT_UTF8: 1, listing.NO_FILE: 1}
+    assert found.counts == {listing.HIDDEN: 4, listing.EMPTY: 1, listing.NOT_UTF8: 1, listing.NO_FILE: 2}
     assert found.examples[listing.NOT_UTF8] == [f"{tmp_path}/\\udce9t\\udce9.jpg"]
     assert f"4 ({listing.HIDDEN}): " in str(found)
     assert "\n" not in str(found)
@@ -57,3 +59,23 @@ def test_folders_of_a_pattern_are_looked_at_and_those_that_are_called_so(tmp_pat
     make(tmp_path, "a[12]/x.jpg", "a[12]/.z.jpg")
     assert compare(f"{tmp_path}/a[12]", None, [], 1).counts == {listing.HIDDEN: 1}
     assert compare(f"{tmp_path}/{{unbalanced", None, [], 0).counts == {}
+
+
+def test_links_that_lead_out_are_named_and_those_that_do_not_are_files(tmp_path: Path) -> None:
+    listed = make(tmp_path / "in", "a.jpg", "sub/b.jpg")
+    make(tmp_path / "out", "c.jpg", "deep/d.jpg")
+    folder = tmp_path / "in"
+    (folder / "within.jpg").symlink_to("sub/b.jpg")
+    (folder / "through.jpg").symlink_to("../in/a.jpg")
+    listed += [f"file:{folder}/within.jpg", f"file:{folder}/through.jpg"]
+    assert links_below([str(folder)], str(folder)) == Links()
+    (folder / "sub" / "file.jpg").symlink_to("../../out/c.jpg")
+    (folder / "_hidden.jpg").symlink_to(tmp_path / "out" / "c.jpg")
+    assert links_below([str(folder)], str(folder)) == Links(False, [f"{folder}/sub/file.jpg"])
+    (folder / "folder").symlink_to(tmp_path / "out")
+    (folder / "sub" / "up").symlink_to("..")
+    assert links_below([str(folder)], str(folder)).to_folders
+    assert sorted(f"file:{name}" for name in listing.files_below(str(folder), None)) == sorted(listed)
+    found = compare(str(folder), None, listed, len(listed))
+    assert found.counts == {listing.LINK: 2, listing.HIDDEN: 1}
+    assert set(found.examples[listing.LINK]) == {f"{folder}/folder", f"{folder}/sub/file.jpg"}

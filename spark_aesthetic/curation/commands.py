@@ -15,6 +15,7 @@ from spark_aesthetic.curation.ingest import MAX_BYTES_PER_CHUNK, MAX_FILE_BYTES,
 from spark_aesthetic.curation.ingest import ingest_images as _ingest_images
 from spark_aesthetic.curation.keeping import KEPT_MODES, Kept, read_scores, write_kept
 from spark_aesthetic.curation.ratings import HeadReport
+from spark_aesthetic.curation.sources import allowed_for, format_of
 from spark_aesthetic.options import MODES
 from spark_aesthetic.preflight import open_source
 from spark_aesthetic.submit import Parser, Result, Stderr, exit_with, key_columns, session
@@ -272,12 +273,19 @@ def ingest_arguments() -> argparse.Namespace:
     arguments.add_argument(
         "--retry-failed", action="store_true", help="also read again what could not be read before or was no image"
     )
+    arguments.add_argument(
+        "--allow", action="append", default=[], metavar="PREFIX",
+        help="addresses of --uri-col that begin so may be read, such as s3://bucket/photos/; may be repeated "
+        "(default: http(s) to public addresses)",
+    )  # fmt: skip
     return arguments.parse_args()
 
 
 def ingest_once() -> IngestSummary:
     """Do what the command line of ingest_images says."""
     args = ingest_arguments()
+    # Here too, where the option is called so, and before a session is made.
+    allowed_for(format_of(args.source, format=args.format, uri_col=args.uri_col), args.allow, "--allow")
     return _ingest_images(session("ingest_images"), **vars(args))
 
 

@@ -28,7 +28,8 @@ import spark_aesthetic
 from spark_aesthetic import preflight
 from spark_aesthetic.commits import Commit, Logged, committed, logged, merge_into
 from spark_aesthetic.curation import files
-from spark_aesthetic.curation.sources import VERSION, Entry, ImageSource, header_udf, open_source
+from spark_aesthetic.curation.entries import Entry, ImageSource, header_udf
+from spark_aesthetic.curation.sources import VERSION, open_source
 from spark_aesthetic.datasources.webdataset import URL
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import in_bytes
@@ -133,13 +134,15 @@ def ingest_images(
     max_bytes_per_chunk: str | int = MAX_BYTES_PER_CHUNK,
     max_files_per_chunk: int = MAX_FILES_PER_CHUNK,
     retry_failed: bool = False,
+    allow: Sequence[str] = (),
 ) -> IngestSummary:
     """Take images that are new into a Delta table, which is made if need be.
 
     Its columns: image_id (string), path (string, unique), image (binary), width and height (int), format (string),
     error (string), length (bigint), modified_at and ingested_at (timestamp), and of shards `__key__`, `__url__` and
     their text columns (string). A file that is no image keeps its row and its bytes, one that cannot be read or is too
-    large its row, each with the reason in `error`; of an image nothing but the header is looked at.
+    large its row, each with the reason in `error`; of an image nothing but the header is looked at. An address whose
+    bytes are no image keeps its row alone.
 
     A file is known by its path, modification time and length, a shard by its path, size and ETag (or time),
     an address by its text. A run with nothing new reads no image and writes nothing. A file that was modified
@@ -153,7 +156,8 @@ def ingest_images(
         table: Delta table for the images, by catalog name, or by path (anything with a slash).
         format: "folder" (read by Spark's binaryFile), "webdataset" or "uris". By default uris with `uri_col`, else
             webdataset where the source ends in .tar, .tar.gz or .tgz, else folder.
-        uri_col: The column of paths or addresses, fetched on the executors through fsspec, eight at a time a task.
+        uri_col: The column of paths or addresses, fetched on the executors, eight at a time a task; a slow one does not
+            count.
         glob: Of a folder, a pattern that the names of files must match, such as "*.{jpg,png}".
         keep_once: Of images with the same bytes keep one row: the one that is in the table, else the least path. The
             others are listed, without their bytes, in the table of the same name with `_duplicates` at its end.
@@ -161,6 +165,9 @@ def ingest_images(
         max_bytes_per_chunk: Of one commit, about. It waits on the executors' disks; of shards there is one task each.
         max_files_per_chunk: Of one commit.
         retry_failed: Also read files and addresses again that could not be read or gave no image, and damaged shards.
+        allow: Which addresses of `uri_col` may be read: prefixes such as "s3://bucket/photos/", "/Volumes/main/photos/"
+            or "http://10.1.2.3:8080/". Without any, http(s) to public addresses alone, which "http://" and "https://"
+            stand for beside others.
 
     Returns:
         Counts; see `IngestSummary`.
@@ -175,7 +182,7 @@ def ingest_images(
     max_bytes = in_bytes("max_bytes_per_chunk", max_bytes_per_chunk)
     opened = open_source(
         spark, source, format=format, uri_col=uri_col, glob=glob,
-        max_file_bytes=in_bytes("max_file_bytes", max_file_bytes),
+        max_file_bytes=in_bytes("max_file_bytes", max_file_bytes), allow=allow,
     )  # fmt: skip
     if opened.passed_over.counts:
         _log.warning("%s: files that are not read: %s", source, opened.passed_over)

@@ -11,12 +11,15 @@ from glob import glob as matching
 
 from braceexpand import braceexpand
 
+from spark_aesthetic.curation.links import is_hidden, leads_out
+
 HIDDEN = "its name, or that of its folder, begins with _ or ."
 EMPTY = "empty"
 NOT_UTF8 = "its name is not UTF-8"
 OTHER_CASE = "matches --glob in another case only"
 NO_FILE = "no file, such as a link that leads nowhere"
 CLOSED = "a folder without access"
+LINK = "a link that leads out of the folder: name what it leads to"
 UNLISTED = "not listed by Spark"
 LOCALE = "Java cannot read its name: start Spark with LC_ALL=C.UTF-8"
 OTHER_SHARD = "a shard without .tar at its end: name it, or take a pattern"
@@ -63,15 +66,27 @@ def compare(path: str, glob: str | None, listed: Iterable[str], count: int) -> P
         count: How many these are.
     """
     passed_over = PassedOver()
-    roots = [path] if os.path.exists(path) else _roots(path)  # noqa: PTH110 (a name that is not UTF-8 is no Path)
-    expected = sum(1 for _ in _expected(roots, glob, passed_over))
+    roots, folder = roots_of(path)
+    expected = sum(1 for _ in _expected(roots, folder, glob, passed_over))
     if expected > count:
         # Hashes take a tenth of the memory of paths.
         known = {hash(name.removeprefix("file:")) for name in listed}
-        for name in _expected(roots, glob, PassedOver()):
+        for name in _expected(roots, folder, glob, PassedOver()):
             if hash(name) not in known:
                 passed_over.add(UNLISTED if name.isascii() else LOCALE, name)
     return passed_over
+
+
+def files_below(path: str, glob: str | None) -> Iterator[str]:
+    """The files that Spark would list if it followed no link to a folder; see `compare`."""
+    return _expected(*roots_of(path), glob, PassedOver())
+
+
+def roots_of(path: str) -> tuple[list[str], str]:
+    """The folders that a path is or matches, and the folder that they are all in."""
+    if os.path.exists(path):  # noqa: PTH110 (a name that is not UTF-8 is no Path)
+        return [path], path
+    return _roots(path), re.split(r"[*?\[{\\]", path, maxsplit=1)[0].rpartition("/")[0] or "/"
 
 
 def _roots(pattern: str) -> list[str]:
@@ -87,18 +102,23 @@ def _alternatives(pattern: str) -> list[str]:
         return [pattern]
 
 
-def _expected(roots: list[str], glob: str | None, passed_over: PassedOver) -> Iterator[str]:
+def _expected(roots: list[str], folder: str, glob: str | None, passed_over: PassedOver) -> Iterator[str]:
     """The files that Spark should list; the others are counted."""
+    inside = os.path.realpath(folder)
     alike, exact = (None, None) if glob is None else (_regex(glob, re.IGNORECASE), _regex(glob))
     seen: set[tuple[int, int]] = set()
     for root in roots:
-        for entry, hidden in _files(root, passed_over, seen):
+        for entry, hidden in _files(root, inside, passed_over, seen):
             name = os.path.basename(entry)  # noqa: PTH119 (a name that is not UTF-8 is no Path)
             if alike is not None and exact is not None and not exact.match(name):
                 if alike.match(name):
                     passed_over.add(OTHER_CASE, entry)
             elif hidden:
                 passed_over.add(HIDDEN, entry)
+            elif not os.path.exists(entry):  # noqa: PTH110
+                passed_over.add(NO_FILE, entry)
+            elif os.path.islink(entry) and leads_out(entry, inside):  # noqa: PTH114
+                passed_over.add(LINK, entry)
             elif not os.path.isfile(entry):  # noqa: PTH113
                 passed_over.add(NO_FILE, entry)
             elif os.path.getsize(entry) == 0:  # noqa: PTH202
@@ -109,8 +129,11 @@ def _expected(roots: list[str], glob: str | None, passed_over: PassedOver) -> It
                 yield entry
 
 
-def _files(path: str, passed_over: PassedOver, seen: set[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
+def _files(path: str, inside: str, passed_over: PassedOver, seen: set[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
     """All that is no folder below a path, with whether Spark takes it for hidden."""
+    if leads_out(path, inside):
+        passed_over.add(LINK, path)
+        return
     if not os.path.isdir(path):  # noqa: PTH112
         yield path, False
         return
@@ -118,7 +141,7 @@ def _files(path: str, passed_over: PassedOver, seen: set[tuple[int, int]]) -> It
     while waiting:
         folder, hidden = waiting.pop()
         at = os.stat(folder)  # noqa: PTH116
-        # A link may lead to a folder above it.
+        # Patterns may match a folder and one below it.
         if (at.st_dev, at.st_ino) in seen:
             continue
         seen.add((at.st_dev, at.st_ino))
@@ -128,16 +151,15 @@ def _files(path: str, passed_over: PassedOver, seen: set[tuple[int, int]]) -> It
             passed_over.add(CLOSED, folder)
             continue
         for entry in entries:
-            inside = hidden or _is_hidden(entry.name)
-            if entry.is_dir():
-                waiting.append((entry.path, inside))
-            else:
-                yield entry.path, inside
-
-
-def _is_hidden(name: str) -> bool:
-    # As Spark's HadoopFSUtils has it.
-    return (name.startswith("_") and "=" not in name) or name.startswith(".") or name.endswith("._COPYING_")
+            below = hidden or is_hidden(entry.name)
+            # Not by the entry, which raises an error where a link leads to itself.
+            if not os.path.isdir(entry.path):  # noqa: PTH112
+                yield entry.path, below
+            elif not entry.is_symlink():
+                waiting.append((entry.path, below))
+            # What a link within the folder leads to is listed where it is.
+            elif leads_out(entry.path, inside):
+                passed_over.add(LINK, entry.path)
 
 
 def _is_utf8(path: str) -> bool:

@@ -6,100 +6,74 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
 
-from fsspec import available_protocols
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StringType, StructType
 
 from spark_aesthetic import preflight
-from spark_aesthetic.curation import files
-from spark_aesthetic.curation.listing import OTHER_SHARD, PassedOver, compare
+from spark_aesthetic.curation import fetching
+from spark_aesthetic.curation.allowed import Allowed
+from spark_aesthetic.curation.entries import TAR, Entry, ImageSource, entries_of, no
+from spark_aesthetic.curation.folders import Folder
+from spark_aesthetic.curation.listing import OTHER_SHARD, PassedOver
+from spark_aesthetic.curation.pace import Limits
 from spark_aesthetic.datasources import places
 from spark_aesthetic.datasources.shards import APART
 from spark_aesthetic.datasources.webdataset import ERROR, PATH, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.files import mounted
 from spark_aesthetic.preflight import quoted, spelled
 
 FORMATS = ("folder", "webdataset", "uris")
-
-# What each source reads: `modified_us` are microseconds of the epoch, since Python's local times repeat an hour a year.
-READ = "path string, modified_us bigint, length bigint, image binary, error string"
 
 # Of shards: on one row of each its size and ETag, or time, as they were when it was read.
 VERSION = "__version__"
 
 NO_IMAGE = "sample: no image"
 NO_SAMPLE = "shard: no sample"
-UNREADABLE = "fetch: unreadable"
-COLON = "fetch: unreadable, Hadoop opens no file with a colon in its name"
 
 # Extensions of images in shards; of a sample the first that it has.
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
-
-_TAR = re.compile(r"\.(tar|tar\.gz|tgz)$")
 
 # Rows of one task that fetches from afar: a task waits, it does not compute.
 _ADDRESSES_A_TASK = 500
 
 
-class Entry(NamedTuple):
-    """A file, a shard or an address that is to be read.
+def format_of(source: str, *, format: str | None, uri_col: str | None) -> str:
+    """The format of a source as it was given, or as its name tells.
 
-    Attributes:
-        path: Where it is.
-        modified_us: When it was modified, in microseconds of the epoch, or None where nothing tells.
-        length: Its bytes, or None.
-        changed: A row of this path, or of this shard, is there, of an older file.
-        version: Of a shard, as `places.version_of` has it.
+    Raises:
+        OptionError: There is no such format.
     """
+    if format is None:
+        return "uris" if uri_col is not None else "webdataset" if TAR.search(source.rstrip("}")) else "folder"
+    if format not in FORMATS:
+        raise OptionError(f"--format {format!r}: {nearest(format, FORMATS)}")
+    return format
 
-    path: str
-    modified_us: int | None
-    length: int | None
-    changed: bool
-    version: str | None = None
 
+def allowed_for(format: str, allow: Sequence[str], called: str) -> Allowed:
+    """The rule for addresses of a format; `called` is how the caller names the option.
 
-class ImageSource(Protocol):
-    """What `ingest_images` asks of a source."""
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Names of string columns that go along with the images."""
-
-    def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """How much is there, and what of it is new: first what no row has, and each of the two sorted by path.
-
-        Args:
-            known: Columns path, modified_us, length, ingested_us, whether it is to be tried again (`again`, boolean),
-                whether it is a row of the table and no copy that was left out (`there`, boolean) and, where there are
-                samples of shards, `__url__` and `__version__`.
-        """
-
-    @property
-    def passed_over(self) -> PassedOver:
-        """What is there and is not read."""
-
-    def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """Columns as in `READ`, and `texts`; at its end an entry may lack its row."""
-
-    def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
-        """What was read, put right in a slower way that few entries need; None if the errors ask for none.
-
-        `read` has the column `header` too.
-        """
-
-    def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
-        """The rows that entries lack, with the reason; None where they all have one."""
+    Raises:
+        OptionError: There are no addresses, or one of the prefixes is none.
+    """
+    allowed = Allowed.of(allow, called)
+    if allowed.prefixes and format != "uris":
+        raise OptionError(f"{called}: expected with --format uris, found --format {format}; leave one out")
+    return allowed
 
 
 def open_source(
-    spark: SparkSession, source: str, *, format: str | None, uri_col: str | None, glob: str | None, max_file_bytes: int
+    spark: SparkSession,
+    source: str,
+    *,
+    format: str | None,
+    uri_col: str | None,
+    glob: str | None,
+    max_file_bytes: int,
+    allow: Sequence[str] = (),
 ) -> ImageSource:
     """The source of a format, or of the one that its name tells.
 
@@ -107,132 +81,38 @@ def open_source(
         OptionError: Options that do not go together.
         TableError: There is no such table or column, or there are no such shards.
     """
-    if format is None:
-        format = "uris" if uri_col is not None else "webdataset" if _TAR.search(source.rstrip("}")) else "folder"
-    if format not in FORMATS:
-        raise OptionError(f"--format {format!r}: {nearest(format, FORMATS)}")
+    format = format_of(source, format=format, uri_col=uri_col)
     for option, value, fitting in (("--uri-col", uri_col, "uris"), ("--glob", glob, "folder")):
         if value is not None and format != fitting:
             raise OptionError(f"{option}: expected with --format {fitting}, found --format {format}; leave one out")
+    allowed = allowed_for(format, allow, "allow")
     if format == "folder":
         return Folder.open(spark, source, glob, max_file_bytes)
     if format == "webdataset":
         return Shards.open(spark, source)
     if uri_col is None:
         raise OptionError("--format uris: expected --uri-col, the column of paths or addresses, found none; name it")
-    return Addresses.open(spark, source, uri_col, max_file_bytes)
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Files below a folder, read by Spark's own binaryFile with Spark's own access to the file system."""
-
-    spark: SparkSession
-    listed: DataFrame
-    count: int
-    max_file_bytes: int
-    passed_over: PassedOver
-
-    @classmethod
-    def open(cls, spark: SparkSession, path: str, glob: str | None, max_file_bytes: int) -> Folder:
-        """List the files; nothing else of them is read."""
-        reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
-        if glob is not None:
-            reader = reader.option("pathGlobFilter", glob)
-        place = preflight.whole(path)
-        # First what is called so, and then a pattern.
-        for name in dict.fromkeys((preflight.literal(place), place)):
-            with preflight.reaching(f"--source {path!r}"):
-                try:
-                    # Spark Connect looks whether there is such a folder no sooner than it is to keep its rows.
-                    found = reader.load(name)
-                    modified = F.unix_micros("modificationTime").alias("modified_us")
-                    listed = found.select("path", modified, "length").persist()
-                    break
-                except AnalysisException as error:
-                    if error.getCondition() != "PATH_NOT_FOUND":
-                        raise
-        else:
-            raise TableError(f"--source {path!r}: expected a folder of images, found nothing there; check the path")
-        shard_files = F.count_if(F.col("path").rlike(_TAR.pattern))
-        count, tars = listed.agg(F.count(F.lit(1)), shard_files).collect()[0]
-        # Beside shards there are their lists, as of img2dataset.
-        if tars > 0 and (glob is None or tars == count):
-            raise TableError(
-                f"--source {path!r}: expected images, found {tars} shards; take --format webdataset, or --glob "
-                "for the images beside them"
-            )
-        first = listed.select("path").limit(1).collect()
-        local = first[0].path.startswith("file:") if first else place.startswith(("file:", "/"))
-        paths = (row.path for row in listed.select("path").toLocalIterator())
-        passed_over = compare(mounted(place), glob, paths, count) if local else PassedOver()
-        return cls(spark, listed, count, max_file_bytes, passed_over)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """Files that are not known by path, time and length."""
-        fresh = self.listed.join(known.where("NOT again"), ["path", "modified_us", "length"], "left_anti")
-        return self.count, _entries(fresh, known, self.listed)
-
-    def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """Those that are not too large; of a file that cannot be read, nothing."""
-        paths = [preflight.literal(entry.path) for entry in entries if self._fits(entry)]
-        if not paths:
-            return self.spark.createDataFrame([], READ)
-        reader = self.spark.read.format("binaryFile")
-        # Else one file that is gone, or may not be read, costs the run.
-        found = reader.option("ignoreMissingFiles", "true").option("ignoreCorruptFiles", "true").load(paths)
-        modified = F.unix_micros("modificationTime").alias("modified_us")
-        return found.select("path", modified, "length", F.col("content").alias("image"), _no_error())
-
-    def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
-        """With the local files that Spark did not read: Python opens them, or says why not."""
-        if not errors & {UNREADABLE, COLON}:
-            return None
-        unread = self.unread(entries, read)
-        local = unread.where((F.col("error") != files.TOO_LARGE) & F.col("path").startswith("file:"))
-        fetch = partial(files.fetch_all, max_file_bytes=self.max_file_bytes)
-        fetched = local.select("path").mapInArrow(fetch, files.FETCHED)
-        rows = local.drop("image", "error").join(fetched, "path")
-        return read.unionByName(rows.withColumn("header", header_udf()("image")))
-
-    def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame:
-        """Those that are too large, and those that are gone or may not be read."""
-        rows = [(entry.path, entry.modified_us, entry.length, self._reason(entry)) for entry in entries]
-        listed = self.spark.createDataFrame(rows, "path string, modified_us bigint, length bigint, error string")
-        unread = listed.join(read.select("path"), "path", "left_anti")
-        return unread.withColumn("image", F.lit(None).cast("binary"))
-
-    def _reason(self, entry: Entry) -> str:
-        if not self._fits(entry):
-            return files.TOO_LARGE
-        return COLON if ":" in entry.path.rpartition("/")[2] else UNREADABLE
-
-    def _fits(self, entry: Entry) -> bool:
-        return entry.length is not None and entry.length <= self.max_file_bytes
+    return Addresses.open(spark, source, uri_col, max_file_bytes, allowed)
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Paths or addresses in a column of a table, fetched on the executors through fsspec."""
+    """Paths or addresses in a column of a table, fetched on the executors as far as they are allowed."""
 
     spark: SparkSession
     rows: DataFrame
     column: str
     max_file_bytes: int
+    allowed: Allowed
 
     @classmethod
-    def open(cls, spark: SparkSession, source: str, uri_col: str, max_file_bytes: int) -> Addresses:
+    def open(cls, spark: SparkSession, source: str, uri_col: str, max_file_bytes: int, allowed: Allowed) -> Addresses:
         """Look for the table and its column."""
         rows = _table(spark, source)
         column = spelled(rows, uri_col)
         if column not in rows.columns:
             raise TableError(f"--uri-col: no column {uri_col!r}: {nearest(uri_col, rows.columns)}")
-        return cls(spark, rows, column, max_file_bytes)
+        return cls(spark, rows, column, max_file_bytes, allowed)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -253,17 +133,20 @@ class Addresses:
         path = F.col(quoted(self.column)).cast("string").alias("path")
         listed = self.rows.select(path).where("path IS NOT NULL").distinct().persist()
         fresh = listed.join(known.where("NOT again"), "path", "left_anti")
-        _check_stores(fresh)
-        told = fresh.select("path", _no("bigint", "modified_us"), _no("bigint", "length"))
-        return listed.count(), _entries(told, known, listed)
+        told = fresh.select("path", no("bigint", "modified_us"), no("bigint", "length"))
+        return listed.count(), entries_of(told, known, listed)
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """All of them, with their bytes or the reason why not."""
+        """All of them, with the bytes of images or the reason why there are none."""
         rows = self.spark.createDataFrame([(entry.path,) for entry in entries], "path string")
         spread = rows.repartition(-(-len(entries) // _ADDRESSES_A_TASK))
-        fetched = spread.mapInArrow(partial(files.fetch_all, max_file_bytes=self.max_file_bytes), files.FETCHED)
+        # Checked there, where names are resolved and redirects met.
+        fetch = partial(
+            fetching.fetch_all, allowed=self.allowed, limits=Limits(file_bytes=self.max_file_bytes), images_only=True
+        )
+        fetched = spread.mapInArrow(fetch, fetching.FETCHED)
         length = F.length("image").cast("bigint").alias("length")
-        return fetched.select("path", _no("bigint", "modified_us"), length, "image", "error")
+        return fetched.select("path", no("bigint", "modified_us"), length, "image", "error")
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
         """None."""
@@ -332,8 +215,8 @@ class Shards:
         length = F.length(image).cast("bigint").alias("length")
         error = F.coalesce(F.col(ERROR), F.when(image.isNull(), NO_IMAGE))
         return samples.select(
-            F.col(PATH).alias("path"), _no("bigint", "modified_us"), length, image.alias("image"),
-            error.alias("error"), *[F.col(quoted(name)) for name in self._given], _no("string", VERSION),
+            F.col(PATH).alias("path"), no("bigint", "modified_us"), length, image.alias("image"),
+            error.alias("error"), *[F.col(quoted(name)) for name in self._given], no("string", VERSION),
         )  # fmt: skip
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
@@ -353,22 +236,17 @@ class Shards:
         )
         error = F.coalesce("said", F.when(F.col("of_image.image").isNull(), NO_IMAGE)).alias("error")
         texts = [F.col(quoted(name)) for name in self.texts]
-        return rows.select("path", _no("bigint", "modified_us"), "of_image.*", error, *texts)
+        return rows.select("path", no("bigint", "modified_us"), "of_image.*", error, *texts)
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
         """A row for each shard without samples, by which it is known."""
         listed = self.spark.createDataFrame([(entry.path,) for entry in entries], "path string")
         empty = listed.join(read.select(F.col(URL).alias("path")), "path", "left_anti")
-        texts = [F.col("path").alias(URL) if name == URL else _no("string", name) for name in self.texts]
+        texts = [F.col("path").alias(URL) if name == URL else no("string", name) for name in self.texts]
         return empty.select(
-            "path", _no("bigint", "modified_us"), _no("bigint", "length"), _no("binary", "image"),
+            "path", no("bigint", "modified_us"), no("bigint", "length"), no("binary", "image"),
             F.lit(NO_SAMPLE).alias("error"), *texts,
         )  # fmt: skip
-
-
-def header_udf() -> Any:
-    """`files.read_headers` for a column of file bytes."""
-    return pandas_udf(files.read_headers, returnType=files.HEADER)  # type: ignore[call-overload]  # PySpark's overloads
 
 
 def _by_shard(known: DataFrame) -> DataFrame:
@@ -380,15 +258,6 @@ def _by_shard(known: DataFrame) -> DataFrame:
     return of_shards.agg(version.alias("version"), F.max("ingested_us").alias("ingested_us"), again.alias("again"))
 
 
-def _check_stores(addresses: DataFrame) -> None:
-    """Raise MissingDependencyError if a package is missing here that every executor needs for some addresses."""
-    scheme = F.regexp_extract("path", r"^([A-Za-z][A-Za-z0-9+.-]*)://", 1).alias("scheme")
-    for row in addresses.select(scheme).where("scheme <> ''").distinct().collect():
-        # One that nobody knows costs its own rows.
-        if row.scheme in available_protocols():
-            places.locate(f"{row.scheme}://")
-
-
 def _is_changed(known: Row, version: str | None, modified_us: int | None) -> bool:
     """Whether to read a shard again of which rows are there."""
     if known.again:
@@ -397,24 +266,6 @@ def _is_changed(known: Row, version: str | None, modified_us: int | None) -> boo
         # Rows of an older release, which did not keep it.
         return modified_us is not None and modified_us > known.ingested_us
     return version is not None and version != known.version
-
-
-def _entries(fresh: DataFrame, known: DataFrame, listed: DataFrame) -> Iterator[Entry]:
-    """In order, and partition by partition, so that the driver never holds all of them."""
-    there = known.where("there").select("path", F.lit(True).alias("changed"))
-    marked = fresh.join(there, "path", "left").fillna({"changed": False})
-    try:
-        yield from (Entry(*row) for row in marked.orderBy("changed", "path").toLocalIterator())
-    finally:
-        listed.unpersist()
-
-
-def _no(kind: str, name: str) -> Column:
-    return F.lit(None).cast(kind).alias(name)
-
-
-def _no_error() -> Column:
-    return _no("string", "error")
 
 
 def _table(spark: SparkSession, source: str) -> DataFrame:
