@@ -52,7 +52,7 @@ demo: setup ## Score real photographs and published embeddings by spark-submit, 
 	@echo "Open $(OUT)/index.html in a browser."
 
 .PHONY: test
-test: lint docs unit ## Everything that must pass: lint, types, tests
+test: lint docs unit fuzz ## Everything that must pass: lint, types, tests, a minute of fuzzing
 
 .PHONY: lint
 lint: setup
@@ -78,6 +78,24 @@ browser:
 unit: setup browser
 	$(PYTEST)
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ON_CONNECT)
+
+# Damaged and built images, tars, addresses, keys and weights. FUZZ_SECONDS is how long each of two fuzz tests runs.
+HOSTILE := $(addprefix tests/test_,hostile_images.py hostile_tars.py hostile_names.py tar.py staging.py allowed.py pace.py \
+	fetching.py cache.py weights.py prepare.py)
+FUZZ_SECONDS ?= 30
+
+.PHONY: fuzz
+fuzz: setup
+	SPARK_AESTHETIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -q -s --durations=0 -o timeout=0 -m '' -k mutat \
+		tests/test_hostile_images.py tests/test_hostile_tars.py
+
+.PHONY: test-hostile
+test-hostile: setup fuzz ## Hostile files, addresses and neighbours: all tests, and fuzzing (FUZZ_SECONDS=600 for longer)
+	$(PYTEST) -m '' $(HOSTILE)
+
+.PHONY: audit
+audit: setup ## Compare the pinned dependencies with published advisories
+	$(BIN)/uv tool run pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 .PHONY: test-faults
 test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments
