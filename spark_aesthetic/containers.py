@@ -1,0 +1,256 @@
+"""One pass over an image file before a decoder sees it: what the pixels need, within budgets.
+
+Decoders read metadata, comments and frames that nobody asked for, some of them one by one in Python, and their limits,
+if they have any, are those of the whole process. So they get a file of the picture alone, and a file of more parts
+than any encoder makes is refused. The pass looks at each part of a file once.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from spark_aesthetic import jpeg, tiff
+from spark_aesthetic.refused import Refused
+
+# libpng and ImageMagick write chunks of 8 and 32 kB; at 1 kB each this is a file of 64 MB.
+_MAX_CHUNKS = 65_536
+
+# Parts of a GIF's comments and extensions are of 255 bytes at most: 64 MB of them.
+_MAX_BLOCKS = 262_144
+
+# Of Exif data that are kept for the orientation.
+_MAX_EXIF_BYTES = 65_536
+
+# Pillow reads run-length coding in Python: 0.2 us a byte and 0.06 us a pixel.
+_MAX_RUNS = 24_000_000
+_RUN_BYTE = 3
+
+# An AVIF of 256 tiles, with transparency and thumbnails, describes itself in 40 kB.
+_MAX_META_BYTES = 1 << 20
+# libavif looks for each item among all before it.
+_MAX_ITEMS = 4096
+_MAX_BOXES = 16_384
+
+
+class Plain(NamedTuple):
+    """An image file as its decoder gets it.
+
+    Attributes:
+        data: The same picture without most of what is no pixel.
+        several_scans: Of a JPEG: all its coefficients are held at once.
+        fault: What is wrong behind the header, such as `truncated PNG`; None if nothing is that can be told here.
+    """
+
+    data: bytes
+    several_scans: bool = False
+    fault: str | None = None
+
+
+def plain(data: bytes, name: str, *, header_only: bool = False) -> Plain:
+    """Go once through the parts of a file.
+
+    Args:
+        data: The bytes of a whole file.
+        name: Its format, one of `formats.READ`.
+        header_only: Stop where the pixels begin, where that saves something.
+
+    Raises:
+        Refused: It has more parts than honest files have, or is of a kind that is not read.
+    """
+    if name == "JPEG":
+        return Plain(*jpeg.plain(data, header_only=header_only))
+    if name == "TIFF":
+        return Plain(tiff.plain(data))
+    try:
+        if name in ("PNG", "GIF"):
+            return (_png if name == "PNG" else _gif)(data, header_only)
+        return {"WEBP": _webp, "BMP": _bmp, "AVIF": _avif}[name](data)
+    except struct.error:
+        # Cut off within a header: its decoder finds the words.
+        return Plain(data)
+
+
+def _joined(data: bytes, ranges: list[tuple[int, int]]) -> bytes:
+    """Some ranges of bytes as one file; the same object if they are all of it."""
+    merged: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if merged and merged[-1][1] == start:
+            start = merged.pop()[0]
+        merged.append((start, end))
+    if merged == [(0, len(data))]:
+        return data
+    view = memoryview(data)
+    return b"".join(view[start:end] for start, end in merged)
+
+
+_PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+
+
+def _png(data: bytes, header_only: bool) -> Plain:
+    ranges, at, length_and_kind = [(0, 8)], 8, struct.Struct(">I4s")
+    for _ in range(_MAX_CHUNKS):
+        if at + 12 > len(data):
+            return Plain(_joined(data, [*ranges, (at, len(data))]), fault="truncated PNG")
+        length, kind = length_and_kind.unpack_from(data, at)
+        end = at + 12 + length
+        if kind == b"CgBI":
+            raise Refused("unsupported PNG of Apple")
+        if kind in _PNG_KEPT or (kind == b"eXIf" and length <= _MAX_EXIF_BYTES):
+            ranges.append((at, min(end, len(data))))
+        if end > len(data):
+            return Plain(_joined(data, ranges), fault="truncated PNG")
+        if kind == b"IEND" or (header_only and kind == b"IDAT"):
+            return Plain(_joined(data, ranges))
+        at = end
+    raise Refused("too many chunks")
+
+
+_EXTENSION, _IMAGE, _TRAILER, _CONTROL = 0x21, 0x2C, 0x3B, 0xF9
+_GIF_PART = re.compile(rb"[\x21\x2c\x3b]")
+
+
+# An image's descriptor and its palette.
+_GIF_HEAD_BYTES = 10 + 768
+
+
+def _gif(data: bytes, header_only: bool) -> Plain:
+    """The file from its first picture on, with what is said of that one's transparency."""
+    start = at = 13 + (3 << (data[10] % 8 + 1) if data[10:11] >= b"\x80" else 0) if len(data) > 12 else len(data)
+    ranges, blocks = [(0, start)], 0
+    while found := _GIF_PART.search(data, at):
+        at = found.start()
+        if data[at] == _IMAGE:
+            end = min(len(data), at + _GIF_HEAD_BYTES) if header_only else len(data)
+            return Plain(_joined(data, [*ranges, (at, end)]))
+        if data[at] == _TRAILER:
+            break
+        start, control = at, data[at + 1 : at + 2] == bytes((_CONTROL,))
+        at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+            blocks += 1
+            if blocks > _MAX_BLOCKS:
+                raise Refused("too many blocks")
+        at, blocks = at + 1, blocks + 1
+        if control:
+            ranges.append((start, at))
+            if len(ranges) > _MAX_CHUNKS:
+                raise Refused("too many blocks")
+    return Plain(_joined(data, ranges), fault="truncated GIF")
+
+
+_WEBP_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM")
+# Of a VP8X chunk: a profile and XMP data are there.
+_WEBP_DROPPED_FLAGS = 0x24
+_WEBP_EXIF_FLAG = 0x08
+
+
+def _webp(data: bytes) -> Plain:
+    """The file without metadata, and of an animation the first picture."""
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    pieces: list[bytes | memoryview] = []
+    view, at, pictures, exif, chunks = memoryview(data), 12, 0, False, 0
+    while at + 8 <= end:
+        chunks += 1
+        if chunks > _MAX_CHUNKS:
+            raise Refused("too many chunks")
+        kind, length = struct.unpack_from("<4sI", data, at)
+        after = at + 8 + length + length % 2
+        if kind == b"ANMF":
+            pictures += 1
+        if at + 8 + length > end:
+            # Cut off, or damaged: what stands there is for libwebp to refuse.
+            return Plain(data)
+        is_exif = kind == b"EXIF" and length <= _MAX_EXIF_BYTES and not exif
+        exif = exif or is_exif
+        if kind in _WEBP_KEPT or is_exif or (kind == b"ANMF" and pictures == 1):
+            pieces.append(view[at : min(after, end)])
+        at = after
+    if 8 + int.from_bytes(data[4:8], "little") > len(data) or not pieces:
+        return Plain(data)
+    if pieces[0][:4] == b"VP8X" and len(pieces[0]) >= 18:
+        head = bytearray(pieces[0])
+        head[8] &= ~(_WEBP_DROPPED_FLAGS | (0 if exif else _WEBP_EXIF_FLAG))
+        pieces[0] = bytes(head)
+    body = b"".join(pieces)
+    return Plain(b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body)
+
+
+_BMP_RUNS = (1, 2)
+
+
+def _bmp(data: bytes) -> Plain:
+    if len(data) >= 34 and int.from_bytes(data[14:18], "little") >= 40:
+        width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
+        pixels = abs(width * height)
+        if compression in _BMP_RUNS and pixels + _RUN_BYTE * len(data) > _MAX_RUNS:
+            raise Refused("too many runs")
+    return Plain(data)
+
+
+def _avif(data: bytes) -> Plain:
+    boxes = _Boxes(data)
+    fault = None
+    for kind, start, end in boxes.within(0, len(data)):
+        # What stands behind the last box looks like one, too.
+        if end > len(data):
+            fault = "truncated AVIF" if kind in _AVIF_NEEDED else None
+            break
+        if kind in (b"meta", b"moov"):
+            if end - start > _MAX_META_BYTES:
+                raise Refused("too much metadata")
+            # A full box: version and flags come first.
+            boxes.descend(start + 4 if kind == b"meta" else start, end)
+    return Plain(data, fault=fault)
+
+
+_AVIF_NEEDED = (b"ftyp", b"meta", b"moov", b"mdat")
+
+# Boxes of boxes, and how many bytes stand before the first.
+_AVIF_OUTER = {
+    b"iprp": 0,
+    b"ipco": 0,
+    b"iref": 4,
+    b"dinf": 0,
+    b"trak": 0,
+    b"mdia": 0,
+    b"minf": 0,
+    b"stbl": 0,
+    b"grpl": 0,
+}
+
+
+class _Boxes:
+    """The boxes of an ISO file, counted."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.passed = data, 0
+
+    def within(self, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        """Kind, start of the content and end of each box; the last may end behind the file's end."""
+        while start + 8 <= end:
+            self.passed += 1
+            if self.passed > _MAX_BOXES:
+                raise Refused("too many boxes")
+            length, kind = struct.unpack_from(">I4s", self.data, start)
+            head = 8
+            if length == 1 and start + 16 <= end:
+                head, length = 16, int.from_bytes(self.data[start + 8 : start + 16], "big")
+            after = start + length if length else end
+            if after < start + head:
+                raise Refused("damaged AVIF")
+            yield kind, start + head, after
+            start = after
+
+    def descend(self, start: int, end: int) -> None:
+        for kind, inner, after in self.within(start, end):
+            if after > end:
+                raise Refused("damaged AVIF")
+            if kind in _AVIF_OUTER:
+                self.descend(inner + _AVIF_OUTER[kind], after)
+            # Version and flags, then the number: of 16 bits in the first version.
+            if kind == b"iinf" and int.from_bytes(self.data[inner + 4 : inner + 6], "big") > _MAX_ITEMS:
+                raise Refused("too many items")
