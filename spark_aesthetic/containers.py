@@ -11,8 +11,9 @@ import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
+from zlib import crc32
 
-from spark_aesthetic import jpeg, tiff
+from spark_aesthetic import jpeg, tiff, webp
 from spark_aesthetic.refused import Refused
 
 # libpng and ImageMagick write chunks of 8 and 32 kB; at 1 kB each this is a file of 64 MB.
@@ -33,6 +34,7 @@ _MAX_META_BYTES = 1 << 20
 # libavif looks for each item among all before it.
 _MAX_ITEMS = 4096
 _MAX_BOXES = 16_384
+_MAX_DEPTH = 12
 
 
 class Plain(NamedTuple):
@@ -64,10 +66,12 @@ def plain(data: bytes, name: str, *, header_only: bool = False) -> Plain:
         return Plain(*jpeg.plain(data, header_only=header_only))
     if name == "TIFF":
         return Plain(tiff.plain(data))
+    if name == "WEBP":
+        return Plain(webp.plain(data))
     try:
         if name in ("PNG", "GIF"):
             return (_png if name == "PNG" else _gif)(data, header_only)
-        return {"WEBP": _webp, "BMP": _bmp, "AVIF": _avif}[name](data)
+        return (_bmp if name == "BMP" else _avif)(data)
     except struct.error:
         # Cut off within a header: its decoder finds the words.
         return Plain(data)
@@ -90,7 +94,8 @@ _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
 def _png(data: bytes, header_only: bool) -> Plain:
-    ranges, at, length_and_kind = [(0, 8)], 8, struct.Struct(">I4s")
+    ranges, at, length_and_kind, fault = [(0, 8)], 8, struct.Struct(">I4s"), None
+    view = memoryview(data)
     for _ in range(_MAX_CHUNKS):
         if at + 12 > len(data):
             return Plain(_joined(data, [*ranges, (at, len(data))]), fault="truncated PNG")
@@ -103,7 +108,10 @@ def _png(data: bytes, header_only: bool) -> Plain:
         if end > len(data):
             return Plain(_joined(data, ranges), fault="truncated PNG")
         if kind == b"IEND" or (header_only and kind == b"IDAT"):
-            return Plain(_joined(data, ranges))
+            return Plain(_joined(data, ranges), fault=fault)
+        # Pillow looks at the checksums of all others, and not at that of the pixels in every file.
+        if kind == b"IDAT" and crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            fault = "damaged PNG"
         at = end
     raise Refused("too many chunks")
 
@@ -142,43 +150,6 @@ def _gif(data: bytes, header_only: bool) -> Plain:
     return Plain(_joined(data, ranges), fault="truncated GIF")
 
 
-_WEBP_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM")
-# Of a VP8X chunk: a profile and XMP data are there.
-_WEBP_DROPPED_FLAGS = 0x24
-_WEBP_EXIF_FLAG = 0x08
-
-
-def _webp(data: bytes) -> Plain:
-    """The file without metadata, and of an animation the first picture."""
-    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
-    pieces: list[bytes | memoryview] = []
-    view, at, pictures, exif, chunks = memoryview(data), 12, 0, False, 0
-    while at + 8 <= end:
-        chunks += 1
-        if chunks > _MAX_CHUNKS:
-            raise Refused("too many chunks")
-        kind, length = struct.unpack_from("<4sI", data, at)
-        after = at + 8 + length + length % 2
-        if kind == b"ANMF":
-            pictures += 1
-        if at + 8 + length > end:
-            # Cut off, or damaged: what stands there is for libwebp to refuse.
-            return Plain(data)
-        is_exif = kind == b"EXIF" and length <= _MAX_EXIF_BYTES and not exif
-        exif = exif or is_exif
-        if kind in _WEBP_KEPT or is_exif or (kind == b"ANMF" and pictures == 1):
-            pieces.append(view[at : min(after, end)])
-        at = after
-    if 8 + int.from_bytes(data[4:8], "little") > len(data) or not pieces:
-        return Plain(data)
-    if pieces[0][:4] == b"VP8X" and len(pieces[0]) >= 18:
-        head = bytearray(pieces[0])
-        head[8] &= ~(_WEBP_DROPPED_FLAGS | (0 if exif else _WEBP_EXIF_FLAG))
-        pieces[0] = bytes(head)
-    body = b"".join(pieces)
-    return Plain(b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body)
-
-
 _BMP_RUNS = (1, 2)
 
 
@@ -203,7 +174,7 @@ def _avif(data: bytes) -> Plain:
             if end - start > _MAX_META_BYTES:
                 raise Refused("too much metadata")
             # A full box: version and flags come first.
-            boxes.descend(start + 4 if kind == b"meta" else start, end)
+            boxes.descend(start + 4 if kind == b"meta" else start, end, _MAX_DEPTH)
     return Plain(data, fault=fault)
 
 
@@ -245,12 +216,14 @@ class _Boxes:
             yield kind, start + head, after
             start = after
 
-    def descend(self, start: int, end: int) -> None:
+    def descend(self, start: int, end: int, depth: int) -> None:
+        if depth == 0:
+            raise Refused("too many boxes")
         for kind, inner, after in self.within(start, end):
             if after > end:
                 raise Refused("damaged AVIF")
             if kind in _AVIF_OUTER:
-                self.descend(inner + _AVIF_OUTER[kind], after)
+                self.descend(inner + _AVIF_OUTER[kind], after, depth - 1)
             # Version and flags, then the number: of 16 bits in the first version.
             if kind == b"iinf" and int.from_bytes(self.data[inner + 4 : inner + 6], "big") > _MAX_ITEMS:
                 raise Refused("too many items")

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
-from spark_aesthetic import jpeg, tiff
+from spark_aesthetic import jpeg, tiff, webp
 from spark_aesthetic.containers import Plain, plain
 from spark_aesthetic.formats import READ, sniff
 from spark_aesthetic.refused import Refused
@@ -137,6 +137,8 @@ def _format(data: bytes) -> str | Rejection:
 
 def _loaded(image: Image.Image, file: Plain, name: str) -> Image.Image:
     """The image with its pixels, or one that will have them when they are asked for."""
+    if name == "WEBP" and webp.is_doubtful(file.data) and webp.reads_without_end(file.data):
+        raise Refused("damaged WEBP")
     made = jpeg.decoded(file.data, image) if name == "JPEG" else None
     return image if made is None else made
 

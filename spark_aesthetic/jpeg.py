@@ -21,8 +21,9 @@ from spark_aesthetic.refused import Refused
 # Each of a photograph's segments is up to 64 kB; one of 300 MB of metadata has 5,000.
 _MAX_SEGMENTS = 16_384
 
-# libjpeg goes through all coefficients for each scan: 0.6 ms a megapixel. Usual encoders make 10 to 18 scans.
-_MAX_SCANS = 100
+# libjpeg goes through all coefficients of a scan's channels: 0.6 ms a megapixel. A scan of three counts as three; usual
+# encoders come to 14 of colours, 24 of CMYK.
+_MAX_SCANS = 200
 _MAX_SCANS_OF_LARGE = 32
 _MAX_SCANNED_PIXELS = 2_000_000_000
 
@@ -35,7 +36,9 @@ _SOI, _EOI, _SOS, _COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
 _APP0, _APP1, _APP14, _APP15 = 0xE0, 0xE1, 0xEE, 0xEF
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 _LOSSLESS = 0xC3
-_DECODED = (*_SEQUENTIAL, 0xC2, _LOSSLESS, 0xCA)
+# Progressive ones.
+_SEVERAL = (0xC2, 0xCA)
+_DECODED = (*_SEQUENTIAL, *_SEVERAL, _LOSSLESS)
 # All that begin a frame: not the tables and extensions among the numbers between them.
 _FRAMES = tuple(code for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC))
 
@@ -70,7 +73,7 @@ def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
         Refused: It is cut off or broken before its pixels, of a kind that is not read, or made to be slow.
     """
     segments = _Segments(data)
-    kept = [data[:2]]
+    kept: list[bytes | memoryview] = [data[:2]]
     frame: _Frame | None = None
     jfif = exif = False
     while True:
@@ -94,10 +97,14 @@ def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
     _check(frame, data)
     if jfif:
         kept.insert(1, _JFIF)
+    head = _plain_adobe(kept, frame)
     if header_only:
-        return Jpeg(b"".join([*_plain_adobe(kept, frame), memoryview(data)[start - 2 : end]]), False)
+        return Jpeg(b"".join([*head, memoryview(data)[start - 2 : end]]), False)
+    # Then libjpeg takes no other scan, and its end need not be looked for.
+    if frame.code not in _SEVERAL and data[start + 2] == frame.components:
+        return Jpeg(b"".join([*head, *_plain_scan(data, frame, start, end), memoryview(data)[end:]]), False)
     scans = _scans(segments, frame, start, end)
-    return Jpeg(b"".join([*_plain_adobe(kept, frame), *scans.pieces]), scans.passed > 1)
+    return Jpeg(b"".join([*head, *scans.pieces]), scans.passed > 1)
 
 
 def decoded(data: bytes, image: Image.Image) -> Image.Image | None:
@@ -160,9 +167,10 @@ def _without_padding(data: bytes, image: Image.Image, message: str) -> npt.NDArr
         raise MemoryError
     found = _PADDING.search(message)
     zeros = int(found[1]) if found else 0
-    if 0 < zeros <= _MAX_PADDING and data[-2 - zeros :] == bytes(zeros) + b"\xff\xd9":
+    end = data.find(bytes(zeros) + b"\xff\xd9") if 0 < zeros <= _MAX_PADDING else -1
+    if end != -1:
         try:
-            return _strictly(data[: -2 - zeros] + b"\xff\xd9", image)
+            return _strictly(data[:end] + b"\xff\xd9", image)
         except ValueError as error:
             message = str(error)
     raise Refused("truncated JPEG" if "Premature end of JPEG file" in message else "damaged JPEG")
@@ -178,12 +186,10 @@ def _adobe(body: bytes) -> bytes:
     return _ADOBE + body[13:14]
 
 
-def _plain_adobe(kept: list[bytes], frame: _Frame) -> list[bytes]:
+def _plain_adobe(kept: list[bytes | memoryview], frame: _Frame) -> list[bytes | memoryview]:
     """The same with transforms that libjpeg knows: of others it warns, and takes these."""
     known, usual = ((0, 2), 2) if frame.components == 4 else ((0, 1), 1)
-    return [
-        _ADOBE + bytes((usual,)) if piece.startswith(_ADOBE) and piece[-1] not in known else piece for piece in kept
-    ]
+    return [_ADOBE + bytes((usual,)) if piece[:-1] == _ADOBE and piece[-1] not in known else piece for piece in kept]
 
 
 def _frame(code: int, body: bytes) -> _Frame:
@@ -206,6 +212,13 @@ def _check(frame: _Frame, data: bytes) -> None:
         raise Refused("unsupported JPEG without height")
 
 
+def _plain_scan(data: bytes, frame: _Frame, start: int, end: int) -> list[bytes]:
+    """The header of a scan; its parameters are of no use in sequential files, but libjpeg warns of unusual ones."""
+    if frame.code in _SEQUENTIAL and end - start >= 6:
+        return [data[start - 2 : end - 3], b"\x00\x3f\x00"]
+    return [data[start - 2 : end]]
+
+
 class _Scans(NamedTuple):
     pieces: list[bytes | memoryview]
     passed: int
@@ -216,16 +229,14 @@ def _scans(segments: _Segments, frame: _Frame, start: int, end: int) -> _Scans:
     view = memoryview(segments.data)
     pieces: list[bytes | memoryview] = []
     most = max(_MAX_SCANS_OF_LARGE, min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, frame.width * frame.height)))
-    count, copied = 0, start - 2
+    count, channels, copied = 0, 0, start - 2
     try:
         while True:
-            count += 1
-            if count > most:
+            count, channels = count + 1, channels + max(1, view[start + 2] if end > start + 2 else 1)
+            if channels > most:
                 raise Refused("too many scans")
-            # Not used in sequential files, but some cameras write zeros there, of which libjpeg warns.
-            if frame.code in _SEQUENTIAL and end - start >= 6:
-                pieces += [view[copied : end - 3], b"\x00\x3f\x00"]
-                copied = end
+            pieces += [view[copied : start - 2], *_plain_scan(segments.data, frame, start, end)]
+            copied = end
             code, start, end = segments.after_entropy()
             while code not in (_SOS, _EOI):
                 code, start, end = segments.after_entropy()

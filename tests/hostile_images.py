@@ -1,4 +1,4 @@
-"""Image files that are made to be slow, to fill the memory, or to be odd; by code, so that nothing of them is stored."""
+"""Image files that are made to be slow, to fill the memory, or to be odd; by code, so that none is stored."""
 
 from __future__ import annotations
 
@@ -187,8 +187,9 @@ def avif_with(extra: bytes) -> bytes:
 def avif_items(count: int) -> bytes:
     """An AVIF file that names so many items."""
     entries = b"".join(box(b"infe", struct.pack(">IHH4sB", 2 << 24, n % 65_536, 0, b"av01", 0)) for n in range(count))
-    return box(b"ftyp", b"avif\0\0\0\0avifmif1miaf") + box(b"meta", bytes(4), box(b"hdlr", bytes(8) + b"pict" + bytes(13)),
-                                                       box(b"iinf", struct.pack(">IH", 0, count), entries))  # fmt: skip
+    handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
+    items = box(b"iinf", struct.pack(">IH", 0, count), entries)
+    return box(b"ftyp", b"avif\0\0\0\0avifmif1miaf") + box(b"meta", bytes(4), handler, items)
 
 
 def nested(depth: int) -> bytes:
@@ -231,7 +232,9 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "900,000 strips": lambda: tiff(16, 900_000, strips=900_000),
     "a tag of 60 MB of numbers": lambda: tiff(64, 64, tags=[(700, 3, 30_000_000, 8)], data=bytes(60 * MB)),
     "a sample format of 60 MB": lambda: tiff(64, 64, tags=[(339, 3, 30_000_000, 8)], data=bytes(60 * MB)),
-    "60,000 tags of 8 MB": lambda: tiff(64, 64, tags=[(n, 1, 8 * MB, 8) for n in range(1000, 61_000)], data=bytes(8 * MB)),
+    "60,000 tags of 8 MB": lambda: tiff(
+        64, 64, tags=[(n, 1, 8 * MB, 8) for n in range(1000, 61_000)], data=bytes(8 * MB)
+    ),
     "7 million chunks of a WebP": lambda: webp_with(riff(b"JUNK", b"") * 7_000_000),
     "700,000 frames of a WebP": lambda: webp_with(riff(b"ANMF", bytes(80)) * 700_000),
     "65,000 items": lambda: avif_items(65_000),

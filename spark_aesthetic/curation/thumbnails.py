@@ -59,7 +59,10 @@ def data_uri(webp: bytes | None) -> str | None:
 
 
 def _shrunk(image: Image.Image, side: int) -> Pixels:
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    wanted = "RGBA" if image.has_transparency_data else "RGB"
+    # A copy of a large image is as much memory again.
+    if image.mode != wanted:
+        image = image.convert(wanted)
     image.thumbnail((side, side))
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGBA":
