@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
 
-from spark_aesthetic import jpeg, tiff, webp
+from spark_aesthetic import bmp, jpeg, tiff, webp
 from spark_aesthetic.refused import Refused
 
 # libpng and ImageMagick write chunks of 8 and 32 kB; at 1 kB each this is a file of 64 MB.
@@ -24,10 +24,6 @@ _MAX_BLOCKS = 262_144
 
 # Of Exif data that are kept for the orientation.
 _MAX_EXIF_BYTES = 65_536
-
-# Pillow reads run-length coding in Python: 0.2 us a byte and 0.06 us a pixel.
-_MAX_RUNS = 24_000_000
-_RUN_BYTE = 3
 
 # An AVIF of 256 tiles, with transparency and thumbnails, describes itself in 40 kB.
 _MAX_META_BYTES = 1 << 20
@@ -51,12 +47,13 @@ class Plain(NamedTuple):
     fault: str | None = None
 
 
-def plain(data: bytes, name: str, *, header_only: bool = False) -> Plain:
+def plain(data: bytes, name: str, *, max_pixels: int = 0, header_only: bool = False) -> Plain:
     """Go once through the parts of a file.
 
     Args:
         data: The bytes of a whole file.
         name: Its format, one of `formats.READ`.
+        max_pixels: Nothing is made of a larger image, which is for the caller to refuse.
         header_only: Stop where the pixels begin, where that saves something.
 
     Raises:
@@ -68,10 +65,12 @@ def plain(data: bytes, name: str, *, header_only: bool = False) -> Plain:
         return Plain(tiff.plain(data))
     if name == "WEBP":
         return Plain(webp.plain(data))
+    if name == "BMP":
+        return Plain(data if header_only else bmp.plain(data, max_pixels))
     try:
         if name in ("PNG", "GIF"):
             return (_png if name == "PNG" else _gif)(data, header_only)
-        return (_bmp if name == "BMP" else _avif)(data)
+        return _avif(data)
     except struct.error:
         # Cut off within a header: its decoder finds the words.
         return Plain(data)
@@ -148,18 +147,6 @@ def _gif(data: bytes, header_only: bool) -> Plain:
             if len(ranges) > _MAX_CHUNKS:
                 raise Refused("too many blocks")
     return Plain(_joined(data, ranges), fault="truncated GIF")
-
-
-_BMP_RUNS = (1, 2)
-
-
-def _bmp(data: bytes) -> Plain:
-    if len(data) >= 34 and int.from_bytes(data[14:18], "little") >= 40:
-        width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
-        pixels = abs(width * height)
-        if compression in _BMP_RUNS and pixels + _RUN_BYTE * len(data) > _MAX_RUNS:
-            raise Refused("too many runs")
-    return Plain(data)
 
 
 def _avif(data: bytes) -> Plain:

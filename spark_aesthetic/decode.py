@@ -100,7 +100,7 @@ def _decode(
     if isinstance(name, Rejection):
         return name
     try:
-        file = plain(data, name)
+        file = plain(data, name, max_pixels=max_pixels)
         with Image.open(BytesIO(file.data), formats=(name,)) as image:
             if image.width * image.height > max_pixels:
                 return TOO_MANY_PIXELS
@@ -137,8 +137,10 @@ def _format(data: bytes) -> str | Rejection:
 
 def _loaded(image: Image.Image, file: Plain, name: str) -> Image.Image:
     """The image with its pixels, or one that will have them when they are asked for."""
-    if name == "WEBP" and webp.is_doubtful(file.data) and webp.reads_without_end(file.data):
-        raise Refused("damaged WEBP")
+    if name == "WEBP":
+        if webp.is_doubtful(file.data) and webp.reads_without_end(file.data):
+            raise Refused("damaged WEBP")
+        return webp.decoded(image)
     made = jpeg.decoded(file.data, image) if name == "JPEG" else None
     return image if made is None else made
 
@@ -216,8 +218,10 @@ def _pixel_bytes(image: Image.Image, name: str | None) -> int:
         a_pixel = 8  # resized with the colours multiplied by alpha, in a copy
     elif image.mode in _SIXTEEN_BIT:
         a_pixel = 8  # the image, its array, the shifted and the narrowed one
-    if name in ("WEBP", "AVIF"):
-        a_pixel += 12  # two canvases, and the frame as bytes
+    if name == "WEBP":
+        a_pixel += 8  # two canvases
+    elif name == "AVIF":
+        a_pixel += 12  # the frame in its own colours, in ours, and as bytes
     return image.width * image.height * a_pixel
 
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
+from spark_aesthetic.pixels import image_of
 from spark_aesthetic.refused import Refused
 
 # Each of a photograph's segments is up to 64 kB; one of 300 MB of metadata has 5,000.
@@ -130,10 +130,7 @@ def decoded(data: bytes, image: Image.Image) -> Image.Image | None:
     if image.mode == "CMYK":
         # As Pillow does, which takes all for Adobe's.
         np.invert(pixels, out=pixels)
-    values: pa.Array = pa.Array.from_buffers(pa.uint8(), pixels.size, [None, pa.py_buffer(pixels)])
-    if image.mode != "L":
-        values = pa.FixedSizeListArray.from_arrays(values, 4)
-    made = Image.fromarrow(values, image.mode, image.size)
+    made = image_of(pixels, image.mode, image.size)
     made.info = image.info
     return made
 

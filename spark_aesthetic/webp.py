@@ -8,6 +8,7 @@ from io import BytesIO
 
 from PIL import Image
 
+from spark_aesthetic.pixels import image_of
 from spark_aesthetic.refused import Refused
 
 # An animation has one for each frame.
@@ -24,6 +25,9 @@ _DROPPED_FLAGS, _EXIF_FLAG = 0x24, 0x08
 
 # Coded pixels look like chance. What was lost to a disk or a network is of one byte; so are wide plain areas.
 _BLANKS = (bytes(32), b"\xff" * 32)
+
+# What an animation's canvas may have beyond its first picture: four times as much, and this at least.
+_MAX_CANVAS_PIXELS = 16_000_000
 
 # libwebp's encoder ends within two bytes of its last bit, libvpx's within four.
 _CUT = 16
@@ -42,6 +46,8 @@ def plain(data: bytes) -> bytes:
             # Cut off, or damaged: that is for libwebp to refuse.
             return data
         pictures += kind == b"ANMF"
+        if kind == b"ANMF" and pictures == 1:
+            _check_canvas(data, at)
         is_exif = kind == b"EXIF" and after - at <= _MAX_EXIF_BYTES and not exif
         exif = exif or is_exif
         if kind in _KEPT or is_exif or (kind == b"ANMF" and pictures == 1):
@@ -53,6 +59,22 @@ def plain(data: bytes) -> bytes:
         head[8] &= ~(_DROPPED_FLAGS | (0 if exif else _EXIF_FLAG))
         pieces[0] = bytes(head)
     return _file(pieces)
+
+
+def decoded(image: Image.Image) -> Image.Image:
+    """The pixels of a WebP file that Pillow has opened, without the copy that it makes of them itself."""
+    decoder = getattr(image, "_decoder", None)
+    # Pillow's own: another version may keep it elsewhere, and takes more memory then.
+    if decoder is None or image.mode not in ("RGB", "RGBA"):
+        return image
+    found = decoder.get_next()
+    if found is None:
+        raise Refused("damaged WEBP")
+    # With its two canvases.
+    del decoder, image._decoder  # type: ignore[attr-defined]
+    made = image_of(found[0], image.mode, image.size)
+    made.info = image.info
+    return made
 
 
 def is_doubtful(data: bytes) -> bool:
@@ -84,6 +106,20 @@ def reads_without_end(data: bytes) -> bool:
     except OSError:
         return False
     return True
+
+
+def _check_canvas(data: bytes, frame: int) -> None:
+    """Raise Refused if an animation's first picture is lost on its canvas: libwebp holds that twice."""
+    if data[12:16] != b"VP8X" or len(data) < max(30, frame + 20):
+        return
+    canvas = _area(data, 24)
+    if canvas > max(_MAX_CANVAS_PIXELS, 4 * _area(data, frame + 14)):
+        raise Refused("too large a canvas")
+
+
+def _area(data: bytes, at: int) -> int:
+    width, height = (1 + int.from_bytes(data[start : start + 3], "little") for start in (at, at + 3))
+    return width * height
 
 
 def _chunks(data: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -99,8 +99,8 @@ def whole() -> Iterator[Whole]:
         image = opened.convert("RGB")
     yield from _jpegs(image)
     yield from _others(image)
-    yield from _odd(image)
-    yield from _odd(hostile_images.noise(99, 301, 203))
+    yield from odd(image)
+    yield from odd(hostile_images.noise(99, 301, 203))
 
 
 def _jpegs(image: Image.Image) -> Iterator[Whole]:
@@ -129,7 +129,8 @@ def _others(image: Image.Image) -> Iterator[Whole]:
         yield Whole(f"AVIF {mode}", encoded(alpha.convert(mode), "AVIF", speed=10, quality=60))
 
 
-def _odd(image: Image.Image) -> Iterator[Whole]:
+def odd(image: Image.Image) -> Iterator[Whole]:
+    """Whole files of one image that not every encoder would write."""
     plain = encoded(image, "JPEG", quality=85)
     bare = plain[:2] + plain[20:]
     # Transforms that nobody has defined, too.

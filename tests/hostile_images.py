@@ -97,12 +97,12 @@ def png(width: int, height: int, *, before: bytes = b"", data: bytes | None = No
 
 def compressed_text(size: int) -> bytes:
     """A PNG chunk of so many bytes of text."""
-    return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size), 9))
+    return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size)))
 
 
 def profile(size: int) -> bytes:
     """A PNG chunk of a colour profile of so many bytes."""
-    return chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(size), 9))
+    return chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(size)))
 
 
 def gif(before: bytes = b"") -> bytes:
@@ -216,10 +216,10 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "15 million empty segments at the end": lambda: noise_image(0)[:-2] + segment(0xE5, b"") * 15_000_000 + b"\xff\xd9",
     "3 million tEXt": lambda: png(64, 64, before=chunk(b"tEXt", b"a\0b") * 3_000_000),
     "4 million IDAT": lambda: png(8000, 8000, data=zlib.compress(bytes(8000 * 8001), 0)[: 4 * MB], pieces=1),
-    "a zTXt of 1 GB": lambda: png(64, 64, before=compressed_text(1 << 30)),
+    "a zTXt of 200 MB": lambda: png(64, 64, before=compressed_text(200 * MB)),
     "60 zTXt of 60 MB": lambda: png(64, 64, before=compressed_text(60 * MB) * 60),
     "an iCCP of 300 MB": lambda: png(64, 64, before=profile(300 * MB)),
-    "IDAT of 2 GB for one pixel": lambda: png(1, 1, data=zlib.compress(bytes(1 << 31), 9)),
+    "IDAT of 200 MB for one pixel": lambda: png(1, 1, data=zlib.compress(bytes(200 * MB))),
     "interlaced, 80 megapixels": lambda: png(10_000, 8000, interlaced=True, data=zlib.compress(bytes(81_000_000), 9)),
     "12 million comments": lambda: gif(b"\x21\xfe\x01a\0" * 12_000_000),
     "60 MB between the blocks": lambda: gif(bytes(60 * MB)),
