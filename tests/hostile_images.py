@@ -202,7 +202,7 @@ def nested(depth: int) -> bytes:
 
 # Each made when it is asked for: some are of 60 MB.
 SLOW: dict[str, Callable[[], bytes]] = {
-    "20,000 scans": lambda: many_scans(64, 64, 20_000),
+    "20,000 scans": lambda: many_scans(1000, 1000, 20_000),
     "1,500 scans of 16 megapixels": lambda: many_scans(4000, 4000, 1500),
     "90 scans of 16 megapixels": lambda: many_scans(4000, 4000, 90),
     "30 scans of 80 megapixels": lambda: many_scans(10_000, 8000, 30),
