@@ -9,7 +9,7 @@ import numpy as np
 from spark_aesthetic.refused import Refused
 
 # Runs, 0.4 to 1 us each. A scanned page has some hundred thousand.
-_MAX_RUNS = 1_500_000
+_MAX_RUNS = 1_000_000
 
 _RUNS_OF_8, _RUNS_OF_4 = 1, 2
 _HEAD = struct.Struct("<iiHHIIiiI")

@@ -273,10 +273,14 @@ class _Segments:
         self.passed += 1
         if self.passed > _MAX_SEGMENTS:
             raise Refused("too many segments")
-        found = _NOT_FILL.search(self.data, at) if at != -1 else None
-        if found is None:
+        if at == -1 or at + 1 >= len(self.data):
             raise _EndsEarly("damaged JPEG")
-        code, start = found[0][0], found.end()
+        code, start = self.data[at + 1], at + 2
+        if code == 0xFF:
+            found = _NOT_FILL.search(self.data, start)
+            if found is None:
+                raise _EndsEarly("damaged JPEG")
+            code, start = found[0][0], found.end()
         if code in (0, _EOI, _SOI, *_BARE):
             self.at = start
             return code, start, start
