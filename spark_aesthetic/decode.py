@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
-from spark_aesthetic.formats import sniff
+from spark_aesthetic import jpeg, tiff, webp
+from spark_aesthetic.containers import Plain, plain
+from spark_aesthetic.formats import READ, sniff
+from spark_aesthetic.refused import Refused
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-
-# Only these decoders are tried: the rest of Pillow's reach from rare to unsafe (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # Pillow keeps an image in blocks of 16 MB, which glibc takes from a thread's own heap and keeps there when they are
 # freed: 200 MB for each thread that ever met 50 megapixels. Blocks above glibc's largest threshold of 32 MB go back.
@@ -96,17 +96,19 @@ def _decode(
     hold: Callable[[int], object],
     preprocess: Callable[[Image.Image], Pixels] | None,
 ) -> Pixels | Rejection:
-    name = sniff(data)
+    name = _format(data)
+    if isinstance(name, Rejection):
+        return name
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            name = image.format if image.format in FORMATS else name
+        file = plain(data, name, max_pixels=max_pixels)
+        with Image.open(BytesIO(file.data), formats=(name,)) as image:
             if image.width * image.height > max_pixels:
                 return TOO_MANY_PIXELS
             if image.mode not in _TO_RGB and image.mode not in _SIXTEEN_BIT:
                 return Rejection(f"decode: unsupported mode {image.mode}")
-            if name == "PNG" and _PNG_END not in data:
-                return Rejection("decode: truncated PNG")
-            coefficients = _coefficient_bytes(image)
+            if file.fault is not None:
+                return Rejection(f"decode: {file.fault}")
+            needed = _held_bytes(image, file, data)
             shrunk = fast and name == "JPEG"
             if shrunk:
                 # draft never goes below the size asked for.
@@ -114,16 +116,33 @@ def _decode(
             width, height = _resized(image.width, image.height, side)
             if width * height > max(max_pixels, side * side):
                 return TOO_MANY_PIXELS
-            needed = coefficients + _pixel_bytes(image, name) + _resizing_bytes(image, width, height)
+            needed += _pixel_bytes(image, name)
             if preprocess is not None:
-                hold(needed + _RGB_BYTES * image.width * image.height)
-                return preprocess(_eight_bit(image))
-            hold(needed)
-            return _square(_eight_bit(image), width, height, side, boxed=shrunk)
+                hold(needed + _resizing_bytes(image, width, height) + _RGB_BYTES * image.width * image.height)
+                return preprocess(_eight_bit(_loaded(image, file, name)))
+            hold(needed + _resizing_bytes(image, width, height))
+            return _square(_eight_bit(_loaded(image, file, name)), width, height, side, boxed=shrunk)
     # Decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, struct.error, ...),
     # and whatever it is, it costs this row only.
     except Exception as error:
         return _rejection(data, name, error)
+
+
+def _format(data: bytes) -> str | Rejection:
+    name = sniff(data)
+    if name is None:
+        return NOT_AN_IMAGE
+    return name if name in READ else Rejection(f"decode: unsupported format {name}")
+
+
+def _loaded(image: Image.Image, file: Plain, name: str) -> Image.Image:
+    """The image with its pixels, or one that will have them when they are asked for."""
+    if name == "WEBP":
+        if webp.is_doubtful(file.data) and webp.reads_without_end(file.data):
+            raise Refused("damaged WEBP")
+        return webp.decoded(image)
+    made = jpeg.decoded(file.data, image) if name == "JPEG" else None
+    return image if made is None else made
 
 
 class Header(NamedTuple):
@@ -132,7 +151,7 @@ class Header(NamedTuple):
     Attributes:
         width: In pixels, as stored: EXIF rotation is not applied.
         height: The same.
-        format: In Pillow's name, one of `FORMATS`.
+        format: In Pillow's name, one of `formats.READ`.
     """
 
     width: int
@@ -153,34 +172,43 @@ def read_header(data: bytes | None) -> Header | Rejection:
         return NULL
     if not data:
         return EMPTY
-    name = sniff(data)
+    name = _format(data)
+    if isinstance(name, Rejection):
+        return name
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            return Header(image.width, image.height, image.format if image.format in FORMATS else name or "")
+        with Image.open(BytesIO(plain(data, name, header_only=True).data), formats=(name,)) as image:
+            return Header(image.width, image.height, name)
     except Exception as error:
         return _rejection(data, name, error)
 
 
-def _rejection(data: bytes, name: str | None, error: Exception) -> Rejection:
+def _rejection(data: bytes, name: str, error: Exception) -> Rejection:
+    if isinstance(error, Refused):
+        return Rejection(f"decode: {error}")
     # Of its warning Pillow prints a line, once: silencing it would take a filter for the whole process, or one that
     # is not safe in threads. Where such a filter makes it an error, all images of so many pixels are refused.
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return TOO_MANY_PIXELS
     if isinstance(error, UnidentifiedImageError):
-        return NOT_AN_IMAGE if name is None else _damaged(data, name, "")
+        layout = name == "TIFF" and tiff.is_valid(data)
+        return Rejection("decode: unsupported TIFF layout") if layout else _damaged(data, name, "")
     # No fault of the file's.
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
-    return _damaged(data, name or "image", str(error))
+    # As Pillow says of what it does not read.
+    if str(error).startswith("Unsupported BMP"):
+        return Rejection("decode: unsupported BMP layout")
+    return _damaged(data, name, str(error))
 
 
 # Of a pixel, in Pillow's memory.
 _RGB_BYTES = 4
 
 
-def _coefficient_bytes(image: Image.Image) -> int:
-    """What libjpeg holds of a progressive JPEG however small it is decoded: 16 bits of each channel at most."""
-    return image.width * image.height * 2 * len(image.getbands()) if "progressive" in image.info else 0
+def _held_bytes(image: Image.Image, file: Plain, data: bytes) -> int:
+    """What is held however small a JPEG is decoded: the plain file, and libjpeg's 16 bits of each channel at most."""
+    coefficients = image.width * image.height * 2 * len(image.getbands()) if file.several_scans else 0
+    return coefficients + (0 if file.data is data else len(file.data))
 
 
 def _pixel_bytes(image: Image.Image, name: str | None) -> int:
@@ -190,8 +218,10 @@ def _pixel_bytes(image: Image.Image, name: str | None) -> int:
         a_pixel = 8  # resized with the colours multiplied by alpha, in a copy
     elif image.mode in _SIXTEEN_BIT:
         a_pixel = 8  # the image, its array, the shifted and the narrowed one
-    if name in ("WEBP", "AVIF"):
-        a_pixel += 12  # two canvases, and the frame as bytes
+    if name == "WEBP":
+        a_pixel += 8  # two canvases
+    elif name == "AVIF":
+        a_pixel += 12  # the frame in its own colours, in ours, and as bytes
     return image.width * image.height * a_pixel
 
 
@@ -225,10 +255,6 @@ def _square(image: Image.Image, width: int, height: int, side: int, *, boxed: bo
     else:
         square = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, right, bottom))
     return np.array(square.convert("RGB"), dtype=np.uint8)
-
-
-# Type and checksum of the chunk that ends every PNG; Pillow accepts a file that lost it.
-_PNG_END = b"IEND\xae\x42\x60\x82"
 
 
 def _damaged(data: bytes, name: str, message: str) -> Rejection:

@@ -2,26 +2,84 @@
 
 from __future__ import annotations
 
+import re
+
+# Only the decoders of these are used: the rest of Pillow's reach from rare to unsafe (EPS runs Ghostscript).
+READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+# Offset, first bytes, name, extension of a file. The first row that fits decides: several formats begin as TIFF does.
 _MAGIC = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG", "PNG"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\x00", "TIFF"),
-    (0, b"MM\x00*", "TIFF"),
-    (4, b"ftypavi", "AVIF"),
+    (0, b"\xff\xd8\xff", "JPEG", "jpg"),
+    (0, b"\x89PNG", "PNG", "png"),
+    (0, b"GIF8", "GIF", "gif"),
+    (8, b"CR\x02\x00", "CR2", "cr2"),
+    (0, b"II*\x00", "TIFF", "tiff"),
+    (0, b"MM\x00*", "TIFF", "tiff"),
+    (0, b"II\x00*", "TIFF", "tiff"),
+    (0, b"MM*\x00", "TIFF", "tiff"),
+    (0, b"II+\x00", "TIFF", "tiff"),
+    (0, b"MM\x00+", "TIFF", "tiff"),
+    (0, b"\xff\x0a", "JPEG XL", "jxl"),
+    (0, b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL", "jxl"),
+    (0, b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000", "jp2"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000", "j2k"),
+    (0, b"II\xbc\x01", "JPEG XR", "jxr"),
+    (0, b"8BPS", "PSD", "psd"),
+    (0, b"%PDF-", "PDF", "pdf"),
+    (0, b"%!PS", "PostScript", "ps"),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript", "eps"),
+    (0, b"\x00\x00\x01\x00", "ICO", "ico"),
+    (0, b"icns", "ICNS", "icns"),
+    (0, b"gimp xcf", "XCF", "xcf"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR", "exr"),
+    (0, b"#?RADIANCE", "Radiance HDR", "hdr"),
+    (0, b"#?RGBE", "Radiance HDR", "hdr"),
+    (0, b"DDS ", "DDS", "dds"),
+    (0, b"qoif", "QOI", "qoi"),
+    (0, b"\x8aMNG", "MNG", "mng"),
+    (0, b"\x8bJNG", "JNG", "jng"),
+    (0, b"AT&TFORM", "DjVu", "djvu"),
+    (0, b"FUJIFILMCCD-RAW", "RAF", "raf"),
+    (0, b"IIRO", "ORF", "orf"),
+    (0, b"IIRS", "ORF", "orf"),
+    (0, b"MMOR", "ORF", "orf"),
+    (0, b"IIU\x00", "RW2", "rw2"),
+    (0, b"FOVb", "X3F", "x3f"),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF", "wmf"),
+    (40, b" EMF", "EMF", "emf"),
+    (0, b"SIMPLE  =", "FITS", "fits"),
+    (128, b"DICM", "DICOM", "dcm"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska", "mkv"),
+    (0, b"FLV\x01", "FLV", "flv"),
+    (0, b"\x1f\x8b\x08", "gzip", "gz"),
+    (0, b"PK\x03\x04", "ZIP", "zip"),
+    (0, b"BM", "BMP", "bmp"),
 )
+
+_RIFF = {b"WEBP": ("WEBP", "webp"), b"AVI ": ("AVI", "avi")}
+
+# Of an ISO file's brand; what is none of these is a video.
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"avci", b"avcs", b"jpeg")
+# These tell the container alone; what is coded in it stands among the compatible brands.
+_ANY_HEIF = (b"mif1", b"mif2", b"msf1", b"miaf")
+
+_NETPBM = {b"1": "PBM", b"4": "PBM", b"2": "PGM", b"5": "PGM", b"3": "PPM", b"6": "PPM", b"7": "PAM"}
+_NETPBM_START = re.compile(rb"P([1-7])\s")
+
+# Perhaps behind a declaration, comments and a doctype, but not inside a page of HTML.
+_SVG_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml|<!--|<!DOCTYPE\s+svg|<svg[\s>])", re.IGNORECASE)
+_SVG = re.compile(rb"<svg[\s>]", re.IGNORECASE)
+_SVG_WITHIN = 4096
 
 
 def sniff(data: bytes) -> str | None:
-    """The format of an image file by its first bytes, in Pillow's name; None where it is none of these.
+    r"""The format of an image file by its first bytes, in Pillow's name if it is one of `READ`; None if none is known.
 
     Examples:
-        >>> sniff(b"GIF89a"), sniff(b"hello")
-        ('GIF', None)
+        >>> sniff(b"GIF89a"), sniff(b"\x00\x00\x00\x18ftypheic"), sniff(b"hello")
+        ('GIF', 'HEIF', None)
     """
-    return next((name for at, magic, name in _MAGIC if data[at : at + len(magic)] == magic), None)
+    return _known(data)[0]
 
 
 def extension(data: bytes) -> str:
@@ -31,5 +89,33 @@ def extension(data: bytes) -> str:
         >>> extension(b"\xff\xd8\xff\xe0"), extension(b"GIF89a"), extension(b"hello")
         ('jpg', 'gif', 'bin')
     """
-    found = sniff(data)
-    return "bin" if found is None else "jpg" if found == "JPEG" else found.lower()
+    return _known(data)[1]
+
+
+def _known(data: bytes) -> tuple[str | None, str]:
+    for at, magic, name, ending in _MAGIC:
+        if data[at : at + len(magic)] == magic:
+            return name, ending
+    if data[:4] == b"RIFF" or data[8:12] == b"WEBP":
+        return _RIFF.get(bytes(data[8:12]), (None, "bin"))
+    if data[4:8] == b"ftyp":
+        return _iso(data)
+    if found := _NETPBM_START.match(data):
+        name = _NETPBM[found[1]]
+        return name, name.lower()
+    if _SVG_START.match(data) and _SVG.search(data, 0, _SVG_WITHIN):
+        return "SVG", "svg"
+    return None, "bin"
+
+
+def _iso(data: bytes) -> tuple[str, str]:
+    brand = bytes(data[8:12])
+    end = min(int.from_bytes(data[:4], "big"), 1024)
+    brands = [brand] + [bytes(data[at : at + 4]) for at in range(16, end - 3, 4)] * (brand in _ANY_HEIF)
+    if any(each in (b"avif", b"avis") for each in brands):
+        return "AVIF", "avif"
+    if brand in _HEIF or brand in _ANY_HEIF:
+        return "HEIF", "heic"
+    if brand == b"crx ":
+        return "CR3", "cr3"
+    return "MP4", "mp4"

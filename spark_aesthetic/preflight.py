@@ -677,7 +677,7 @@ def check_weights(predictor: Predictor, model_path: str | None) -> None:
         PredictorError: There is no such architecture.
         WeightsError: A file is missing, another one, or does not fit.
     """
-    missing = [name for name in ("torch", "torchvision", "open_clip", "PIL") if find_spec(name) is None]
+    missing = [name for name in ("torch", "torchvision", "open_clip", "PIL", "simplejpeg") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
             f"--image-col: expected the packages of the extra 'image', found no {', '.join(missing)}; "

@@ -117,8 +117,8 @@ def _piped(
         pipeline = load(options)
     except ImportError as missing:
         raise MissingDependencyError(
-            f"image bytes need torch, torchvision and open_clip_torch on every executor (found: {missing}): "
-            "pip install 'spark-aesthetic[image]'; scoring embeddings needs none of them"
+            "image bytes need torch, torchvision, open_clip_torch, Pillow and simplejpeg on every executor (found: "
+            f"{missing}): pip install 'spark-aesthetic[image]'; scoring embeddings needs none of them"
         ) from missing
 
     for rows in pipeline.score(chain(first, images)):

@@ -125,6 +125,8 @@ def test_a_head_that_is_missing_is_told_before_anything_is_registered(spark: Spa
 NASTY = """it's \\ a "${env:HOME}" ${system:user.name} -- ; ü\n' COMMENT 'x' RETURN 1"""
 
 
+# Connect says so by a warning.
+@pytest.mark.filterwarnings("ignore:The SQL config .* has been deprecated")
 @pytest.mark.parametrize("escaped", ["false", "true"])
 def test_names_of_a_predictor_are_no_sql(spark: SparkSession, interpreted: None, vectors: None, escaped: str) -> None:
     nasty = replace(sa.resolve(sa.DEFAULT), backbone=NASTY, backbone_sha256="0" * 64)

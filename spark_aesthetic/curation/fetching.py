@@ -86,7 +86,8 @@ def _no_image(data: bytes) -> str | None:
         from spark_aesthetic.decode import Header, read_header
     except ImportError as missing:
         raise MissingDependencyError(
-            f"headers of images need Pillow on every executor (found: {missing}): pip install 'spark-aesthetic[image]'"
+            f"headers of images need Pillow and simplejpeg on every executor (found: {missing}): "
+            "pip install 'spark-aesthetic[image]'"
         ) from missing
     header = read_header(data)
     return None if isinstance(header, Header) else str(header)

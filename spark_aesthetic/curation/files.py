@@ -16,7 +16,8 @@ def read_headers(images: pd.Series) -> pd.DataFrame:
         from spark_aesthetic.decode import Header, read_header
     except ImportError as missing:
         raise MissingDependencyError(
-            f"headers of images need Pillow on every executor (found: {missing}): pip install 'spark-aesthetic[image]'"
+            f"headers of images need Pillow and simplejpeg on every executor (found: {missing}): "
+            "pip install 'spark-aesthetic[image]'"
         ) from missing
 
     rows = []

@@ -59,12 +59,23 @@ def data_uri(webp: bytes | None) -> str | None:
 
 
 def _shrunk(image: Image.Image, side: int) -> Pixels:
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    wanted = "RGBA" if image.has_transparency_data else "RGB"
+    # A copy of a large image is as much memory again.
+    if image.mode != wanted:
+        image = image.convert(wanted)
     image.thumbnail((side, side))
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return np.array(image, dtype=np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # Pillow raises nearly anything on broken Exif data, and the pixels are whole.
+    except Exception:
+        return image
 
 
 def _webp(image: Image.Image, max_bytes: int) -> bytes:

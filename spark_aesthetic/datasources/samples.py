@@ -96,7 +96,7 @@ def files_of(row: dict[str, Any]) -> dict[str, tar.Buffer]:
     for name, value in row.items():
         lower = name.lower()
         if isinstance(value, memoryview):
-            add(name, formats.extension(bytes(value[:16])) if lower in BY_CONTENT else lower, value)
+            add(name, formats.extension(bytes(value[:4096])) if lower in BY_CONTENT else lower, value)
         elif value is None:
             continue
         elif shards.is_text(lower) and (isinstance(value, str) or not lower.endswith(("json", "jsonl"))):

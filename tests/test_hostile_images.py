@@ -1,0 +1,387 @@
+"""Damaged images have no pixels, whole ones have Pillow's, and none takes long or much memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from time import monotonic, thread_time
+
+import damaged_images
+import hostile_images
+import numpy as np
+import pytest
+from hostile_images import SLOW, bmp_runs, box, chunk, encoded, grey_jpeg, many_scans, png, riff, tiff
+from PIL import Image
+
+from spark_aesthetic import formats
+from spark_aesthetic.containers import plain
+from spark_aesthetic.curation.thumbnails import thumbnail
+from spark_aesthetic.decode import Header, Rejection, decode, read_header
+from spark_aesthetic.options import PILLOW_WARNS_PIXELS
+from spark_aesthetic.testing import noise_image
+
+SIDE = 224
+# Pillow's, of broken metadata, would be errors here and are no fault of the pixels.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def pixels_or_reason(data: bytes, **options: object) -> np.ndarray | Rejection:
+    return decode(data, **{"side": SIDE, "max_pixels": PILLOW_WARNS_PIXELS, **options})
+
+
+def reason(data: bytes) -> str | None:
+    decoded = pixels_or_reason(data)
+    return str(decoded) if isinstance(decoded, Rejection) else None
+
+
+def pillows(data: bytes) -> np.ndarray:
+    with Image.open(BytesIO(data)) as image:
+        across = SIDE if image.width <= image.height else int(SIDE * image.width / image.height)
+        down = SIDE if image.height <= image.width else int(SIDE * image.height / image.width)
+        left, top = round((across - SIDE) / 2), round((down - SIDE) / 2)
+        square = image.resize((across, down), Image.Resampling.BICUBIC).crop((left, top, left + SIDE, top + SIDE))
+        return np.array(square.convert("RGB"))
+
+
+def spoiled(found: np.ndarray, whole: np.ndarray) -> bool:
+    return bool((np.abs(found.astype(int) - whole).max(axis=2) > 16).mean() > 0.1)
+
+
+def found_and_missed(files: list[damaged_images.Damaged]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for file in files:
+        got = pixels_or_reason(file.data)
+        whole = pixels_or_reason(file.whole)
+        assert not isinstance(whole, Rejection)
+        counts["found"] += isinstance(got, Rejection)
+        counts["missed"] += not isinstance(got, Rejection) and spoiled(got, whole)
+    return counts
+
+
+@pytest.mark.parametrize("encoding", ["JPEG baseline", "JPEG progressive", "JPEG restarts", "PNG"])
+def test_lost_blocks_are_found(encoding: str) -> None:
+    files = [file for file in islice(damaged_images.damaged([encoding]), 64) if file.kind != "bit"]
+    assert found_and_missed(files)["missed"] == 0
+
+
+@pytest.mark.parametrize("encoding", ["WebP lossy", "WebP lossless"])
+def test_blocks_of_zeros_in_a_webp_are_found(encoding: str) -> None:
+    files = [file for file in islice(damaged_images.damaged([encoding]), 32) if file.kind in ("zeros", "half")]
+    assert found_and_missed(files)["found"] == len(files)
+
+
+@pytest.mark.long
+def test_of_jpegs_that_damage_spoils_at_least_95_of_100_are_found() -> None:
+    names = [name for name in damaged_images.ENCODINGS if name.startswith("JPEG")]
+    spoiled_files: Counter[str] = Counter()
+    for file in damaged_images.damaged(names):
+        got, whole = pixels_or_reason(file.data), pillows(file.whole)
+        try:
+            is_spoiled = spoiled(pillows(file.data), whole)
+        except OSError:
+            is_spoiled = True
+        spoiled_files["all"] += is_spoiled
+        spoiled_files["found"] += is_spoiled and isinstance(got, Rejection)
+    assert spoiled_files["all"] > 300
+    assert spoiled_files["found"] >= 0.95 * spoiled_files["all"]
+
+
+def assert_whole(file: damaged_images.Whole, *, as_pillow: bool = True) -> None:
+    got = pixels_or_reason(file.data)
+    assert not isinstance(got, Rejection), (file.label, got)
+    assert isinstance(read_header(file.data), Header), file.label
+    assert thumbnail(file.data)[1] is None, file.label
+    if as_pillow:
+        assert (got == pillows(file.data)).all(), file.label
+
+
+# Refused by Pillow itself, for something else than their pixels.
+ONLY_OURS = ("PNG with text", "PNG with profile", "PNG with text of a wrong checksum")
+
+
+def test_odd_files_that_are_whole_have_pillows_pixels() -> None:
+    for file in damaged_images.odd(hostile_images.noise(0, 301, 203)):
+        assert_whole(file, as_pillow=file.label not in ONLY_OURS)
+
+
+@pytest.mark.long
+def test_of_thousands_of_whole_files_none_is_refused() -> None:
+    count = 0
+    for file in damaged_images.whole():
+        assert_whole(file, as_pillow=file.label not in ONLY_OURS)
+        count += 1
+    assert count > 2000
+
+
+@pytest.mark.parametrize("sampling", [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
+@pytest.mark.parametrize("side", [449, 897, 1801])
+def test_fast_decoding_has_pillows_draft(sampling: tuple[int, int], side: int) -> None:
+    # Only these samplings are known to the strict decoder.
+    data = grey_jpeg(side, side + 100, sampling=[sampling, (1, 1), (1, 1)])
+    with Image.open(BytesIO(data)) as image:
+        image.draft(None, (2 * SIDE, 2 * SIDE))
+        down = int(SIDE * image.height / image.width)
+        top, y = round((down - SIDE) / 2), image.height / down
+        expected = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, (0, top * y, image.width, (top + SIDE) * y))
+    assert (pixels_or_reason(data, fast=True) == np.asarray(expected)).all()
+
+
+FTYP = b"\0\0\0\x18ftyp"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (FTYP + b"heic\0\0\0\0mif1heic", "HEIF"), (FTYP + b"heix\0\0\0\0mif1heic", "HEIF"),
+        (FTYP + b"mif1\0\0\0\0mif1heic", "HEIF"), (FTYP + b"msf1\0\0\0\0msf1hevc", "HEIF"),
+        (FTYP + b"crx \0\0\0\0crx isom", "CR3"), (FTYP + b"isom\0\0\0\0isommp42", "MP4"),
+        (FTYP + b"qt  \0\0\0\0qt  ", "MP4"), (b"\xff\x0a\x00\x10", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"), (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\xff\x4f\xff\x51\x00", "JPEG 2000"), (b"8BPS\0\1", "PSD"), (b"P1\n1 1\n0", "PBM"),
+        (b"P6 1 1 255 abc", "PPM"), (b"P5\n#x\n1 1 255 a", "PGM"), (b"P7\nWIDTH 1", "PAM"), (b"%PDF-1.7", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF", "PostScript"),
+        (b"<svg xmlns='x'/>", "SVG"), (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a -->\n<svg >", "SVG"),
+        (b"<!DOCTYPE svg PUBLIC 'x'>\n<svg>", "SVG"), (b"\0\0\1\0\1\0", "ICO"), (b"qoif\0", "QOI"), (b"DDS |", "DDS"),
+        (b"\x76\x2f\x31\x01", "OpenEXR"), (b"#?RADIANCE\n", "Radiance HDR"), (b"II*\0\x10\0\0\0CR\x02\0", "CR2"),
+        (b"FUJIFILMCCD-RAW ", "RAF"), (b"\x1a\x45\xdf\xa3", "Matroska"), (b"RIFF\0\0\0\0AVI LIST", "AVI"),
+        (b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04", "ZIP"), (b"gimp xcf v011", "XCF"), (b"\xd7\xcd\xc6\x9a", "WMF"),
+    ],
+)  # fmt: skip
+def test_formats_that_are_not_read_are_called_by_their_names(data: bytes, name: str) -> None:
+    assert reason(data) == str(read_header(data)) == thumbnail(data)[1] == f"decode: unsupported format {name}"
+
+
+@pytest.mark.parametrize("data", [b"hello", b"<!DOCTYPE html><svg>", b"<html><svg></svg>", b"/9j/4AAQSkZJRg==", b"Pq"])
+def test_what_is_no_image_stays_so(data: bytes) -> None:
+    assert reason(data) == "decode: not an image"
+
+
+@pytest.mark.parametrize(
+    "brands", [b"avif\0\0\0\0mif1", b"avis\0\0\0\0avif", b"mif1\0\0\0\0mif1avif", b"msf1\0\0\0\0avis"]
+)
+def test_an_avif_is_known_by_any_of_its_brands(brands: bytes) -> None:
+    assert formats.sniff(box(b"ftyp", brands)) == "AVIF"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (grey_jpeg(9, 9, sof=0xC1, precision=12), "decode: unsupported JPEG precision"),
+        (grey_jpeg(9, 9, sof=0xC2, precision=12), "decode: unsupported JPEG precision"),
+        (grey_jpeg(9, 9, sof=0xC3, precision=16), "decode: unsupported JPEG precision"),
+        (grey_jpeg(9, 9, sof=0xC5), "decode: unsupported JPEG process"),
+        (grey_jpeg(9, 9, sof=0xCB), "decode: unsupported JPEG process"),
+        (grey_jpeg(9, 9, sampling=[(1, 1)] * 2), "decode: unsupported JPEG components"),
+        (grey_jpeg(9, 9, precision=7), "decode: damaged JPEG"),
+        (tiff(9, 9, bits=(16, 16, 16, 16), photometric=1), "decode: unsupported TIFF layout"),
+        (tiff(9, 9, bits=(32, 32, 32), photometric=2), "decode: unsupported TIFF layout"),
+        (tiff(9, 9, compression=34712), "decode: unsupported TIFF compression"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"CgBI", b"abcd"), "decode: unsupported PNG of Apple"),
+        (bmp_runs(9, 9, b"")[:28] + struct.pack("<HI", 24, 4) + bytes(2000), "decode: unsupported BMP layout"),
+    ],
+)  # fmt: skip
+def test_valid_layouts_that_are_not_read_are_not_damaged(data: bytes, expected: str) -> None:
+    assert reason(data) == expected
+    if "unsupported" in expected:
+        assert str(read_header(data)) == expected
+
+
+def test_pillows_own_limits_stay_as_they_are() -> None:
+    from PIL import ImageFile, PngImagePlugin
+
+    before = (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, ImageFile.LOAD_TRUNCATED_IMAGES)
+    assert reason(png(64, 64, before=hostile_images.compressed_text(8_000_000))) is None
+    assert before == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, ImageFile.LOAD_TRUNCATED_IMAGES)
+
+
+def test_run_length_coding_is_read_as_pillow_reads_it() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        four_bits = bool(generator.integers(2))
+        width, height = (int(number) for number in generator.integers(1, 40, 2))
+        body = b""
+        for _ in range(int(generator.integers(1, 80))):
+            kind, count = generator.random(), int(generator.integers(3, 30))
+            raw = generator.bytes((count + 1) // 2 if four_bits else count)
+            literal = bytes((0, count)) + raw + bytes(len(raw) % 2)
+            body += (
+                bytes((count, raw[0]))
+                if kind < 0.6
+                else b"\0\0"
+                if kind < 0.8
+                else b"\0\2\1\1"
+                if kind < 0.85
+                else literal
+            )
+        data = bytearray(bmp_runs(width, height, body, four_bits=four_bits))
+        data[54:400] = generator.bytes(64 if four_bits else 346) + bytes(data[118 if four_bits else 400 : 400])
+        try:
+            expected = pillows(bytes(data))
+        except (OSError, ValueError):
+            assert reason(bytes(data)) is not None
+        else:
+            assert (pixels_or_reason(bytes(data)) == expected).all()
+
+
+QUICK = (
+    "20,000 scans",
+    "1,500 scans of 16 megapixels",
+    "90 scans of 16 megapixels",
+    "a zTXt of 200 MB",
+    "60 zTXt of 60 MB",
+    "IDAT of 200 MB for one pixel",
+    "runs of 4 bits, 80 megapixels",
+    "ends of lines, 80 megapixels",
+    "65,000 items",
+    "boxes 100,000 deep",
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_no_file_of_two_megabytes_takes_more_than_two_seconds(name: str) -> None:
+    data = SLOW[name]()
+    for work in (pixels_or_reason, read_header, thumbnail):
+        started = thread_time()
+        work(data)
+        assert thread_time() - started < 2
+
+
+FRESH = """
+import resource, sys, time
+from spark_aesthetic.curation.thumbnails import thumbnail
+from spark_aesthetic.decode import decode, read_header
+from spark_aesthetic.testing import noise_image
+thumbnail(noise_image(0))
+data = sys.stdin.buffer.read()
+work = {"decode": lambda: decode(data, side=224, max_pixels=89_478_485), "header": lambda: read_header(data),
+        "thumbnail": lambda: thumbnail(data)}[sys.argv[1]]
+before = resource.getrusage(resource.RUSAGE_SELF)
+started = time.process_time()
+work()
+took, after = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF)
+print(took, (after.ru_maxrss - before.ru_maxrss) >> 10)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SLOW)
+def test_no_file_takes_more_than_two_seconds_or_a_gigabyte(name: str) -> None:
+    data = SLOW[name]()
+    for work in ("decode", "header", "thumbnail"):
+        done = subprocess.run(
+            [sys.executable, "-c", FRESH, work], input=data, capture_output=True, check=True, timeout=120
+        )
+        seconds, megabytes = done.stdout.split()
+        assert float(seconds) < 2, work
+        assert int(megabytes) < 1024, work
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (many_scans(64, 64, 300), "too many scans"),
+        (hostile_images.after_start(noise_image(0), b"\xff\xfe\0\2" * 20_000), "too many segments"),
+        (png(9, 9, before=chunk(b"tEXt", b"a\0b") * 70_000), "too many chunks"),
+        (hostile_images.gif(b"\x21\xfe\x01a\0" * 300_000), "too many blocks"),
+        (bmp_runs(2000, 2000, b"\1\1" * 2_000_000), "too many runs"),
+        (tiff(9, 70_000, strips=70_000), "too many strips"),
+        (hostile_images.webp_with(riff(b"JUNK", b"") * 70_000), "too many chunks"),
+        (hostile_images.avif_with(box(b"free") * 20_000), "too many boxes"),
+        (hostile_images.avif_with(box(b"meta", bytes(2 << 20))), "too much metadata"),
+    ],
+    ids=["scans", "segments", "chunks", "blocks", "runs", "strips", "webp", "boxes", "metadata"],
+)
+def test_each_budget_has_its_reason(data: bytes, expected: str) -> None:
+    assert reason(data) == f"decode: {expected}"
+
+
+def test_the_pass_costs_an_honest_photograph_nearly_nothing() -> None:
+    data = encoded(hostile_images.noise(0, 1600, 1068), "JPEG", quality=90)
+    started = thread_time()
+    for _ in range(20):
+        plain(data, "JPEG")
+    passes = thread_time() - started
+    started = thread_time()
+    for _ in range(20):
+        pixels_or_reason(data)
+    # Measured: 0.2%.
+    assert passes < 0.03 * (thread_time() - started)
+
+
+REASON = re.compile(r"(null|decode: [A-Za-z]+( [A-Za-z0-9;_-]+)*)")
+
+
+def seeds() -> list[bytes]:
+    image = hostile_images.noise(1, 40, 30)
+    files = [file.data for file in damaged_images.odd(image) if len(file.data) < 20_000]
+    for file_format in formats.READ:
+        files += [noise_image(2, file_format=file_format)] * 8
+    return [*files, many_scans(64, 64, 20), bmp_runs(40, 30, b"\x28\1" * 30)]
+
+
+def mutated(generator: np.random.Generator, files: list[bytes]) -> bytes:
+    data = bytearray(files[int(generator.integers(len(files)))])
+    for _ in range(int(generator.integers(1, 6))):
+        at, kind, length = (
+            int(generator.integers(len(data) + 1)),
+            int(generator.integers(6)),
+            int(generator.integers(1, 40)),
+        )
+        if kind == 0:
+            data[at : at + length] = generator.bytes(length)
+        elif kind == 1 and at < len(data):
+            data[at] ^= 1 << int(generator.integers(8))
+        elif kind == 2:
+            data[at:at] = data[at : at + length] * int(generator.integers(1, 50))
+        elif kind == 3:
+            del data[at : at + length]
+        elif kind == 4:
+            data[at : at + 4] = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\1")[length % 4]
+        else:
+            other = files[int(generator.integers(len(files)))]
+            data[at:] = other[int(generator.integers(len(other))) :]
+    return bytes(data)
+
+
+def test_no_mutation_raises_or_hangs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs $SPARK_AESTHETIC_FUZZ_SECONDS; a failure names the seed of its input."""
+    seconds = float(os.environ.get("SPARK_AESTHETIC_FUZZ_SECONDS", "5"))
+    first = int(os.environ.get("SPARK_AESTHETIC_FUZZ_SEED", "0"))
+    files, until, seed = seeds(), monotonic() + seconds, first
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while monotonic() < until:
+            data = mutated(np.random.default_rng(seed), files)
+            started = thread_time()
+            for found in (
+                pixels_or_reason(data),
+                pixels_or_reason(data, fast=True),
+                read_header(data),
+                thumbnail(data)[1],
+            ):
+                assert not isinstance(found, str) or REASON.fullmatch(found), (seed, found)
+            assert thread_time() - started < 4, seed
+            seed += 1
+    with capsys.disabled():
+        print(f"\nimages: {seed - first} inputs in {seconds:.0f} s")
+
+
+def test_a_missing_decoder_is_said_with_its_remedy(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['simplejpeg'] = None\n"
+        "import pandas as pd\nfrom spark_aesthetic.curation.files import read_headers\n"
+        "try:\n    read_headers(pd.Series([b'x']))\n"
+        "except ImportError as error:\n    print(type(error).__name__, error)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path, env=env)
+    assert done.stdout.startswith("MissingDependencyError headers of images need Pillow and simplejpeg")
