@@ -48,18 +48,14 @@ _MAX_LINKS = 40
 # What a header's checksum is taken over in its own place.
 _BLANK = 8 * ord(" ")
 
-# Further than this a file is not read but left out.
-_SEEK_BYTES = 64 << 10
-
-# Of a file that is read past because it cannot be sought in.
-_PIECE_BYTES = 1 << 20
+# Further than this a file is not read but left out, or read in such pieces where it cannot be sought in.
+_SEEK_BYTES, _PIECE_BYTES = 64 << 10, 1 << 20
 
 # A file larger than this is not read unless the reader is told otherwise.
 MAX_MEMBER_BYTES = 256 << 20
 
 # Names and PAX records of one file. Linux has no path of more than 4 kB, and other records are comments.
-_MAX_NOTES_BYTES = 1 << 20
-_MAX_NAME_BYTES = 4096
+_MAX_NOTES_BYTES, _MAX_NAME = 1 << 20, 4096
 
 # What a tar has between two archives is at most a block of a tape; more than this was built to keep readers busy.
 _MAX_ZEROS = 1 << 30
@@ -153,8 +149,8 @@ class TarReader:
             if kind == _CONTINUED:
                 raise DamageError("the end of a file that begins in another volume")
             name, size = told.get("path", name), _size(told["size"]) if "size" in told else size
-            if len(name) > _MAX_NAME_BYTES:
-                raise DamageError(f"a name of {len(name)} characters, more than {_MAX_NAME_BYTES}")
+            if len(name) > _MAX_NAME:
+                raise DamageError(f"a name of {len(name)} characters, more than {_MAX_NAME}")
             is_file = kind in tarfile.REGULAR_TYPES or kind not in (*tarfile.SUPPORTED_TYPES, *_NOTES)
             # Only what tar does not know has content beside regular files.
             if is_file or kind in _NOTES:
