@@ -152,7 +152,8 @@ def in_bytes(name: str, size: str | int) -> int:
         >>> in_bytes("max_bytes_per_chunk", "8g"), in_bytes("max_bytes_per_chunk", 1024)
         (8589934592, 1024)
     """
-    found = re.fullmatch(r"(\d+)([kmgt]?)b?", str(size).strip().lower())
+    # Python reads no number of thousands of digits.
+    found = re.fullmatch(r"([0-9]{1,19})([kmgt]?)b?", str(size).strip().lower()) if type(size) is not bool else None
     total = 0 if found is None else int(found[1]) * _UNITS[found[2]]
     # Spark's settings are 64-bit numbers.
     if not 0 < total < 2**63:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.curation.export import ExportSummary
-from spark_aesthetic.datasources import shards
+from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.errors import AestheticError, TableError
 from spark_aesthetic.testing import noise_image
 
@@ -322,3 +324,53 @@ def test_the_job_exports_and_prints_one_json_line(tables: tuple[str, str], tmp_p
     size = sum(map(len, list(IMAGES.values())[:2]))
     assert summary == {"rows": 2, "without_image": 0, "image_bytes": size, "shards": 1, "out": out}
     assert (tmp_path / "out" / "00000.tar").stat().st_size > size
+
+
+def test_a_folder_that_another_write_is_at_work_in_is_refused(
+    spark: SparkSession, tables: tuple[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    sa.register(spark)
+    staged = staging.new(str(out))
+    with pytest.raises(TableError, match=r"expected one write at a time to a folder, found another begun at .*remove "):
+        sa.export_webdataset(spark, table=tables[0], image_col="photo", out=str(out))
+    rows = spark.sql("SELECT 'a' AS __key__, X'ffd8ff' AS image")
+    with pytest.raises(Exception, match="expected one write at a time to a folder, found another begun at"):
+        rows.write.format("webdataset").mode("append").save(str(out))
+    assert [str(path) for path in out.iterdir()] == [staged]
+    # The remedy that the error gives.
+    (Path(staged) / "writer.json").unlink()
+    assert sa.export_webdataset(spark, table=tables[0], image_col="photo", out=str(out)).shards == 1
+    assert [path.name for path in out.iterdir()] == ["00000.tar"]
+
+
+# No file of this process and its children can be larger than two megabytes.
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
+from pyspark.sql import SparkSession
+import spark_aesthetic as sa
+from spark_aesthetic.errors import TableError
+spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+spark.range(40).selectExpr("id", "CAST(repeat('x', 200000) AS BINARY) AS image").createOrReplaceTempView("large")
+try:
+    sa.export_webdataset(spark, table="large", out=sys.argv[1], mode=sys.argv[2])
+except TableError as error:
+    print("told:", error)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "00000.tar").write_bytes(b"old")
+    told = subprocess.run(
+        [sys.executable, "-c", FULL, str(out), mode], capture_output=True, text=True, check=True
+    ).stdout.splitlines()  # fmt: skip
+    assert len(told) == 1
+    assert re.search(
+        r"told: webdataset: .*OSError: .*File too large; make room .*: no shard of this write was put", told[0]
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"00000.tar": b"old"}

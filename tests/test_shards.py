@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-from spark_aesthetic.datasources import places, shards
+from spark_aesthetic.datasources import compressed, places, shards
 from spark_aesthetic.datasources.samples import files_of, views
 from spark_aesthetic.datasources.shards import ShardError
 from spark_aesthetic.datasources.webdataset import WebDataset, _sidecar
@@ -60,7 +60,7 @@ def test_a_file_system_that_fails_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_a_package_that_a_compression_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(shards.compr, "zstd", raising=False)
+    monkeypatch.delitem(compressed.compr, "zstd", raising=False)
     (tmp_path / "x.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
     with pytest.raises(MissingDependencyError, match=r"x.tar.zst: .* compressed by zstd"):
         list(shards.read(str(tmp_path / "x.tar.zst"), lambda _: True))

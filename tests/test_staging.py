@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from spark_aesthetic.datasources import staging
+from spark_aesthetic.datasources.lease import Lease, is_alive
+from spark_aesthetic.datasources.places import locate
 from spark_aesthetic.errors import TableError
 
 # Dies when the last but one file has moved, or, with 0, before the note is there.
@@ -49,7 +53,7 @@ def test_a_file_that_is_there_is_not_replaced_by_an_append(tmp_path: Path) -> No
     (folder / "00000.tar").write_text("old")
     with pytest.raises(TableError, match="another write has put there"):
         staging.commit(str(staged), {"a": "00000.tar"}, replaces=False)
-    staging.settle(str(folder))
+    staging.roll_back(str(staged))
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"00000.tar": "old"}
 
 
@@ -87,7 +91,7 @@ def test_a_file_that_is_made_while_its_folder_is_removed_goes_too(tmp_path: Path
 
         with ThreadPoolExecutor() as pool:
             task = pool.submit(write)
-            staging.settle(str(tmp_path))
+            staging.roll_back(str(staged))
             task.result(10)
         assert list(tmp_path.iterdir()) == []
 
@@ -133,6 +137,7 @@ def test_a_store_whose_folders_look_like_patterns(replaces: bool) -> None:
             folder = f"memory://{name}"
             killed = staging.new(folder)
             system.pipe_file(f"{killed.removeprefix('memory:/')}/x", b"left")
+            system.rm_file(f"{killed.removeprefix('memory:/')}/writer.json")
             staging.settle(folder)
             staged = staging.new(folder)
             system.pipe_file(f"{staged.removeprefix('memory:/')}/x", b"new")
@@ -153,3 +158,185 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(TableError, match="expected a place that can be reached, found: ") as caught:
             staging.new(place)
         assert "\n" not in str(caught.value)
+
+
+HEX = "0" * 32
+
+
+def hostile_note(folder: Path, note: bytes, name: str = f"_staged-{HEX}") -> Path:
+    hidden = folder / name
+    hidden.mkdir()
+    (hidden / "a").write_text("staged")
+    (hidden / "commit.json").write_bytes(note)
+    return hidden
+
+
+def note(**changed: object) -> bytes:
+    return json.dumps({"moves": {"a": "00000.tar"}, "gone": [], "replaces": True} | changed).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        note(moves={"a": "../outside"}), note(moves={"a": "../00001.tar"}), note(moves={"../outside": "00001.tar"}),
+        note(moves={"../../outside": "00001.tar"}), note(moves={"/etc/passwd": "00001.tar"}),
+        note(moves={"..": "00001.tar"}), note(moves={"a": "/tmp/00001.tar"}), note(moves={"a": "x.tar"}),
+        note(moves={"a": ""}), note(moves={"a": 5}), note(moves=[]), note(gone=["../outside"]),
+        note(gone=["../outside.tar"]), note(gone=[5]), note(gone="00000.tar"), note(gone=["x"]), note(replaces="yes"),
+        note(replaces=False, moves={"a": "../outside"}), note(more=1), b"{}", b"", b"[]", b"null", b"{cut off",
+        b"\xff\0", b"[" * 100_000, b"9" * 5000, note()[:-5],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", [f"_staged-{HEX}", "_staged-x"])
+def test_a_note_that_no_write_has_made_moves_and_removes_nothing(tmp_path: Path, text: bytes, name: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for path in (tmp_path / "outside", tmp_path / "outside.tar", folder / "00000.tar"):
+        path.write_text("whole")
+    hidden = hostile_note(folder, text, name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for begin in (staging.settle, staging.new):
+        if begin is staging.new and name != "_staged-x":
+            continue
+        with pytest.raises(TableError) as caught:
+            begin(str(folder))
+        assert str(hidden) in str(caught.value)
+        assert "remove" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_links_in_the_place_of_staged_folders_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "commit.json").write_bytes(note())
+    (elsewhere / "a").write_text("of somebody")
+    (tmp_path / "out" / f"_staged-{HEX}").symlink_to(elsewhere)
+    with pytest.raises(TableError, match="found a link; nothing in it was followed"):
+        staging.settle(str(tmp_path / "out"))
+    assert {path.name for path in elsewhere.iterdir()} == {"commit.json", "a"}
+    (tmp_path / "out" / f"_staged-{HEX}").unlink()
+    # A note that is a link, and a folder in the place of a shard.
+    hidden = hostile_note(tmp_path / "out", b"")
+    (hidden / "commit.json").unlink()
+    (hidden / "commit.json").symlink_to(elsewhere / "commit.json")
+    with pytest.raises(TableError, match="found 'a link"):
+        staging.settle(str(tmp_path / "out"))
+    (hidden / "commit.json").unlink()
+    (hidden / "commit.json").write_bytes(note())
+    (tmp_path / "out" / "00000.tar").symlink_to(elsewhere)
+    with pytest.raises(TableError, match="expected a shard or nothing, found a folder"):
+        staging.settle(str(tmp_path / "out"))
+    assert {path.name for path in elsewhere.iterdir()} == {"commit.json", "a"}
+
+
+def test_what_is_called_alike_and_is_not_a_write_stays(tmp_path: Path) -> None:
+    (tmp_path / "_staged-photos").mkdir()
+    (tmp_path / "_staged-photos" / "a.jpg").touch()
+    (tmp_path / f"_staged-{HEX}").touch()
+    staging.settle(str(tmp_path))
+    assert (tmp_path / "_staged-photos" / "a.jpg").exists()
+    assert (tmp_path / f"_staged-{HEX}").exists()
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_a_second_write_is_refused_and_the_first_goes_on(tmp_path: Path, where: str) -> None:
+    folder = str(tmp_path) if where == "disk" else "memory://leased"
+    system, _ = locate(folder)
+    first = staging.new(folder)
+    place = locate(first)[1]
+    system.pipe_file(f"{place}/a", b"new")
+    for begin in (staging.settle, staging.new):
+        with pytest.raises(
+            TableError, match=r"expected one write at a time .* by .*; wait for it, or .* remove "
+        ) as told:
+            begin(folder)
+        assert f"{place}/writer.json" in str(told.value)
+    staging.sign(first)
+    staging.commit(first, {"a": "00000.tar"}, replaces=False)
+    assert [name.rpartition("/")[2] for name in system.ls(place.rpartition("/")[0], detail=False)] == ["00000.tar"]
+    staging.roll_back(staging.new(folder))
+    system.rm(place.rpartition("/")[0], recursive=True)
+
+
+def test_of_writes_that_begin_at_once_one_goes_on(tmp_path: Path) -> None:
+    def begin(_: int) -> str | None:
+        try:
+            return staging.new(str(tmp_path))
+        except TableError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        went_on = [staged for staged in pool.map(begin, range(4)) if staged is not None]
+    assert [str(path) for path in tmp_path.iterdir()] == went_on
+    assert len(went_on) == 1
+
+
+def test_a_write_that_was_taken_for_dead_does_not_commit(tmp_path: Path) -> None:
+    staged = staging.new(str(tmp_path))
+    (Path(staged) / "a").touch()
+    (Path(staged) / "writer.json").unlink()
+    second = staging.new(str(tmp_path))
+    with pytest.raises(TableError, match="another write has removed them, which took this one for dead"):
+        staging.commit(staged, {"a": "00000.tar"}, replaces=False)
+    staging.roll_back(second)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+HERE, NOW = "here 1", 1_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("held", "last", "alive"),
+    [
+        (None, NOW, False),
+        (Lease(HERE, 7, "then", NOW), NOW, True),
+        (Lease(HERE, 7, "then", 0), 0, True),
+        (Lease(HERE, 7, "earlier", NOW), NOW, False),
+        (Lease(HERE, 8, "then", NOW), NOW, False),
+        (Lease(HERE, 8, None, NOW), NOW, False),
+        (Lease(HERE, None, None, NOW), 0, True),
+        (Lease("there 1", 8, "then", NOW - 3599), 0, True),
+        (Lease("there 1", 8, "then", NOW - 3601), 0, False),
+        (Lease("there 1", 8, "then", 0), NOW - 60, True),
+        (Lease("there 1", 7, "then", 0), NOW - 3601, False),
+        (Lease("there 1", 7, "then", 0), NOW + 60, True),
+        (Lease("there 1", 7, "then", 2 * NOW), 0, False),
+    ],
+)
+def test_who_is_alive(held: Lease | None, last: float, alive: bool) -> None:
+    assert is_alive(held, last, here=HERE, started={7: "then"}.get, now=NOW) == alive
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"pid": -1, "began": 1}', b"9" * 9]
+)
+def test_a_lease_that_is_none_is_of_nobody(text: bytes) -> None:
+    assert Lease.parse(text) == Lease("", None, None, 0)
+    assert Lease.parse(Lease.own().dumped()).pid == os.getpid()
+
+
+FULL = """
+import resource, signal, sys
+from spark_aesthetic.datasources import staging
+from spark_aesthetic.errors import TableError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+staged = staging.new(sys.argv[1])
+moves = {f"{at:06d}-0-000000.tar": f"{at:05d}.tar" for at in range(200)}
+for name in moves:
+    open(f"{staged}/{name}", "w").close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    staging.commit(staged, moves, replaces=True)
+except OSError as error:
+    print(error)
+    staging.roll_back(staged)
+"""
+
+
+def test_a_note_that_a_full_disk_cuts_off_is_none(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_text("old")
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"00000.tar": "old"}

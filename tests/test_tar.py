@@ -197,7 +197,7 @@ def test_a_size_in_a_pax_header_that_is_none_is_damage(tmp_path: Path, text: str
     header = tarfile.TarInfo("a.jpg")
     header.pax_headers = {"size": text}
     (tmp_path / "x.tar").write_bytes(header.tobuf(tarfile.PAX_FORMAT) + bytes(10240))
-    with (tmp_path / "x.tar").open("rb") as file, pytest.raises(DamageError):
+    with (tmp_path / "x.tar").open("rb") as file, pytest.raises((DamageError, tar.TooLargeError)):
         read(file)  # type: ignore[arg-type]
     with (tmp_path / "x.tar").open("rb") as file, pytest.raises(DamageError):
         list(TarReader(file))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ from spark_aesthetic.java import first_line
 from spark_aesthetic.options import check_mode, whole
 from spark_aesthetic.preflight import names, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
+
+# How the error of a Python worker ends its stack.
+_TOLD = re.compile(r"^spark_aesthetic\.errors\.\w+: (webdataset: .+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def export_webdataset(
         Counts; see `ExportSummary`.
 
     Raises:
-        AestheticError: Before anything is written: tables, columns, keys or options are not right.
+        AestheticError: Before anything is written: tables, columns, keys or options are not right, or another write to
+            the folder is at work. Later: a disk is full, or the folder cannot be written; no shard is in place then.
     """
     started = time.monotonic()
     mode = check_mode("mode", mode)
@@ -179,7 +184,8 @@ def export_webdataset(
         tasks = max(-(-count // samples_per_shard), _slots(spark))
         # Spark lets sources in Python have no mode errorifexists.
         writing = "overwrite" if mode == "overwrite" else "append"
-        samples.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
+        with _one_line(out):
+            samples.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
         found = told.get
     return ExportSummary(
         rows=found["images"],
@@ -190,6 +196,24 @@ def export_webdataset(
         seconds=round(time.monotonic() - started, 3),
         without_score=without_score,
     )
+
+
+@contextmanager
+def _one_line(out: str) -> Iterator[None]:
+    """Give what a task of the write, or the driver's part of it, has said of its failure."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{error}\n{first_line(error)}"
+        told = _TOLD.search(text)
+        if told is not None:
+            raise TableError(told[1]) from error
+        if "No space left on device" in text:
+            raise TableError(
+                f"--out {out}: expected room for shards and for what Spark keeps on disk meanwhile, found none; make "
+                "room there and in spark.local.dir, and run it again: no shard of this run was put in place"
+            ) from error
+        raise
 
 
 def _slots(spark: SparkSession) -> int:

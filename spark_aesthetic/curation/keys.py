@@ -143,6 +143,9 @@ def _keys(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                         keys = []
             except shards.ShardError as error:
                 damage = str(error)
+            # Of a sidecar.
+            except pa.ArrowException as error:
+                damage = f"the sidecar of {url}: {str(error).splitlines()[0]}"
             yield _batch(keys, damage)
 
 

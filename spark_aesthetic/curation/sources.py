@@ -20,7 +20,7 @@ from spark_aesthetic.curation.folders import Folder
 from spark_aesthetic.curation.listing import OTHER_SHARD, PassedOver
 from spark_aesthetic.curation.pace import Limits
 from spark_aesthetic.datasources import places
-from spark_aesthetic.datasources.shards import APART
+from spark_aesthetic.datasources.shards import APART, MAX_SAMPLE_BYTES, WHOLE_EXTENSION
 from spark_aesthetic.datasources.webdataset import ERROR, PATH, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.preflight import quoted, spelled
@@ -89,7 +89,7 @@ def open_source(
     if format == "folder":
         return Folder.open(spark, source, glob, max_file_bytes)
     if format == "webdataset":
-        return Shards.open(spark, source)
+        return Shards.open(spark, source, max_file_bytes)
     if uri_col is None:
         raise OptionError("--format uris: expected --uri-col, the column of paths or addresses, found none; name it")
     return Addresses.open(spark, source, uri_col, max_file_bytes, allowed)
@@ -161,9 +161,10 @@ class Shards:
     path: str
     schema: StructType
     passed_over: PassedOver
+    max_file_bytes: int
 
     @classmethod
-    def open(cls, spark: SparkSession, path: str) -> Shards:
+    def open(cls, spark: SparkSession, path: str, max_file_bytes: int) -> Shards:
         """Look at the first samples for the columns."""
         # Here what is not there is told in one line, by the data source in a stack of Spark's.
         passed_over = PassedOver()
@@ -175,12 +176,15 @@ class Shards:
             # The copy of a session keeps a data source of this name that the session has, and takes no second one.
             if error.getCondition() != "DATA_SOURCE_ALREADY_EXISTS":
                 raise
-        schema = spark.read.format("webdataset").option("onDamage", "report").load(path).schema
+        found = spark.read.format("webdataset").option("onDamage", "report").load(path).schema
+        # Texts alone become columns, and those by whose names no table can call them are left out.
+        texts = [field for field in found if isinstance(field.dataType, StringType)]
+        schema = StructType([field for field in texts if _is_column(field.name)])
         # What the first samples lack others may have.
         for name in _IMAGES:
             if name not in schema.names:
                 schema = schema.add(name, "binary")
-        return cls(spark, path, schema.add(PATH, "string"), passed_over)
+        return cls(spark, path, schema.add(PATH, "string"), passed_over, min(max_file_bytes, MAX_SAMPLE_BYTES))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -210,10 +214,13 @@ class Shards:
         """The samples of shards, and a row with the place of its damage for each that has one."""
         urls = [re.sub(r"([\\{},:])", r"\\\1", entry.path) for entry in entries]
         path = entries[0].path if len(urls) == 1 else f"{{{','.join(urls)}}}"
-        samples = self.spark.read.format("webdataset").schema(self.schema).option("onDamage", "report").load(path)
+        reader = self.spark.read.format("webdataset").schema(self.schema).option("onDamage", "report")
+        samples = reader.option("maxMemberBytes", self.max_file_bytes).load(path)
         image = F.coalesce(*_IMAGES)
         length = F.length(image).cast("bigint").alias("length")
-        error = F.coalesce(F.col(ERROR), F.when(image.isNull(), NO_IMAGE))
+        # The limit by the name that the run has for it.
+        told = F.replace(F.col(ERROR), F.lit("maxMemberBytes"), F.lit("max_file_bytes"))
+        error = F.coalesce(told, F.when(image.isNull(), NO_IMAGE))
         return samples.select(
             F.col(PATH).alias("path"), no("bigint", "modified_us"), length, image.alias("image"),
             error.alias("error"), *[F.col(quoted(name)) for name in self._given], no("string", VERSION),
@@ -224,11 +231,12 @@ class Shards:
 
         They may lie gigabytes apart, so a task cannot do it. It shuffles the images of the chunk.
         """
-        if not any(error.startswith(APART) for error in errors):
+        if not any(APART in error for error in errors):
             return None
         image = F.struct("image", "length", "header")
-        # What else a row says is right still.
-        said = F.when(~F.col("error").startswith(APART) & (F.col("error") != NO_IMAGE), F.col("error"))
+        # What a row says before that is right still.
+        before = F.regexp_replace(F.substring_index("error", APART, 1), "; $", "")
+        said = F.when(F.col("error") != NO_IMAGE, F.nullif(before, F.lit("")))
         rows = read.groupBy("path").agg(
             F.max_by(image, F.col("image").isNotNull()).alias("of_image"),
             F.max(said).alias("said"),
@@ -247,6 +255,11 @@ class Shards:
             "path", no("bigint", "modified_us"), no("bigint", "length"), no("binary", "image"),
             F.lit(NO_SAMPLE).alias("error"), *texts,
         )  # fmt: skip
+
+
+def _is_column(name: str) -> bool:
+    """Whether every Delta table can have a column called as a file of a sample."""
+    return WHOLE_EXTENSION.match(name) is not None and not preflight.unusual([name])
 
 
 def _by_shard(known: DataFrame) -> DataFrame:

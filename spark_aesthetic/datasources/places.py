@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,9 @@ from spark_aesthetic.errors import AestheticError, MissingDependencyError, Table
 
 # Requests to a store at one time, each of which waits some tens of milliseconds.
 PARALLEL = 32
+
+# What a file system raises that has no room.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _PATTERN = frozenset("*?[{")
 
@@ -45,9 +49,11 @@ def reaching(url: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).splitlines()
+        is_full = isinstance(error, OSError) and error.errno in _FULL
         raise TableError(
             f"webdataset: {url}: expected a place that can be reached, found: {type(error).__name__}: "
-            f"{lines[0] if lines else 'no message'}; check the address, and the access to it"
+            f"{lines[0] if lines else 'no message'}; "
+            f"{'make room there' if is_full else 'check the address, and the access to it'}"
         ) from error
 
 

@@ -6,38 +6,21 @@ Files that come after one another with one key are a sample.
 
 from __future__ import annotations
 
-import io
-import lzma
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from gzip import BadGzipFile
-from importlib import import_module
-from importlib.util import find_spec
-from typing import IO, Any
-
-from fsspec.compression import compr
+from typing import IO
 
 from spark_aesthetic.datasources import tar
+from spark_aesthetic.datasources.compressed import plain
 from spark_aesthetic.datasources.places import absolute, find, locate, tars
-from spark_aesthetic.errors import MissingDependencyError, TableError
+from spark_aesthetic.errors import TableError
 
 __all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text", "locate", "read", "split", "tars"]
 
 # Of what is text, so a column of strings; all else is bytes.
 _TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
-
-# What a shard gives that was cut off, overwritten or never one. An error of the file system is none of these: Spark
-# runs the task again for it, and it must not be reported as the shard's.
-_DAMAGE = (tar.DamageError, EOFError, zlib.error, BadGzipFile, lzma.LZMAError)
-
-# Of bz2 an OSError without a number, of zstd one of a package that may not be there.
-_BZ2_DAMAGE, _ZSTD_DAMAGE = "Invalid data stream", "ZstdError"
-
-# How compressed files begin, in fsspec's names.
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 
 # How the fault of a sample begins whose files do not follow one another.
 APART = "sample: its files are apart in the shard"
@@ -45,16 +28,40 @@ APART = "sample: its files are apart in the shard"
 # The webdataset library takes these for notes about the shard.
 _META = re.compile(r"__[^/]*__($|/)")
 
+# Extensions that are columns of the reader, or may be in a later release.
+_RESERVED = re.compile(r"__.*__", re.DOTALL)
 
-# A key that readers find again, as Python's and Java's regular expressions both take it: no control characters, no
-# empty part, no "." or ".." between slashes, no dot in the last part, and no __…__ first. The last group is the end of
-# the text: a $ also stands before a line feed at the end.
-WHOLE_KEY = r"^(?!__[^/]*__/)(?:(?!\.{1,2}/)[^/\x00-\x1f\x7f]+/)*[^/.\x00-\x1f\x7f]+(?![\s\S])"
+# Files of one key, and characters of an extension: a reader remembers them.
+_MAX_FILES, _MAX_EXTENSION = 1000, 255
+
+# Of all files of a sample that are read: Spark has no row of more than 2 GiB, and bytes that are no UTF-8 take three
+# times their place in a string.
+MAX_SAMPLE_BYTES = 512 << 20
+
+_TOO_MUCH = f"sample: its files are larger than {MAX_SAMPLE_BYTES >> 20} MiB"
+
+# Extensions that a fault names, and characters of a name.
+_NAMED, _SHOWN = 5, 100
+
+# Letters that no name has: control characters, line separators, marks that turn text around, halves of characters.
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+
+# A key that readers find again, and that names no place outside of a folder, as Python's and Java's regular expressions
+# both take it; KEY_RULE has it in words. Also no __…__ first. The last group is the end of the text: a $ also stands
+# before a line feed at the end.
+WHOLE_KEY = (
+    r"^(?![\s\S]{1001})(?!__[^/]*__/)(?![A-Za-z]:)"
+    rf"(?:(?![. ]+/)[^/\\{_CONTROLS}]+/)*(?! +(?![\s\S]))[^/.\\{_CONTROLS}]+(?![\s\S])"
+)
 
 KEY_RULE = (
-    "without a dot, at which readers cut it, without control characters, and with no empty part, '.' or '..' between "
-    "slashes"
+    "without a dot, at which readers cut it, behind the last slash, without control characters, line breaks, marks "
+    "that turn text around, backslashes or a drive such as C:, of at most 1000 characters, and with no part that is "
+    "empty, or of dots and blanks alone, between slashes"
 )
+
+# The extension of a file that is written.
+WHOLE_EXTENSION = re.compile(rf"[^/\\{_CONTROLS}]{{1,{_MAX_EXTENSION}}}(?![\s\S])")
 
 
 class ShardError(TableError):
@@ -69,7 +76,8 @@ class Sample:
         key: Of all of them.
         files: Bytes by extension, those that were asked for.
         extensions: Of all of its files.
-        fault: Why it is not all of a sample, or None. A link leads out of the shard, or its files are apart.
+        fault: Why it is not all of a sample, or None: such as a link out of the shard, a file that is too large, or
+            files that are apart.
         continues: It has the files that an earlier sample of the same key lacks, because they are apart.
     """
 
@@ -102,97 +110,153 @@ def split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def read(url: str, wanted: Callable[[str], bool]) -> Iterator[Sample]:
+class _Found:
+    """The files of a sample that have come so far."""
+
+    __slots__ = ("extensions", "faults", "files", "key", "size")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.files: dict[str, bytes] = {}
+        # In their order.
+        self.extensions: dict[str, None] = {}
+        self.faults: dict[str, None] = {}
+        self.size = 0
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is something to tell of it."""
+        return bool(self.extensions or self.faults)
+
+    def has_room(self, extension: str) -> bool:
+        """Whether a file of this name may be one of the sample's; a fault says why not."""
+        # Hardly any begins so, and this is asked of each file.
+        if extension.startswith("__") and _RESERVED.fullmatch(extension):
+            self.faults[f"sample: {extension[:_SHOWN]} is a reserved name"] = None
+        elif len(extension) > _MAX_EXTENSION:
+            self.faults[f"sample: an extension of more than {_MAX_EXTENSION} characters"] = None
+        elif len(self.extensions) == _MAX_FILES:
+            self.faults[f"sample: more than {_MAX_FILES} files"] = None
+        else:
+            return True
+        return False
+
+    def take(self, extension: str, size: int, reader: tar.TarReader) -> None:
+        """Read a file, or note why not."""
+        if size <= reader.max_bytes and self.size + size > MAX_SAMPLE_BYTES:
+            self.faults[_TOO_MUCH] = None
+            return
+        try:
+            content = reader.content()
+        except tar.TooLargeError:
+            self.faults[f"sample: {extension[:_SHOWN]} is larger than maxMemberBytes"] = None
+        except tar.MemberError as error:
+            if reader.leads_to_folder():
+                del self.extensions[extension]
+            else:
+                self.faults[f"sample: {extension[:_SHOWN]} is {error}"] = None
+        else:
+            self.size += len(content)
+            # A link has no size of its own.
+            if self.size > MAX_SAMPLE_BYTES:
+                self.size -= len(content)
+                self.faults[_TOO_MUCH] = None
+            else:
+                self.files[extension] = content
+
+
+class _Seen:
+    """The extensions of each key's samples so far, in memory that grows by some bytes a sample."""
+
+    def __init__(self) -> None:
+        # Keys by their hashes, and equal tuples once, for a shard has many keys and few of these.
+        self._extensions: dict[int, tuple[str, ...]] = {}
+        self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def sample(self, found: _Found) -> Sample:
+        """What has been found, and whether it continues an earlier sample of the key."""
+        number, own = hash(found.key), tuple(found.extensions)
+        earlier = self._extensions.get(number, ())
+        apart = bool(earlier and own) and set(own).isdisjoint(earlier)
+        if own and not apart:
+            self._extensions[number] = self._same.setdefault(own, own)
+        elif apart:
+            found.faults[f"{APART}, {_listed(earlier)} before {_listed(own)}"] = None
+            # Not kept for others, who will hardly have the same.
+            if len(earlier) + len(own) <= _MAX_FILES:
+                self._extensions[number] = earlier + own
+            else:
+                found.faults[f"sample: more than {_MAX_FILES} files"] = None
+        return Sample(found.key, found.files, own, "; ".join(found.faults) or None, apart)
+
+
+def _listed(extensions: tuple[str, ...]) -> str:
+    more = ", …" if len(extensions) > _NAMED else ""
+    return ", ".join(name[:_SHOWN] for name in extensions[:_NAMED]) + more
+
+
+def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MAX_MEMBER_BYTES) -> Iterator[Sample]:
     """The samples of a shard, one at a time; bytes of files that are not wanted are passed over.
 
     Files of one key that do not follow one another are two samples, of which the second `continues` the first and has
-    a `fault`. To find that out takes the names of a shard's samples, and no bytes.
+    a `fault`. To find that out takes a number for each of a shard's samples, and no bytes. Memory is bounded by
+    `MAX_SAMPLE_BYTES`, whatever is in the shard.
 
     Args:
         url: A path, or an address that fsspec knows; it may be compressed.
         wanted: Told an extension, whether its files are asked for.
+        max_member_bytes: A larger file is passed over, and its sample has a fault.
 
     Raises:
         ShardError: The shard is damaged; samples that came before the damage have been given by then.
         MissingDependencyError: It is compressed in a way that needs another package.
         OSError: It cannot be read.
     """
-    key, files, extensions, faults = "", dict[str, bytes](), list[str](), list[str]()
-    # The extensions of each key's last sample; equal ones are one tuple, for a shard has many keys and few of these.
-    seen, same = dict[str, tuple[str, ...]](), dict[tuple[str, ...], tuple[str, ...]]()
-
-    def sample() -> Sample:
-        earlier = seen.get(key, ())
-        apart = bool(earlier) and not set(earlier) & set(extensions)
-        found = tuple(extensions)
-        seen[key] = same.setdefault(*[earlier + found if apart else found] * 2)
-        if apart:
-            faults.append(f"{APART}, {', '.join(earlier)} before {', '.join(found)}")
-        return Sample(key, files, found, "; ".join(faults) or None, apart)
-
+    found, seen = _Found(""), _Seen()
     with ExitStack() as opened:
         system, place = locate(url)
 
         def again() -> IO[bytes]:
-            return _plain(opened.enter_context(system.open(place, "rb")), url)
+            return plain(opened.enter_context(system.open(place, "rb")), url)
 
-        reader = tar.TarReader(again(), again)
+        reader = tar.TarReader(again(), again, max_member_bytes)
         try:
-            for name, _ in reader:
+            for name, size in reader:
                 of, extension = split(name)
                 if not extension or of.endswith("/") or not of or _META.match(name):
                     continue
                 # Two of one extension are two samples, so that neither is lost.
-                if extensions and (of != key or extension in extensions):
-                    yield sample()
-                    files, extensions, faults = {}, [], []
-                key = of
-                extensions.append(extension)
-                if wanted(extension):
-                    try:
-                        files[extension] = reader.content()
-                    except tar.LinkError as error:
-                        if reader.leads_to_folder():
-                            extensions.pop()
-                        else:
-                            faults.append(f"sample: {extension} is {error}")
-        except Exception as error:
-            if not _is_damage(error):
-                raise
-            if reader.ended and extensions:
-                yield sample()
+                if of != found.key or extension in found.extensions:
+                    if found.is_any:
+                        yield seen.sample(found)
+                    found = _Found(of)
+                if found.has_room(extension):
+                    found.extensions[extension] = None
+                    if wanted(extension):
+                        found.take(extension, size, reader)
+        except tar.DamageError as error:
+            if reader.ended and found.is_any:
+                yield seen.sample(found)
             raise ShardError(
                 f"shard {url}: expected a whole tar file, found damage at byte {reader.place}, after the sample "
-                f"{key!r}: {error or type(error).__name__}; fetch it again, or read with option onDamage=report"
+                f"{found.key[:_SHOWN]!r}: {error}; fetch it again, or read with option onDamage=report"
             ) from error
-    if extensions:
-        yield sample()
+    if found.is_any:
+        yield seen.sample(found)
 
 
-def _is_damage(error: Exception) -> bool:
-    return isinstance(error, _DAMAGE) or str(error) == _BZ2_DAMAGE or type(error).__name__ == _ZSTD_DAMAGE
+def check_extension(extension: str, called: str) -> None:
+    """Check that readers take files of an extension, which is that of a column, for those of a sample.
 
-
-def _plain(raw: Any, url: str) -> IO[bytes]:
-    # Headers are small, and each read of fsspec's own files costs as much as one.
-    file = io.BufferedReader(raw, 1 << 20)
-    begin = file.peek(8)
-    for magic, name in _COMPRESSIONS.items():
-        if begin.startswith(magic):
-            if name not in compr:
-                raise MissingDependencyError(
-                    f"shard {url}: expected the package for files compressed by {name}, found none on this machine; "
-                    "pip install zstandard"
-                )
-            return io.BufferedReader(_opened(name, file), 1 << 20)
-    return file
-
-
-def _opened(name: str, file: IO[bytes]) -> Any:
-    if name == "zstd" and find_spec("zstandard") is not None:
-        # fsspec ends with the first frame, and files that were concatenated have several.
-        return import_module("zstandard").ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    return compr[name](file, mode="rb")
+    Raises:
+        TableError: They do not.
+    """
+    if not WHOLE_EXTENSION.match(extension) or _RESERVED.fullmatch(extension):
+        raise TableError(
+            f"webdataset: {called}: expected a name that readers take for a sample's, of at most {_MAX_EXTENSION} "
+            f"characters, found {extension[:_SHOWN]!r} for its extension: a slash, a backslash, a control character, "
+            "nothing, or __…__ around it, as readers' own columns have; rename the column"
+        )
 
 
 class ShardWriter:
@@ -220,8 +284,8 @@ class ShardWriter:
         """
         if not re.match(WHOLE_KEY, key):
             raise TableError(
-                f"webdataset: key {key!r}: expected one {KEY_RULE}; take another column, replace(key, '.', '_'), or "
-                "none, so that keys are counted"
+                f"webdataset: key {key[:_SHOWN]!r}: expected one {KEY_RULE}; take another column, "
+                "replace(key, '.', '_'), or none, so that keys are counted"
             )
         if key in self._keys:
             raise TableError(
@@ -229,11 +293,11 @@ class ShardWriter:
                 "for one sample; take another column, or none, so that keys are counted"
             )
         for extension in files:
-            if "/" in extension or _META.match(f"{key}.{extension}"):
+            check_extension(extension, f"file {f'{key}.{extension}'[:_SHOWN]!r}")
+            if _META.match(f"{key}.{extension}"):
                 raise TableError(
-                    f"webdataset: file '{key}.{extension}': expected a name that readers take for a sample's, found a "
-                    "slash in the extension, or __…__ around what is first, as of notes about the shard; rename the "
-                    "column, or take other keys"
+                    f"webdataset: file '{key}.{extension}': expected a name that readers take for a sample's, found "
+                    "__…__ around what is first, as of notes about the shard; rename the column, or take other keys"
                 )
         self._keys.add(key)
         for extension, content in files.items():
@@ -245,3 +309,8 @@ class ShardWriter:
         """Write the end of the tar file, and close it."""
         self._file.write(tar.end(self._size))
         self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file without its end, so that no reader takes what is there for a whole shard."""
+        with suppress(Exception):
+            self._file.close()

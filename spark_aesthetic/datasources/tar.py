@@ -9,9 +9,13 @@ from __future__ import annotations
 import errno
 import struct
 import tarfile
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from posixpath import dirname, join, normpath
 from typing import IO
+from zlib import adler32
+
+from spark_aesthetic.datasources.compressed import CompressionError
 
 # Bytes, where they lie.
 Buffer = bytes | memoryview
@@ -29,22 +33,60 @@ _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _NOTES = (b"A", b"D", b"E", b"I", b"N", b"V")
 _CONTINUED = b"M"
 
+# Headers with names and records of the next file, or of all that follow.
+_ABOUT = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE,
+)  # fmt: skip
+
+# The records that are kept; all that begin with the last one count as it.
+_SPARSE = "GNU.sparse"
+_RECORDS = frozenset({"path", "linkpath", "size", _SPARSE})
+
 # A link may lead to a link; more than so many are taken for a circle, as Linux does.
 _MAX_LINKS = 40
 
 # What a header's checksum is taken over in its own place.
 _BLANK = 8 * ord(" ")
 
-# Further than this a file is not read but left out.
-_SEEK_BYTES = 64 << 10
+# Further than this a file is not read but left out, or read in such pieces where it cannot be sought in.
+_SEEK_BYTES, _PIECE_BYTES = 64 << 10, 1 << 20
+
+# A file larger than this is not read unless the reader is told otherwise.
+MAX_MEMBER_BYTES = 256 << 20
+
+# Names and PAX records of one file. Linux has no path of more than 4 kB, and other records are comments.
+_MAX_NOTES_BYTES, _MAX_NAME = 1 << 20, 4096
+
+# What a tar has between two archives is at most a block of a tape; more than this was built to keep readers busy.
+_MAX_ZEROS = 1 << 30
+
+# What is read, and read past, to follow the links of one file: a thousand links to one file are a thousand files.
+_MAX_LINKED_BYTES = 8 << 30
+
+# Characters of all names that links may lead to; those that come later count as not there.
+_MAX_HELD = 256 << 20
+
+# No file system has a greater file, and Python seeks no further.
+_MAX_OFFSET = 2**63 - 1
+
+# Characters of a name that an error shows.
+_SHOWN = 100
 
 
 class DamageError(Exception):
     """What was read is no tar file, or not all of one."""
 
 
-class LinkError(Exception):
+class MemberError(Exception):
+    """A file that cannot be had, in an archive that can be read on."""
+
+
+class LinkError(MemberError):
     """A link to something that the archive does not hold."""
+
+
+class TooLargeError(MemberError):
+    """A file of more bytes than the reader takes."""
 
 
 class TarReader:
@@ -57,14 +99,17 @@ class TarReader:
     Args:
         file: Open for reading; it may be compressed, and is read forward only.
         again: Opens the same file once more. It is called only if the content of a link is asked for.
+        max_bytes: Larger files are not read.
 
     Attributes:
         place: The byte at which the last header begins, for errors.
         ended: The last block read is an end mark, so that every file before it is whole.
     """
 
-    def __init__(self, file: IO[bytes], again: Callable[[], IO[bytes]] | None = None) -> None:
-        self._file, self._again = file, again
+    def __init__(
+        self, file: IO[bytes], again: Callable[[], IO[bytes]] | None = None, max_bytes: int = MAX_MEMBER_BYTES
+    ) -> None:
+        self._file, self._again, self.max_bytes = file, again, max_bytes
         self.place = 0
         self.ended = False
         # Read so far, where the next header begins, and the size of the last file.
@@ -80,40 +125,47 @@ class TarReader:
         """
         everywhere: dict[str, str] = {}
         own: dict[str, str] = {}
+        notes = 0
         while (block := self._header()) is not None:
             name, size, kind = _parse(block)
             if self.ended:
                 # The next one of several archives.
-                everywhere, own, self.ended = {}, {}, False
-            if kind == tarfile.GNUTYPE_LONGNAME:
-                own["path"] = _text(self._take(size))
-            elif kind in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                own |= _records(self._take(size))
-            elif kind == tarfile.XGLTYPE:
-                everywhere |= _records(self._take(size))
-            elif kind == tarfile.GNUTYPE_LONGLINK:
-                own["linkpath"] = _text(self._take(size))
-            else:
-                told = everywhere | own
-                own = {}
-                if kind == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in told):
-                    raise DamageError("a sparse file, of which not all bytes are there")
-                if kind == _CONTINUED:
-                    raise DamageError("the end of a file that begins in another volume")
-                name, size = told.get("path", name), _size(told["size"]) if "size" in told else size
-                is_file = kind in tarfile.REGULAR_TYPES or kind not in (*tarfile.SUPPORTED_TYPES, *_NOTES)
-                # Only what tar does not know has content beside regular files.
-                if is_file or kind in _NOTES:
-                    self._size, self._next = size, self._at + size + -size % _BLOCK
-                if kind in _LINKS:
-                    path = told.get("linkpath") or _text(block[_LINK_NAME])
-                    # A hard link begins at the root of the archive, a symbolic one in its own folder.
-                    self._target = normpath(path if kind == tarfile.LNKTYPE else join(dirname(name), path))
-                    yield name, 0
-                # Before POSIX a folder was a file whose name says so.
-                elif is_file and not name.endswith("/"):
-                    self._target = ""
-                    yield name, size
+                everywhere, own, notes, self.ended = {}, {}, 0, False
+            if kind in _ABOUT:
+                notes += _BLOCK + size
+                if notes > _MAX_NOTES_BYTES:
+                    raise DamageError(f"names and PAX records of one file of more than {_MAX_NOTES_BYTES} bytes")
+                told = _told(kind, self._take(size))
+                if kind == tarfile.XGLTYPE:
+                    everywhere |= told
+                else:
+                    own |= told
+                continue
+            told = everywhere | own
+            if notes:
+                own, notes = {}, 0
+            if kind == tarfile.GNUTYPE_SPARSE or _SPARSE in told:
+                raise DamageError("a sparse file, of which not all bytes are there")
+            if kind == _CONTINUED:
+                raise DamageError("the end of a file that begins in another volume")
+            name, size = told.get("path", name), _size(told["size"]) if "size" in told else size
+            if len(name) > _MAX_NAME:
+                raise DamageError(f"a name of {len(name)} characters, more than {_MAX_NAME}")
+            is_file = kind in tarfile.REGULAR_TYPES or kind not in (*tarfile.SUPPORTED_TYPES, *_NOTES)
+            # Only what tar does not know has content beside regular files.
+            if is_file or kind in _NOTES:
+                self._size, self._next = size, self._at + size + -size % _BLOCK
+                if self._next > _MAX_OFFSET:
+                    raise DamageError(f"a file of {size} bytes, more than any file system has")
+            if kind in _LINKS:
+                path = told.get("linkpath") or _text(block[_LINK_NAME])
+                # A hard link begins at the root of the archive, a symbolic one in its own folder.
+                self._target = normpath(path if kind == tarfile.LNKTYPE else join(dirname(name), path))
+                yield name, 0
+            # Before POSIX a folder was a file whose name says so.
+            elif is_file and not name.endswith("/"):
+                self._target = ""
+                yield name, size
 
     @property
     def target(self) -> str:
@@ -126,13 +178,16 @@ class TarReader:
         Raises:
             DamageError: The file ends before.
             LinkError: It is a link to something that the archive does not hold.
+            TooLargeError: It, or what it is a link to, is larger than `max_bytes`; nothing of it was read.
         """
         if not self._target:
+            if self._size > self.max_bytes:
+                raise TooLargeError
             return self._read(self._size)
         if self._links is None:
             if self._again is None:
-                raise LinkError(f"a link to {self._target}")
-            self._links = _Links(self._again)
+                raise LinkError(f"a link to {self._target[:_SHOWN]}")
+            self._links = _Links(self._again, self.max_bytes)
         return self._links.content(self._target, self.place)
 
     def leads_to_folder(self) -> bool:
@@ -143,15 +198,18 @@ class TarReader:
         """The next block that is no end mark; None at the end of the file."""
         gap = self._next - self._at
         if gap > _SEEK_BYTES:
-            self._skip(gap)
-            gap = 0
+            _pass_over(self._file, gap)
+            self._at, gap = self._next, 0
         self.place = self._next
         block = self._read(gap + _BLOCK)[gap:]
         # Concatenated archives go on behind an end mark and any number of zeros.
+        zeros = self._at
         while block == _END:
             self.ended = True
             self.place = self._at
-            block = self._file.read(_BLOCK)
+            if self._at - zeros > _MAX_ZEROS:
+                raise DamageError(f"more than {_MAX_ZEROS} zeros follow an end mark")
+            block = _reading(self._file, _BLOCK)
             self._at += len(block)
             if len(block) < _BLOCK:
                 if block.strip(b"\0"):
@@ -160,25 +218,12 @@ class TarReader:
         self._next = self._at
         return block
 
-    def _skip(self, gap: int) -> None:
-        try:
-            self._file.seek(gap, 1)
-        except (OverflowError, OSError) as error:
-            # A disk has no such place, so the size in the header is wrong.
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
-                raise
-            raise DamageError("it ends here") from error
-        self._at = self._next
-
     def _take(self, size: int) -> bytes:
         self._next = self._at + size + -size % _BLOCK
         return self._read(size)
 
     def _read(self, size: int) -> bytes:
-        try:
-            content = self._file.read(size)
-        except (OverflowError, MemoryError) as error:
-            raise DamageError(f"a file of {size} bytes, for which there is no memory") from error
+        content = _reading(self._file, size)
         if len(content) < size:
             raise DamageError("it ends here")
         self._at += size
@@ -188,14 +233,15 @@ class TarReader:
 class _Links:
     """Finds the content of links: by a second pass over the headers, made only for an archive that has links."""
 
-    def __init__(self, again: Callable[[], IO[bytes]]) -> None:
-        self._again = again
+    def __init__(self, again: Callable[[], IO[bytes]], max_bytes: int) -> None:
+        self._again, self._max_bytes = again, max_bytes
         self._headers = TarReader(again())
         self._rest = iter(self._headers)
         # Where the content of each name begins, its size, and to which name it leads.
         self._places: dict[str, tuple[int, int, str]] = {}
+        self._sorted: list[str] | None = None
         self._file = again()
-        self._at = 0
+        self._at = self._cost = self._held = 0
 
     def content(self, target: str, place: int) -> bytes:
         """The bytes of a name, as an archive extracted up to `place` has it; else as the rest of the archive has it."""
@@ -209,33 +255,79 @@ class _Links:
             if not further:
                 return self._read(begin, size)
             target = further
-        raise LinkError(f"a link to {target}, which the archive does not hold")
+        raise LinkError(f"a link to {target[:_SHOWN]}, which the archive does not hold")
 
     def is_folder(self, name: str) -> bool:
-        return any(known.startswith(f"{name}/") for known in self._places)
+        self._look(None)
+        if self._sorted is None:
+            self._sorted = sorted(self._places)
+        at = bisect(self._sorted, f"{name}/")
+        return at < len(self._sorted) and self._sorted[at].startswith(f"{name}/")
 
     def _look(self, place: int | None) -> None:
-        while place is None or self._headers.place < place:
-            found = next(self._rest, None)
-            if found is None:
-                return
-            self._places[normpath(found[0])] = (self._headers._at, found[1], self._headers.target)
+        try:
+            while place is None or self._headers.place < place:
+                found = next(self._rest, None)
+                if found is None:
+                    return
+                self._held += len(found[0])
+                if self._held > _MAX_HELD:
+                    raise DamageError("more names than there is memory for")
+                self._places[normpath(found[0])] = (self._headers._at, found[1], self._headers.target)
+        # The first pass reports it where it comes to it.
+        except DamageError:
+            self._rest = iter(())
 
     def _read(self, begin: int, size: int) -> bytes:
-        if begin < self._at and not self._file.seekable():
+        if size > self._max_bytes:
+            raise TooLargeError
+        back = begin < self._at and not self._file.seekable()
+        self._cost += size + (0 if self._file.seekable() else begin - (0 if back else self._at))
+        if self._cost > _MAX_LINKED_BYTES:
+            raise LinkError(f"one of the links for which more than {_MAX_LINKED_BYTES >> 30} GiB would be read")
+        if back:
+            # A file that cannot be sought in is opened again; there may be thousands of links.
+            self._file.close()
             self._file, self._at = self._again(), 0
-        self._file.seek(begin)
-        content = self._file.read(size)
+        _pass_over(self._file, begin - self._at)
+        content = _reading(self._file, size)
         self._at = begin + len(content)
         if len(content) < size:
             raise DamageError("it ends here")
         return content
 
 
+def _pass_over(file: IO[bytes], gap: int) -> None:
+    """Go on in a file without reading, or by reading where it cannot be sought in."""
+    try:
+        if file.seekable():
+            file.seek(gap, 1)
+            return
+    # Python's files and fsspec's refuse in several ways; one that has failed has an error with a number.
+    except (ValueError, OverflowError, OSError) as error:
+        if gap < 0 or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise
+    while gap > 0:
+        piece = _reading(file, min(gap, _PIECE_BYTES))
+        if not piece:
+            raise DamageError("it ends here")
+        gap -= len(piece)
+
+
+def _reading(file: IO[bytes], size: int) -> bytes:
+    try:
+        return file.read(size)
+    except (OverflowError, MemoryError) as error:
+        raise DamageError(f"a file of {size} bytes, for which there is no memory") from error
+    except CompressionError as error:
+        raise DamageError(str(error)) from error
+
+
 def _parse(block: bytes) -> tuple[str, int, bytes]:
     name, size, checksum, kind, magic, prefix = _FIELDS.unpack(block)
     try:
-        if _number(checksum) != sum(block) - sum(checksum) + _BLANK:
+        # The lower half of Adler's is the sum of all bytes and one, modulo 65521; sum() takes twenty times as long.
+        if (_number(checksum) + sum(checksum) - _BLANK + 1 - (adler32(block) & 0xFFFF)) % 65521:
             raise DamageError("the checksum of a header is another")
         length = _number(size)
     except ValueError as error:
@@ -255,7 +347,7 @@ def _number(field: bytes) -> int:
 
 def _size(text: str) -> int:
     # Longer ones Python refuses to read, and no file has them.
-    if not text.isdecimal() or len(text) > 18:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
         raise DamageError(f"a PAX header with the size {text[:20]!r}")
     return int(text)
 
@@ -265,16 +357,30 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
+def _told(kind: bytes, content: bytes) -> dict[str, str]:
+    """The records that matter here of what a header says about the next file, or about all that follow."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": _text(content)}
+    if kind == tarfile.GNUTYPE_LONGLINK:
+        return {"linkpath": _text(content)}
+    return _records(content)
+
+
 def _records(content: bytes) -> dict[str, str]:
     """Of a PAX header: each its length, a blank, a name, =, a value and a line feed."""
     found = {}
-    while content.strip(b"\0"):
-        length, _, _ = content.partition(b" ")
-        record, content = (content[: int(length)], content[int(length) :]) if length.isdigit() else (b"", b"")
-        name, equals, value = record[len(length) + 1 : -1].partition(b"=")
-        if not equals or not record.endswith(b"\n"):
+    content, at = content.rstrip(b"\0"), 0
+    while at < len(content):
+        # A length of more digits than these is greater than any header.
+        length, blank, _ = content[at : at + 12].partition(b" ")
+        end = at + int(length) if blank and length.isdigit() else at
+        name, equals, value = content[at + len(length) + 1 : end - 1].partition(b"=")
+        if not equals or content[end - 1 : end] != b"\n":
             raise DamageError("a PAX header that is none")
-        found[_text(name)] = value.decode("utf-8", "backslashreplace")
+        key = _SPARSE if name.startswith(_SPARSE.encode()) else _text(name)
+        if key in _RECORDS:
+            found[key] = value.decode("utf-8", "backslashreplace")
+        at = end
     return found
 
 
