@@ -62,7 +62,8 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
     elif not is_remote():
         own = _copy(spark)
         _make_own(own)
-        yield own
+        with _active(own):
+            yield own
     elif _can_copy(spark):
         remote: Any = spark
         own = remote.cloneSession()
@@ -163,6 +164,27 @@ def _copy(spark: SparkSession) -> SparkSession:
     vars(own).update({name: value for name, value in vars(spark).items() if name in shared})
     own._jsparkSession = spark._jsparkSession.cloneSession()
     return own
+
+
+@contextmanager
+def _active(own: SparkSession) -> Iterator[None]:
+    """Make a session the active one of this thread, and restore the one before it at the end.
+
+    Spark looks up data sources in the active session. `createDataFrame` makes its own session the active one, so the
+    user's thread would go on in ours.
+    """
+    sessions = SparkSession._get_j_spark_session_class(own._jvm)
+    before, known = sessions.getActiveSession(), SparkSession._activeSession
+    sessions.setActiveSession(own._jsparkSession)
+    try:
+        yield
+    finally:
+        if before.isDefined():
+            sessions.setActiveSession(before.get())
+        else:
+            sessions.clearActiveSession()
+        if SparkSession._activeSession is own:
+            SparkSession._activeSession = known
 
 
 def _can_copy(spark: SparkSession) -> bool:

@@ -84,6 +84,12 @@ def properties_of_thread(spark: SparkSession) -> dict[str, str]:
     return {str(name): str(found.getProperty(name)) for name in found.stringPropertyNames()}
 
 
+def active(spark: SparkSession) -> tuple[Any, int | None]:
+    """The session in which Spark looks up names for this thread, by Python's and by Java's word."""
+    found = SparkSession._get_j_spark_session_class(spark._jvm).getActiveSession()
+    return SparkSession._activeSession, found.get().hashCode() if found.isDefined() else None
+
+
 @contextmanager
 def untouched(spark: SparkSession) -> Iterator[None]:
     """Fail if anything in the session changes meanwhile, or in this thread afterwards."""
@@ -91,13 +97,14 @@ def untouched(spark: SparkSession) -> Iterator[None]:
     context.setJobGroup("mine", "my own words", interruptOnCancel=True)
     context.addJobTag("my-tag")
     context.setLocalProperty("spark.scheduler.pool", "mine")
-    before = properties_of_thread(spark)
+    before, session = properties_of_thread(spark), active(spark)
     try:
         with Watcher(spark) as watcher:
             yield
         assert watcher.seen == []
         assert watcher.looks > 10
         assert properties_of_thread(spark) == before
+        assert active(spark) == session
     finally:
         context.clearJobTags()
         for name in ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel"):
