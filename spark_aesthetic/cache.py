@@ -97,7 +97,8 @@ def locked(target: Path) -> Iterator[None]:
             break
         except Timeout:
             _log.warning("waiting for %s: another process holds %s", target.name, lock.lock_file)
-        except (OSError, NotImplementedError) as error:  # the second: filelock's word for a file system without locks
+        # filelock raises NotImplementedError on a file system that has no locks.
+        except (OSError, NotImplementedError) as error:
             raise _unwritable(error) from error
     try:
         yield
@@ -119,7 +120,6 @@ def publish(target: Path, write: Callable[[Path], object]) -> None:
     try:
         write(part)
         part.chmod(0o644)
-        _sync(part)
         # First: a file without its digest would be taken for broken, a digest without its file for nothing.
         written = digest.with_name(digest.name + ".part")
         written.write_text(f"{blake3_of(part)}  {target.name}\n")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from spark_aesthetic import bmp, jpeg, tiff, webp
+from spark_aesthetic.formats import MAX_EXIF_BYTES
 from spark_aesthetic.refused import Refused
 
 # libpng and ImageMagick write chunks of 8 and 32 kB; at 1 kB each this is a file of 64 MB.
@@ -21,9 +22,6 @@ _MAX_CHUNKS = 65_536
 
 # Parts of a GIF's comments and extensions are of 255 bytes at most: 64 MB of them.
 _MAX_BLOCKS = 262_144
-
-# Of Exif data that are kept for the orientation.
-_MAX_EXIF_BYTES = 65_536
 
 # An AVIF of 256 tiles, with transparency and thumbnails, describes itself in 40 kB.
 _MAX_META_BYTES = 1 << 20
@@ -102,7 +100,7 @@ def _png(data: bytes, header_only: bool) -> Plain:
         end = at + 12 + length
         if kind == b"CgBI":
             raise Refused("unsupported PNG of Apple")
-        if kind in _PNG_KEPT or (kind == b"eXIf" and length <= _MAX_EXIF_BYTES):
+        if kind in _PNG_KEPT or (kind == b"eXIf" and length <= MAX_EXIF_BYTES):
             ranges.append((at, min(end, len(data))))
         if end > len(data):
             return Plain(_joined(data, ranges), fault="truncated PNG")

@@ -61,6 +61,17 @@ class MissingDependencyError(AestheticError, ImportError):
     """A Python package that this call needs and that is not installed."""
 
 
+def in_a_line(error: BaseException) -> str:
+    """Name an error by its class and the first line of its message.
+
+    Examples:
+        >>> in_a_line(OSError(28, "No space left")), in_a_line(ValueError())
+        ('OSError: [Errno 28] No space left', 'ValueError: no message')
+    """
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Name the valid choice nearest to a wrong one, and all of them.
 

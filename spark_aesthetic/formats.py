@@ -7,6 +7,9 @@ import re
 # Only the decoders of these are used: the rest of Pillow's reach from rare to unsafe (EPS runs Ghostscript).
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
+# Larger Exif data are dropped; smaller ones are kept for the orientation, and decoders read them whole.
+MAX_EXIF_BYTES = 65_536
+
 # Offset, first bytes, name, extension of a file. The first row that fits decides: several formats begin as TIFF does.
 _MAGIC = (
     (0, b"\xff\xd8\xff", "JPEG", "jpg"),
@@ -58,7 +61,7 @@ _MAGIC = (
 
 _RIFF = {b"WEBP": ("WEBP", "webp"), b"AVI ": ("AVI", "avi")}
 
-# Of an ISO file's brand; what is none of these is a video.
+# Brands of an ISO file that is an image; any other one is a video.
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"avci", b"avcs", b"jpeg")
 # These tell the container alone; what is coded in it stands among the compatible brands.
 _ANY_HEIF = (b"mif1", b"mif2", b"msf1", b"miaf")

@@ -27,9 +27,6 @@ _MAX_SCANS = 200
 _MAX_SCANS_OF_LARGE = 32
 _MAX_SCANNED_PIXELS = 2_000_000_000
 
-# Of Exif data that are kept for the orientation; no more than this fits one segment.
-_MAX_EXIF_BYTES = 65_535
-
 _NOT_FILL = re.compile(rb"[^\xff]")
 
 _SOI, _EOI, _SOS, _COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
@@ -87,7 +84,7 @@ def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
             jfif = jfif or (len(body) >= 16 and body[2:7] == b"JFIF\0")
         elif code == _APP14 and len(body) >= 14 and body[2:7] == b"Adobe":
             kept.append(_adobe(body))
-        elif code == _APP1 and not exif and len(body) <= _MAX_EXIF_BYTES and body[2:8] == b"Exif\0\0":
+        elif code == _APP1 and not exif and body[2:8] == b"Exif\0\0":
             exif = True
             kept.append(bytes((0xFF, code)) + body)
         elif not _APP0 <= code <= _APP15 and code != _COMMENT:

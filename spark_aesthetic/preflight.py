@@ -28,13 +28,13 @@ from pyspark.sql.types import (
     FloatType,
     IntegerType,
     LongType,
-    MapType,
     ShortType,
     StructType,
     TimestampNTZType,
 )
 from pyspark.sql.utils import is_remote
 
+from spark_aesthetic.datatypes import holds
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError, nearest
 from spark_aesthetic.files import home
 from spark_aesthetic.java import Py4JJavaError, first_line
@@ -412,13 +412,7 @@ def check_image_type(found: DataType, given: str) -> None:
 
 def holds_bytes(found: DataType) -> bool:
     """Whether a type is binary, or a struct, an array or a map with binary values inside."""
-    if isinstance(found, StructType):
-        return any(holds_bytes(field.dataType) for field in found)
-    if isinstance(found, ArrayType):
-        return holds_bytes(found.elementType)
-    if isinstance(found, MapType):
-        return holds_bytes(found.keyType) or holds_bytes(found.valueType)
-    return isinstance(found, BinaryType)
+    return holds(found, BinaryType)
 
 
 def bytes_within(found: StructType) -> list[str]:

@@ -8,19 +8,17 @@ from io import BytesIO
 
 from PIL import Image
 
+from spark_aesthetic.formats import MAX_EXIF_BYTES
 from spark_aesthetic.pixels import image_of
 from spark_aesthetic.refused import Refused
 
 # An animation has one for each frame.
 _MAX_CHUNKS = 65_536
 
-# Of Exif data that are kept for the orientation.
-_MAX_EXIF_BYTES = 65_536
-
 _KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM")
 _PIXELS = (b"VP8 ", b"VP8L")
 
-# Of a VP8X chunk: a profile and XMP data are there; Exif data are there.
+# Flags of a VP8X chunk: it has a profile or XMP data; it has Exif data.
 _DROPPED_FLAGS, _EXIF_FLAG = 0x24, 0x08
 
 # Coded pixels look like chance. What was lost to a disk or a network is of one byte; so are wide plain areas.
@@ -48,7 +46,7 @@ def plain(data: bytes) -> bytes:
         pictures += kind == b"ANMF"
         if kind == b"ANMF" and pictures == 1:
             _check_canvas(data, at)
-        is_exif = kind == b"EXIF" and after - at <= _MAX_EXIF_BYTES and not exif
+        is_exif = kind == b"EXIF" and after - at <= MAX_EXIF_BYTES and not exif
         exif = exif or is_exif
         if kind in _KEPT or is_exif or (kind == b"ANMF" and pictures == 1):
             pieces.append(view[at:after])

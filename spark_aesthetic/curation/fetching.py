@@ -23,16 +23,16 @@ import pyarrow as pa
 
 from spark_aesthetic.curation import reasons
 from spark_aesthetic.curation.allowed import WEB, Address, Allowed, spellings
+from spark_aesthetic.curation.files import header_of
 from spark_aesthetic.curation.pace import Flow, Limits, Running, ends_at, looks_again_in, next_of
 from spark_aesthetic.curation.web import Web
-from spark_aesthetic.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 FETCHED = "path string, image binary, error string"
 
-# Of one Arrow batch; a batch of more than 2 GiB of bytes cannot be.
+# Bytes of images in one Arrow batch, which cannot hold more than 2 GiB.
 _BATCH_BYTES = 16 << 20
 
 _PIECE_BYTES = 1 << 20
@@ -63,7 +63,7 @@ def fetch_all(
     size = 0
     with Fetcher(allowed, limits) as fetcher:
         for address, found in fetcher.results(addresses):
-            reason = found if isinstance(found, str) else _no_image(found) if images_only else None
+            reason = found if isinstance(found, str) else header_of(found)[-1] if images_only else None
             image = None if reason is not None or isinstance(found, str) else found
             rows.append((address, image, reason))
             size += 0 if image is None else len(image)
@@ -78,19 +78,6 @@ def _batch(rows: list[tuple[str, bytes | None, str | None]]) -> pa.RecordBatch:
     kinds = (pa.string(), pa.binary(), pa.string())
     columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
     return pa.RecordBatch.from_arrays(columns, ["path", "image", "error"])
-
-
-def _no_image(data: bytes) -> str | None:
-    # Here, because a driver without Pillow imports this module too.
-    try:
-        from spark_aesthetic.decode import Header, read_header
-    except ImportError as missing:
-        raise MissingDependencyError(
-            f"headers of images need Pillow and simplejpeg on every executor (found: {missing}): "
-            "pip install 'spark-aesthetic[image]'"
-        ) from missing
-    header = read_header(data)
-    return None if isinstance(header, Header) else str(header)
 
 
 def fetch(address: str, allowed: Allowed, limits: Limits) -> Found:

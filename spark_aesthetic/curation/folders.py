@@ -93,7 +93,7 @@ class Folder:
         if not paths:
             return self.spark.createDataFrame([], READ)
         reader = self.spark.read.format("binaryFile")
-        # Else one file that is gone, or may not be read, costs the run.
+        # Without these options one file that is gone, or may not be read, ends the run.
         found = reader.option("ignoreMissingFiles", "true").option("ignoreCorruptFiles", "true").load(paths)
         modified = F.unix_micros("modificationTime").alias("modified_us")
         return found.select("path", modified, "length", F.col("content").alias("image"), no_error())

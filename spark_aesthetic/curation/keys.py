@@ -143,7 +143,7 @@ def _keys(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                         keys = []
             except shards.ShardError as error:
                 damage = str(error)
-            # Of a sidecar.
+            # The Parquet file beside a shard is damaged.
             except pa.ArrowException as error:
                 damage = f"the sidecar of {url}: {str(error).splitlines()[0]}"
             yield _batch(keys, damage)

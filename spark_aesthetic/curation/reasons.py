@@ -65,7 +65,7 @@ def of_error(error: BaseException) -> str:
     # The check of resolved addresses refuses within aiohttp, which takes that for a name that cannot be resolved.
     if isinstance(error.__cause__, RefusedError):
         return REFUSED
-    # Of a store's answer; aiohttp gives one to answers that it could not read, too.
+    # A store's error has the status of its answer. aiohttp's errors have one even for answers that it could not read.
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 < status < 600 and not isinstance(error, aiohttp.ClientError):
         return of_status(status)

@@ -75,7 +75,8 @@ class Web:
                 where = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or where is None:
                     # Others have no bytes, or a part of them.
-                    return await self._body(answer, taken) if answer.status in (200, 203) else _failed(answer)
+                    whole = answer.status in (200, 203)
+                    return await self._body(answer, taken) if whole else reasons.of_status(answer.status)
             try:
                 target = parse(str(address.url.join(URL(where))))
             except ValueError:
@@ -131,10 +132,6 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         # The caller measures the time, of which aiohttp's own limit would take no account.
         timeout=aiohttp.ClientTimeout(total=None),
     )
-
-
-def _failed(answer: aiohttp.ClientResponse) -> str:
-    return reasons.of_status(answer.status)
 
 
 def _proxy(address: Address) -> str | None:

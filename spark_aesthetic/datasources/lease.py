@@ -45,7 +45,7 @@ class Lease:
 
     @classmethod
     def own(cls) -> Lease:
-        """That of a write which begins here and now."""
+        """Make the lease of a write that begins now in this process."""
         pid = _owner()
         return cls(machine(), pid, None if pid is None else started(pid), time())
 

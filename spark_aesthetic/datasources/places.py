@@ -16,7 +16,7 @@ import fsspec
 from braceexpand import braceexpand
 
 from spark_aesthetic import files
-from spark_aesthetic.errors import AestheticError, MissingDependencyError, TableError
+from spark_aesthetic.errors import AestheticError, MissingDependencyError, TableError, in_a_line
 
 # Requests to a store at one time, each of which waits some tens of milliseconds.
 PARALLEL = 32
@@ -48,11 +48,9 @@ def reaching(url: str) -> Iterator[None]:
     except AestheticError:
         raise
     except Exception as error:
-        lines = str(error).splitlines()
         is_full = isinstance(error, OSError) and error.errno in _FULL
         raise TableError(
-            f"webdataset: {url}: expected a place that can be reached, found: {type(error).__name__}: "
-            f"{lines[0] if lines else 'no message'}; "
+            f"webdataset: {url}: expected a place that can be reached, found: {in_a_line(error)}; "
             f"{'make room there' if is_full else 'check the address, and the access to it'}"
         ) from error
 

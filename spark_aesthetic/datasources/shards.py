@@ -34,8 +34,8 @@ _RESERVED = re.compile(r"__.*__", re.DOTALL)
 # Files of one key, and characters of an extension: a reader remembers them.
 _MAX_FILES, _MAX_EXTENSION = 1000, 255
 
-# Of all files of a sample that are read: Spark has no row of more than 2 GiB, and bytes that are no UTF-8 take three
-# times their place in a string.
+# The files of one sample may have so many bytes together: Spark has no row of more than 2 GiB, and bytes that are not
+# UTF-8 take three times their place in a string.
 MAX_SAMPLE_BYTES = 512 << 20
 
 _TOO_MUCH = f"sample: its files are larger than {MAX_SAMPLE_BYTES >> 20} MiB"

@@ -37,7 +37,7 @@ _OWN = re.compile(rf"{_STAGED}[0-9a-f]{{32}}")
 # The names that a write gives to files, and those that it removes.
 _TARGET, _GONE = re.compile(r"\d{5,}\.(tar|parquet)"), re.compile(r".*\.(tar|parquet)", re.DOTALL)
 
-# Of a million shards with sidecars these are some tens of megabytes.
+# A note of a million shards with sidecars has some tens of megabytes.
 _MAX_NOTE_BYTES = 256 << 20
 
 _TRIES = 3
@@ -293,7 +293,7 @@ def _drop(system: Any, hidden: str) -> None:
         _remove(system, f"{hidden}/{name}")
     # Again where a task that has not heard of the end has made a file meanwhile.
     for _ in range(_TRIES):
-        # Else a write that is done would fail; the next one removes what is left.
+        # An error here would fail a write that is done; the next write removes what is left.
         with suppress(OSError):
             if _is_pattern(hidden) and not isinstance(system, LocalFileSystem):
                 for name in system.find(hidden):

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql.datasource import DataSourceArrowWriter, WriterCommitMessage
 from pyspark.sql.pandas.types import to_arrow_schema
-from pyspark.sql.types import ArrayType, BinaryType, DataType, MapType, StructField, StructType, VariantType
+from pyspark.sql.types import BinaryType, StructField, StructType, VariantType
 
 from spark_aesthetic.datasources import samples, shards, staging
 from spark_aesthetic.datasources.given import KEY, SIDECAR_KEY, URL, Options
-from spark_aesthetic.errors import AestheticError, OptionError, TableError, nearest
+from spark_aesthetic.datatypes import holds
+from spark_aesthetic.errors import AestheticError, OptionError, TableError, in_a_line, nearest
 
 # How often a task says that its write is alive.
 _SIGN_SECONDS = 60.0
@@ -124,11 +125,10 @@ class Writer(DataSourceArrowWriter):
                 f"{gethostname()}; write to a place that driver and executors share, one write at a time"
             ) from error
         except Exception as error:
-            lines = str(error).splitlines()
             raise TableError(
                 f"webdataset: {self._out}: expected that shards can be written there, found on {gethostname()}: "
-                f"{type(error).__name__}: {lines[0] if lines else 'no message'}; make room or grant access, and run it "
-                "again: no shard of this write was put in place"
+                f"{in_a_line(error)}; make room or grant access, and run it again: no shard of this write was put in "
+                "place"
             ) from error
 
     def _open(self, name: str) -> IO[bytes]:
@@ -171,7 +171,7 @@ def _next_number(out: str) -> int:
 def _check_column(field: StructField, options: Options) -> None:
     """Raise TableError where the column's values would be lost."""
     name, has_bytes = field.name, isinstance(field.dataType, BinaryType)
-    if _has_variant(field.dataType):
+    if holds(field.dataType, VariantType):
         raise TableError(
             f"webdataset: column {name!r}: expected a type that JSON has, found {field.dataType.simpleString()}; write "
             "to_json of what is variant"
@@ -186,11 +186,3 @@ def _check_column(field: StructField, options: Options) -> None:
             f"webdataset: column {name!r}: expected none of that name with sidecar=true, which has the samples' keys "
             "there, found one; rename it, or take it for keyCol"
         )
-
-
-def _has_variant(kind: DataType) -> bool:
-    if isinstance(kind, StructType):
-        return any(_has_variant(field.dataType) for field in kind)
-    if isinstance(kind, MapType):
-        return _has_variant(kind.valueType)
-    return isinstance(kind, VariantType) or (isinstance(kind, ArrayType) and _has_variant(kind.elementType))
