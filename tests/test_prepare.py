@@ -304,7 +304,7 @@ def test_a_cache_that_others_can_write_to_is_not_scored_with(own_cache: Path) ->
     prepare(untrained, dtype="float32")
     own_cache.chmod(0o777)
     with pytest.raises(WeightsError, match=r"expected .* writable by the user .* alone, found mode 0777"):
-        load_model(untrained, device="cpu", dtype="float32", model_path=None)
+        load_encoder(untrained, device="cpu", dtype="float32", model_path=None)
 
 
 def test_a_disk_that_fills_while_weights_are_prepared_is_one_line_and_leaves_nothing(own_cache: Path) -> None:

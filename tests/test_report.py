@@ -25,7 +25,7 @@ def page(model: str) -> str:
 
 
 def test_photographs_stand_in_the_order_of_their_scores_and_failures_last() -> None:
-    names = re.findall(r'<span class="name">(.*?)</span>', page("mine@0"))
+    names = re.findall(r'<bdi class="name">(.*?)</bdi>', page("mine@0"))
     assert names == ["high.png", "low.jpg", "zero.jpg", "&lt;b&gt;bad&lt;/b&gt;.png"]
 
 
