@@ -8,7 +8,7 @@
     │   └── ChecksumError                      found, but not the file that was asked for
     ├── TableError (ValueError)                source, column, type, key or scores table
     │   └── SourceChangedError                 rows changed, and nothing tells which
-    ├── ResourceError (RuntimeError)           a device that Spark or the machine cannot give
+    ├── ResourceError (RuntimeError)           a GPU or room on a disk that is not there
     └── MissingDependencyError (ImportError)   an extra that is not installed
 
 These are faults of the call. Each message says what was expected, what was found and what to do.
@@ -54,7 +54,7 @@ class SourceChangedError(TableError):
 
 
 class ResourceError(AestheticError, RuntimeError):
-    """A device that was asked for and is not there."""
+    """A device that was asked for, or room on a disk, that is not there."""
 
 
 class MissingDependencyError(AestheticError, ImportError):

@@ -1,13 +1,17 @@
-"""Errors of the JVM: what py4j raises of those that PySpark has no class for, and what they say."""
+"""Errors of the JVM: py4j's class for them, the line that tells the user something, and a disk that is full."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyspark.errors import PySparkException
 
-__all__ = ["Py4JJavaError", "first_line"]
+from spark_aesthetic.errors import AestheticError, ResourceError
+
+__all__ = ["Py4JJavaError", "first_line", "full_disk_explained"]
 
 try:
     from py4j.protocol import Py4JJavaError
@@ -19,6 +23,30 @@ except ImportError:  # a client of Spark Connect alone, where nothing raises it
 
 # Java puts the class of an exception before its message, Spark Connect in parentheses.
 _CLASS = re.compile(r"^(?:\((?:[a-z_]\w*\.)+\w+\)|(?:[a-z_]\w*\.)+\w+:)\s+")
+
+# Of Linux, for a disk, a quota and a limit of the process, and of HDFS. All but the last come from C's library.
+_FULL = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded|File too large|QuotaExceededException)[^\n]*")
+
+
+@contextmanager
+def full_disk_explained() -> Iterator[None]:
+    """Raise one line in place of the stack of any error that comes from a full disk.
+
+    Raises:
+        ResourceError: Something that ran inside found no room on a disk, here or on an executor.
+    """
+    try:
+        yield
+    except AestheticError:
+        raise
+    except Exception as error:
+        found = _FULL.search(f"{first_line(error)}\n{error}")
+        if found is None:
+            raise
+        raise ResourceError(
+            "expected room on disk for what this writes and for what Spark keeps meanwhile in spark.local.dir, found: "
+            f"{_without_class(found[0].strip())}; make room and run again: each commit was made whole or not at all"
+        ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -32,6 +60,10 @@ def first_line(error: Exception) -> str:
     text = str(error) if condition or java is None else _deepest(java)
     # Spark's parser begins with an empty line.
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return _without_class(line)
+
+
+def _without_class(line: str) -> str:
     while shorter := _CLASS.match(line):
         line = line[shorter.end() :]
     return line

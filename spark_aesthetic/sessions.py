@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast
 from pyspark.sql import Row, SparkSession
 from pyspark.sql.utils import is_remote
 
+from spark_aesthetic.java import full_disk_explained
+
 Job = TypeVar("Job", bound=Callable[..., Any])
 
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
@@ -82,11 +84,14 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
 
 
 def in_own_session(job: Job) -> Job:
-    """Make a function, whose first argument is a session, run in a copy of it; its result must not be lazy."""
+    """Make a function, whose first argument is a session, run in a copy of it; its result must not be lazy.
+
+    A disk that is full is one line there.
+    """
 
     @wraps(job)
     def run(spark: SparkSession, *args: Any, **options: Any) -> Any:
-        with own_session(spark) as own:
+        with own_session(spark) as own, full_disk_explained():
             return job(own, *args, **options)
 
     return cast("Job", run)

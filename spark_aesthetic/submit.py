@@ -19,6 +19,7 @@ from pyspark.java_gateway import ensure_callback_server_started
 from pyspark.sql import SparkSession
 
 from spark_aesthetic.errors import AestheticError, OptionError
+from spark_aesthetic.java import full_disk_explained
 from spark_aesthetic.predictors import DEFAULT
 from spark_aesthetic.tables import MAX_BYTES_PER_CHUNK
 
@@ -185,7 +186,8 @@ def run(name: str, job: Callable[[], Result]) -> int:
     logging.basicConfig(stream=words, format=f"{name}: %(message)s")
     logging.getLogger("spark_aesthetic").setLevel(logging.INFO)
     try:
-        summary = job()
+        with full_disk_explained():
+            summary = job()
     except AestheticError as error:
         words.write(f"{name}: {' '.join(str(error).split())}\n")
         return 2

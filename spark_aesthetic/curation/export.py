@@ -23,7 +23,7 @@ from spark_aesthetic.datasources.samples import BY_CONTENT
 from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.fetch import rows_of_chosen
-from spark_aesthetic.java import first_line
+from spark_aesthetic.java import first_line, full_disk_explained
 from spark_aesthetic.options import check_mode, whole
 from spark_aesthetic.preflight import names, quoted, spelled
 from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
@@ -184,7 +184,7 @@ def export_webdataset(
         tasks = max(-(-count // samples_per_shard), _slots(spark))
         # Spark lets sources in Python have no mode errorifexists.
         writing = "overwrite" if mode == "overwrite" else "append"
-        with _one_line(out):
+        with full_disk_explained(), _one_line(out):
             samples.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
         found = told.get
     return ExportSummary(
@@ -208,11 +208,6 @@ def _one_line(out: str) -> Iterator[None]:
         told = _TOLD.search(text)
         if told is not None:
             raise TableError(told[1]) from error
-        if "No space left on device" in text:
-            raise TableError(
-                f"--out {out}: expected room for shards and for what Spark keeps on disk meanwhile, found none; make "
-                "room there and in spark.local.dir, and run it again: no shard of this run was put in place"
-            ) from error
         raise
 
 
