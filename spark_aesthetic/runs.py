@@ -17,6 +17,7 @@ from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import ledger, preflight
@@ -42,6 +43,9 @@ _LAST_COMMITS = 50
 
 # So often a run in place begins again where the source was updated meanwhile.
 _ATTEMPTS = 3
+
+# Keys that a warning shows.
+_SHOWN_KEYS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +115,14 @@ class Run:
             self._stream(folder)
             if self.every is not None or self.chunks.stopping():
                 return None
-            skipped, missing = self._count_left()
+            # Whether other sources have rows in the scores table, too.
+            shared = bool(ledger.load(spark, target.table).others(source))
+            skipped, missing = self._count_left(shared)
             if taken is not None or missing:
                 self._score_missing()
-                skipped, missing = self._count_left()
-            if missing:
-                _log.warning("%s: %d rows have neither a score nor a reason", source.identifier, missing)
+                skipped, missing = self._count_left(shared)
+            if missing or shared:
+                self._tell_of_repeated_keys(missing)
             if taken is not None:
                 self._note_checked(taken)
         # The second is how Delta's conflicts arrive that have no condition of their own.
@@ -188,6 +194,8 @@ class Run:
         except SourceChangedError:
             unchanged = False
         if unchanged:
+            # Rows may have come meanwhile, or since a run that was killed: two of one key would get one score.
+            preflight.check_key_values(preflight.read_table(spark, source.table), target.key)
             unchanged = self.chunks.take_over(spark, target.rows(spark), partial(self._only_grown_since, version))
         # A staged score may else be that of an image which is no longer there.
         self._forget()
@@ -264,15 +272,18 @@ class Run:
             return True
         return self.chunks.target.rows(self.spark).isEmpty()
 
-    def _count_left(self) -> tuple[int, int]:
+    def _count_left(self, shared: bool) -> tuple[int, int]:
         """Count what this run wrote, in the scores: a row that it scored twice is one row.
+
+        Args:
+            shared: Other sources have rows there, too.
 
         Returns:
             Rows of the source that had their score before this run, and rows that have none after it.
         """
         source, target, times = self.chunks.source, self.chunks.target, self.chunks.times
         rows, is_new = target.rows(self.spark), F.col(SCORED_AT).isin(*times) if times else F.lit(False)
-        key, shared = list(map(quoted, target.key)), bool(ledger.load(self.spark, target.table).others(source))
+        key = list(map(quoted, target.key))
         counted = rows.select(*(key if shared else []), is_new.alias("_aesthetic_new"), F.col(ERROR))
         if shared:
             # Other sources have rows there too, so only the keys tell which are this one's.
@@ -286,6 +297,22 @@ class Run:
                 failed[row[ERROR]] += row["_aesthetic_rows"]
         self.chunks.rows, self.chunks.failed = by_age[True], failed
         return by_age[False], by_age[None] if shared else max(self.rows_read - by_age.total(), 0)
+
+    def _tell_of_repeated_keys(self, missing: int) -> None:
+        """Warn of rows without a score of their own: each key has one, of the row that came first."""
+        source, key = self.chunks.source, [F.col(quoted(name)) for name in self.chunks.target.key]
+        groups = source.rows.groupBy(*key).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).where("_aesthetic_rows > 1")
+        repeated = groups.count()
+        if repeated:
+            text = F.array_join(F.array(*[column.cast("string") for column in key]), ", ").alias("_aesthetic_key")
+            first = groups.orderBy(*key).limit(_SHOWN_KEYS).select(text, "_aesthetic_rows").collect()
+            _log.warning(
+                "%s: %d keys are of several rows (%s), and each of them has the score of its first row alone; add a "
+                "column to --key, or drop those rows", source.identifier, repeated,
+                ", ".join(f"{row[1]} of {row[0]!r}" for row in first),
+            )  # fmt: skip
+        elif missing:
+            _log.warning("%s: %d rows have neither a score nor a reason", source.identifier, missing)
 
     def _score_missing(self) -> None:
         """Score the rows that have neither a score nor a reason."""
@@ -314,7 +341,7 @@ class Run:
         spark.streams.addListener(listener)
         before = preflight.current_version(spark, target.identifier) if is_remote() else 0
         try:
-            query = self.chunks.start(spark, progress, f"{folder}/{progress.checkpoint}", limits, self.every)
+            query = self._start(progress, folder, limits)
             listener.follow(str(query.runId))
             try:
                 wait(self.chunks, query)
@@ -327,6 +354,14 @@ class Run:
             self.chunks.progress = None
             listener.close()
             spark.streams.removeListener(listener)
+
+    def _start(self, progress: Progress, folder: str, limits: dict[str, str]) -> StreamingQuery:
+        try:
+            return self.chunks.start(self.spark, progress, f"{folder}/{progress.checkpoint}", limits, self.every)
+        # Of the folder's file system: errors of Spark and Delta have classes of PySpark.
+        except Py4JJavaError:
+            with preflight.reaching(f"checkpoint {folder!r}", "grant access to it, or name another (--checkpoint)"):
+                raise
 
     def _listener(self, doing: str, rows_to_do: Callable[[], int | None], *, in_one: bool = False) -> ProgressListener:
         source, rows = self.chunks.source, self.rows_read

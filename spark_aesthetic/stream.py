@@ -23,6 +23,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
+from pyspark.sql.types import IntegralType, StringType
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import errors, preflight
@@ -379,9 +380,12 @@ class Chunks:
     def _check_key(self, latest: DataFrame) -> tuple[int | str, int | str] | None:
         """Raise TableError unless each key is one row's; give the least and greatest of its first column."""
         nulls, first = preflight.has_null(self.target.key), F.col(quoted(self.target.key[0]))
+        kind = latest.schema[self.target.key[0]].dataType
+        # Python and Delta's statistics hold other text in place of bytes that are no UTF-8.
+        altered = ~F.is_valid_utf8(first) if kind == StringType() else F.lit(not isinstance(kind, IntegralType))
         found = latest.agg(
             F.count_if(nulls).alias("nulls"), F.count_if(F.col(_COPIES) > 1).alias("repeated"),
-            F.min(first).alias("least"), F.max(first).alias("greatest"),
+            F.min(first).alias("least"), F.max(first).alias("greatest"), F.count_if(altered).alias("altered"),
         )  # fmt: skip
         counts = found.collect()[0]
         if counts.nulls or counts.repeated:
@@ -390,8 +394,7 @@ class Chunks:
                 f"new keys with a null and {counts.repeated} of several rows; add a column to the key, or repair the "
                 "source and run with --reconcile"
             )
-        # Types whose values are themselves when they have been here.
-        return (counts.least, counts.greatest) if isinstance(counts.least, int | str) else None
+        return None if counts.altered or counts.least is None else (counts.least, counts.greatest)
 
     def replace_rows(self, spark: SparkSession, rows: DataFrame, commit: Commit) -> None:
         """Score rows of the source, replacing what is there."""
