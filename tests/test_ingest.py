@@ -445,7 +445,7 @@ def test_metadata_is_written_without_reading_an_image(spark: SparkSession, tmp_p
         ({"uri_col": "url", "allow": ["x"]}, "^allow 'x': expected .* found neither a scheme nor a path"),
         ({"uri_col": "url", "allow": "s3://bucket/"}, "^allow: expected a list of prefixes"),
         ({"max_file_bytes": "much"}, "expected a number of bytes"),
-        ({"max_files_per_chunk": 0}, "expected at least 1"),
+        ({"max_files_per_chunk": 0}, "expected a whole number of files from 1"),
     ],
 )
 def test_options_that_do_not_fit_are_errors(

@@ -45,6 +45,13 @@ class ImageSource(Protocol):
     def texts(self) -> tuple[str, ...]:
         """Names of string columns that go along with the images."""
 
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Names of string columns that a table gets once a row has a value there."""
+
+    def knowing(self, columns: Sequence[str]) -> ImageSource:
+        """The same for a table that has these columns."""
+
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
         """How much is there, and what of it is new: first what no row has, and each of the two sorted by path.
 
@@ -59,7 +66,7 @@ class ImageSource(Protocol):
         """What is there and is not read."""
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """Columns as in `READ`, and `texts`; at its end an entry may lack its row."""
+        """Columns as in `READ`, `texts` and `further`; at its end an entry may lack its row."""
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
         """What was read, put right in a slower way that few entries need; None if the errors ask for none.

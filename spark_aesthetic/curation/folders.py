@@ -82,6 +82,15 @@ class Folder:
         """None."""
         return ()
 
+    @property
+    def further(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def knowing(self, columns: Sequence[str]) -> Folder:
+        """The same."""
+        return self
+
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
         """Files that are not known by path, time and length."""
         fresh = self.listed.join(known.where("NOT again"), ["path", "modified_us", "length"], "left_anti")

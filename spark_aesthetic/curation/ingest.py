@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property, reduce
+from functools import reduce
 from itertools import chain
 from operator import and_
 from typing import Any
@@ -23,6 +23,7 @@ from uuid import uuid4
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 
 import spark_aesthetic
 from spark_aesthetic import preflight
@@ -31,9 +32,10 @@ from spark_aesthetic.curation import files
 from spark_aesthetic.curation.entries import Entry, ImageSource, header_udf
 from spark_aesthetic.curation.sources import VERSION, open_source
 from spark_aesthetic.datasources.webdataset import URL
-from spark_aesthetic.errors import OptionError, TableError
-from spark_aesthetic.options import in_bytes
+from spark_aesthetic.errors import TableError
+from spark_aesthetic.options import check_files, in_bytes
 from spark_aesthetic.preflight import identifier, quoted
+from spark_aesthetic.scores import add_columns
 from spark_aesthetic.sessions import in_own_session
 
 __all__ = ["IngestSummary", "ingest_images"]
@@ -178,8 +180,7 @@ def ingest_images(
         TableError: The source is not there, the table has other columns, or another run has begun.
     """
     started = time.monotonic()
-    if max_files_per_chunk < 1:
-        raise OptionError(f"max_files_per_chunk={max_files_per_chunk}: expected at least 1")
+    check_files("max_files_per_chunk", max_files_per_chunk)
     max_bytes = in_bytes("max_bytes_per_chunk", max_bytes_per_chunk)
     opened = open_source(
         spark, source, format=format, uri_col=uri_col, glob=glob,
@@ -192,6 +193,7 @@ def ingest_images(
         spark=spark, source=opened, name=source, table=table, keep_once=keep_once, retry_failed=retry_failed
     )  # fmt: skip
     run.make_table()
+    run.source = opened.knowing(run.columns_there())
     listed, new = run.list_new()
     skipped = listed
     for number, entries in enumerate(_chunks(new, max_bytes, max_files_per_chunk), start=1):
@@ -258,6 +260,8 @@ class _Run:
     failed: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
     chunks: int = 0
+    # Of the source's further texts those of which a row was found.
+    taken_up: list[str] = field(default_factory=list)
 
     @property
     def left_out(self) -> str:
@@ -268,10 +272,14 @@ class _Run:
         # The last letter of a name in backquotes is one of them.
         return f"{self.table.removesuffix('`')}_duplicates{'`' if self.table.endswith('`') else ''}"
 
-    @cached_property
-    def columns(self) -> list[str]:
-        """Of the rows that this source gives."""
-        return [*_COLUMNS, *self.source.texts]
+    @property
+    def texts(self) -> list[str]:
+        """Columns of the table that this source gives beside the images."""
+        return [*self.source.texts, *self.taken_up]
+
+    def columns_there(self) -> list[str]:
+        """All columns of the table."""
+        return list(self._rows().columns)
 
     def make_table(self) -> None:
         """Create the table if it is not there.
@@ -364,6 +372,8 @@ class _Run:
                 frames.append(mended.persist(StorageLevel.DISK_ONLY))
                 rows = self._rows_of(entries, mended)
                 counts = self._counts(rows)
+            self._take_up([name for name in self._further() if any(row[name] for row in counts)])
+            rows = rows.drop(*self._further())
             self.bytes_read += sum(row.bytes or 0 for row in counts)
             gone = None
             if VERSION in self.source.texts:
@@ -396,12 +406,24 @@ class _Run:
     def _counts(self, rows: DataFrame) -> list[Row]:
         """Rows, bytes and the least path of each error, and of shards of each shard."""
         by = ["error", *([URL] if URL in self.source.texts else [])]
-        told = (F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes"), F.min("path").alias("path"))
+        told = [F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes"), F.min("path").alias("path")]
+        # Of texts that the table may not have yet.
+        told += [F.count(quoted(name)).alias(name) for name in self._further() if name in rows.columns]
         return rows.groupBy(*by).agg(*told).collect()
+
+    def _further(self) -> list[str]:
+        return [name for name in self.source.further if name not in self.taken_up]
+
+    def _take_up(self, names: list[str]) -> None:
+        """Give the table columns for texts that the first samples did not have."""
+        if names:
+            # MERGE adds none.
+            add_columns(self.spark, identifier(self.table), self._rows(), dict.fromkeys(names, StringType()))
+            self.taken_up += names
 
     def _changed(self, rows: DataFrame, entries: list[Entry]) -> tuple[DataFrame, DataFrame]:
         """The new and changed rows of modified shards, and the paths that these shards no longer have."""
-        compared = ["image_id", "error", *(name for name in self.source.texts if name != VERSION)]
+        compared = ["image_id", "error", *(name for name in self.texts if name != VERSION)]
         urls = self.spark.createDataFrame([(entry.path,) for entry in entries], f"`{URL}` string")
         # At a version: Spark computes again what it keeps of a table that is written to.
         there = self._rows(self._version()).join(F.broadcast(urls), URL, "left_semi")
@@ -435,7 +457,8 @@ class _Run:
             F.sha2(F.coalesce("image", F.col("path").cast("binary")), 256).alias("image_id"), "path", "image",
             *[header.getField(name).alias(name) for name in ("width", "height", "format")],
             error.alias("error"), "length", F.timestamp_micros("modified_us").alias("modified_at"),
-            F.lit(self.began).alias("ingested_at"), *[F.col(quoted(name)) for name in self.source.texts],
+            F.lit(self.began).alias("ingested_at"),
+            *[F.col(quoted(name)) for name in (*self.source.texts, *self.source.further)],
         )  # fmt: skip
 
     def _commit(self, rows: DataFrame, gone: DataFrame | None, count: int, number: int, *, changed: bool) -> int:
@@ -506,7 +529,7 @@ class _Run:
 
     def _replace(self, rows: DataFrame, number: int) -> None:
         """Put rows in place of those of the same path."""
-        columns = list(map(quoted, self.columns))
+        columns = list(map(quoted, [*_COLUMNS, *self.texts]))
         clauses = (
             f"ON target.path = scored.path WHEN MATCHED AND scored.{_DROPPED} THEN DELETE "
             f"WHEN MATCHED THEN UPDATE SET {', '.join(f'{name} = scored.{name}' for name in columns)} "

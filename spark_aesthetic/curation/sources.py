@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StringType, StructType
+from pyspark.sql.types import StringType, StructField, StructType
 
 from spark_aesthetic import preflight
 from spark_aesthetic.curation import fetching
@@ -20,7 +20,7 @@ from spark_aesthetic.curation.folders import Folder
 from spark_aesthetic.curation.listing import OTHER_SHARD, PassedOver
 from spark_aesthetic.curation.pace import Limits
 from spark_aesthetic.datasources import places
-from spark_aesthetic.datasources.shards import APART, MAX_SAMPLE_BYTES, WHOLE_EXTENSION
+from spark_aesthetic.datasources.shards import APART, MAX_SAMPLE_BYTES, TEXTS, WHOLE_EXTENSION, is_text
 from spark_aesthetic.datasources.webdataset import ERROR, PATH, URL, WebDataset
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.preflight import quoted, spelled
@@ -120,6 +120,15 @@ class Addresses:
         return ()
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def knowing(self, columns: Sequence[str]) -> Addresses:
+        """The same."""
+        return self
+
+    @property
     def passed_over(self) -> PassedOver:
         """Nothing."""
         return PassedOver()
@@ -155,11 +164,16 @@ class Addresses:
 
 @dataclass(frozen=True)
 class Shards:
-    """Samples of WebDataset shards, with their texts; a shard is known when a sample of it is."""
+    """Samples of WebDataset shards, with their texts; a shard is known when a sample of it is.
+
+    The first samples tell the columns. Texts that only later ones have are read all the same, under the names that the
+    webdataset library knows, and under those that the table has.
+    """
 
     spark: SparkSession
     path: str
     schema: StructType
+    further: tuple[str, ...]
     passed_over: PassedOver
     max_file_bytes: int
 
@@ -184,12 +198,25 @@ class Shards:
         for name in _IMAGES:
             if name not in schema.names:
                 schema = schema.add(name, "binary")
-        return cls(spark, path, schema.add(PATH, "string"), passed_over, min(max_file_bytes, MAX_SAMPLE_BYTES))
+        schema = schema.add(PATH, "string")
+        further = _lacking(schema, TEXTS)
+        return cls(spark, path, schema, further, passed_over, min(max_file_bytes, MAX_SAMPLE_BYTES))
+
+    def knowing(self, columns: Sequence[str]) -> Shards:
+        """With the texts that a table has columns for, so that a sample without them has a null there."""
+        schema = self.schema
+        for name in _lacking(schema, filter(is_text, filter(_is_column, columns))):
+            schema = schema.add(name, "string")
+        return replace(self, schema=schema, further=_lacking(schema, self.further))
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Key and shard of a sample, its files of text, and on one row of each shard the shard's version."""
         return (*self._given, VERSION)
+
+    @property
+    def _all_texts(self) -> tuple[str, ...]:
+        return (*self.texts, *self.further)
 
     @property
     def _given(self) -> tuple[str, ...]:
@@ -214,7 +241,8 @@ class Shards:
         """The samples of shards, and a row with the place of its damage for each that has one."""
         urls = [re.sub(r"([\\{},:])", r"\\\1", entry.path) for entry in entries]
         path = entries[0].path if len(urls) == 1 else f"{{{','.join(urls)}}}"
-        reader = self.spark.read.format("webdataset").schema(self.schema).option("onDamage", "report")
+        schema = StructType([*self.schema, *[StructField(name, StringType()) for name in self.further]])
+        reader = self.spark.read.format("webdataset").schema(schema).option("onDamage", "report")
         samples = reader.option("maxMemberBytes", self.max_file_bytes).load(path)
         image = F.coalesce(*_IMAGES)
         length = F.length(image).cast("bigint").alias("length")
@@ -224,6 +252,7 @@ class Shards:
         return samples.select(
             F.col(PATH).alias("path"), no("bigint", "modified_us"), length, image.alias("image"),
             error.alias("error"), *[F.col(quoted(name)) for name in self._given], no("string", VERSION),
+            *[F.col(quoted(name)) for name in self.further],
         )  # fmt: skip
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
@@ -240,21 +269,27 @@ class Shards:
         rows = read.groupBy("path").agg(
             F.max_by(image, F.col("image").isNotNull()).alias("of_image"),
             F.max(said).alias("said"),
-            *[F.first(quoted(name), ignorenulls=True).alias(name) for name in self.texts],
+            *[F.first(quoted(name), ignorenulls=True).alias(name) for name in self._all_texts],
         )
         error = F.coalesce("said", F.when(F.col("of_image.image").isNull(), NO_IMAGE)).alias("error")
-        texts = [F.col(quoted(name)) for name in self.texts]
+        texts = [F.col(quoted(name)) for name in self._all_texts]
         return rows.select("path", no("bigint", "modified_us"), "of_image.*", error, *texts)
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
         """A row for each shard without samples, by which it is known."""
         listed = self.spark.createDataFrame([(entry.path,) for entry in entries], "path string")
         empty = listed.join(read.select(F.col(URL).alias("path")), "path", "left_anti")
-        texts = [F.col("path").alias(URL) if name == URL else no("string", name) for name in self.texts]
+        texts = [F.col("path").alias(URL) if name == URL else no("string", name) for name in self._all_texts]
         return empty.select(
             "path", no("bigint", "modified_us"), no("bigint", "length"), no("binary", "image"),
             F.lit(NO_SAMPLE).alias("error"), *texts,
         )  # fmt: skip
+
+
+def _lacking(schema: StructType, names: Iterable[str]) -> tuple[str, ...]:
+    """Names that no column has, in any case of letters."""
+    known = {name.lower() for name in schema.names}
+    return tuple(name for name in names if name.lower() not in known)
 
 
 def _is_column(name: str) -> bool:

@@ -20,7 +20,7 @@ from spark_aesthetic.errors import TableError
 __all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text", "locate", "read", "split", "tars"]
 
 # Of what is text, so a column of strings; all else is bytes.
-_TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
+TEXTS = ("txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url")
 
 # How the fault of a sample begins whose files do not follow one another.
 APART = "sample: its files are apart in the shard"
@@ -95,7 +95,7 @@ def is_text(extension: str) -> bool:
         >>> is_text("json"), is_text("en.txt"), is_text("seg.png")
         (True, True, False)
     """
-    return extension.lower().rpartition(".")[2] in _TEXT
+    return extension.lower().rpartition(".")[2] in TEXTS
 
 
 def split(name: str) -> tuple[str, str]:
