@@ -425,3 +425,22 @@ def test_files_are_where_databricks_mounts_them(tmp_path: Path) -> None:
     assert files.absolute("heads") == str(Path.cwd() / "heads")
     files.check_writable(str(tmp_path / "new"), "path")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_first_rows_of_another_length_do_not_refuse_the_rest(
+    spark: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lengths(*sizes: int) -> DataFrame:
+        rows = [([0.5] * size, 1.0, 0) for size in sizes]
+        return spark.createDataFrame(rows, "embedding array<float>, rating double, fold int").coalesce(1)
+
+    first_wrong = lengths(*[5] * 1200, 12, 12)
+    assert ratings.width_of(first_wrong, 12, "ViT") == 12
+    assert "expected 12 numbers of ViT, found 5 in the first 1000 rows" in caplog.text
+    with pytest.raises(TableError, match=r"expected 7 numbers of ViT, found 5; set backbone"):
+        ratings.width_of(first_wrong, 7, "ViT")
+    # Where nothing is known of the backbone, the place of a row does not decide.
+    for rows in (first_wrong, lengths(12, *[5] * 1200)):
+        with pytest.raises(TableError, match="expected embeddings of one length, found 5, 12"):
+            ratings.width_of(rows, None, "ViT")
+    assert ratings.width_of(lengths(5, 5), None, "ViT") == 5

@@ -6,6 +6,7 @@ the table is partitioned, and an image with several ratings is never on both sid
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from spark_aesthetic import embeddings
 from spark_aesthetic.curation.ridge import Doubles, squares
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.head import Head
+
+_log = logging.getLogger(__name__)
 
 NO_EMBEDDING = "embedding: null"
 NO_RATING = "rating: null"
@@ -115,7 +118,9 @@ def rated(rows: DataFrame, embedding: Column, rating: Column, num_folds: int) ->
 
 
 def width_of(rows: DataFrame, expected: int | None, backbone: str) -> int:
-    """The length of the embeddings, by the first that there are; others of another length will be left out.
+    """The length of the embeddings; those of another length will be left out.
+
+    The first rows alone are looked at where they have the expected length, else all.
 
     Args:
         rows: As `rated` gives them.
@@ -123,21 +128,28 @@ def width_of(rows: DataFrame, expected: int | None, backbone: str) -> int:
         backbone: Named in errors.
 
     Raises:
-        TableError: There are no embeddings, none of the first is of the expected length, or nothing is expected and
-            they are of several lengths.
+        TableError: There are no embeddings, none is of the expected length, or nothing is expected and they are of
+            several lengths.
     """
-    known = rows.where(F.col("embedding").isNotNull())
-    sample = known.select(F.size("embedding").alias("width")).limit(_SAMPLE_ROWS).collect()
-    widths = Counter(row.width for row in sample)
+    lengths = rows.where(F.col("embedding").isNotNull()).select(F.size("embedding").alias("width"))
+    # Nothing but all rows tells whether there are several lengths.
+    looked_at = lengths if expected is None else lengths.limit(_SAMPLE_ROWS)
+    widths = {row.width: row["count"] for row in looked_at.groupBy("width").count().collect()}
     if not widths:
         raise TableError(
             "inputCol (--embedding-col): expected embeddings, found none that is not null; name their column"
         )
     if expected is not None and expected not in widths:
-        raise TableError(
-            f"inputCol (--embedding-col): expected {expected} numbers of {backbone}, found "
-            f"{widths.most_common(1)[0][0]}; set backbone (--backbone) to the one that made the embeddings"
-        )
+        found = f"expected {expected} numbers of {backbone}, found {max(widths, key=widths.__getitem__)}"
+        # Spark stops at the first that fits.
+        if lengths.where(F.col("width") == expected).isEmpty():
+            raise TableError(
+                f"inputCol (--embedding-col): {found}; set backbone (--backbone) to the one that made the embeddings"
+            )
+        _log.warning(
+            "inputCol (--embedding-col): %s in the first %d rows; rows of another length are left out and counted",
+            found, sum(widths.values()),
+        )  # fmt: skip
     if expected is None and len(widths) > 1:
         raise TableError(
             f"inputCol (--embedding-col): expected embeddings of one length, found "
