@@ -76,17 +76,25 @@ def read(path: str) -> bytes:
     return content
 
 
-def exists(path: str) -> bool:
-    """Whether something is at a path or an address; raises as `read` does."""
-    system, place = fsspec.core.url_to_fs(absolute(path))
-    return bool(system.exists(place))
-
-
 def write(path: str, content: bytes) -> None:
     """Write a file, or over one, in a folder that is made if need be; raises as `read` does."""
     system, place = fsspec.core.url_to_fs(absolute(path))
     system.makedirs(place.rpartition("/")[0], exist_ok=True)
     system.pipe_file(place, content)
+
+
+def check_file(path: str, option: str, *, overwrite: bool) -> None:
+    """Check that a file can be written, before work is done that could else not be kept.
+
+    Raises:
+        OptionError: A folder is there, or a file and it is not to be replaced, or `check_writable` raises it.
+    """
+    check_writable(absolute(path).rpartition("/")[0], option)
+    system, place = fsspec.core.url_to_fs(absolute(path))
+    if path.endswith("/") or system.isdir(place):
+        raise OptionError(f"{option} {path!r}: expected the name of a file, found a folder; add a name")
+    if not overwrite and system.exists(place):
+        raise OptionError(f"{option} {path!r}: expected no file there, found one; --overwrite replaces it")
 
 
 def check_writable(folder: str, option: str) -> None:

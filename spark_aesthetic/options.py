@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 # of a gibibyte of RGB). Past the refusal no option of ours can help, so none is accepted there.
 PILLOW_WARNS_PIXELS = 89_478_485
 PILLOW_REFUSES_PIXELS = 2 * PILLOW_WARNS_PIXELS
+
+# Characters of a value that an error shows.
+_SHOWN = 80
 
 INPUT_KINDS = ("image", "embedding")
 DECODES = ("exact", "fast")
@@ -94,6 +98,10 @@ class Options:
             raise OptionError(
                 f"max_pixels={self.max_pixels!r}: expected 1 to {PILLOW_REFUSES_PIXELS}; Pillow decodes no larger image"
             )
+        if self.model_path is not None:
+            if not isinstance(self.model_path, str | os.PathLike):
+                raise OptionError(f"model_path={shortened(self.model_path)}: expected a path, or None")
+            object.__setattr__(self, "model_path", os.fspath(self.model_path))
         for name in ("batch_size", "num_threads", "max_pixels"):
             # NumPy's integers print and travel otherwise than Python's.
             object.__setattr__(self, name, int(getattr(self, name)))
@@ -191,13 +199,28 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None, of: str
           ...
         spark_aesthetic.errors.OptionError: top_k='5': expected a whole number of rows of at least 1
     """
-    if is_real(value) and math.isfinite(value) and value == int(value):
+    # An integer of any size is finite; Python raises where it is too large for a float.
+    if is_whole(value) or (is_real(value) and math.isfinite(value) and value == int(value)):
         found = int(value)
         if least <= found and (most is None or found <= most):
             return found
     kind = f"a whole number of {of}" if of else "a whole number"
     limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-    raise OptionError(f"{name}={value!r}: expected {kind} {limits}")
+    raise OptionError(f"{name}={shortened(value)}: expected {kind} {limits}")
+
+
+def shortened(value: Any) -> str:
+    """A value as an error shows it, or its beginning.
+
+    Examples:
+        >>> shortened("5"), shortened(10**90)[-12:], shortened(10**9000)
+        ("'5'", '0000000000 …', 'an integer of 29897 bits')
+    """
+    # Python writes no integer of more than 4,300 digits.
+    if is_whole(value) and int(value).bit_length() > 4096:
+        return f"an integer of {int(value).bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
 
 
 def number(name: str, value: Any, *, remedy: str = "") -> float:
@@ -212,9 +235,13 @@ def number(name: str, value: Any, *, remedy: str = "") -> float:
           ...
         spark_aesthetic.errors.OptionError: cut=nan: expected a finite number
     """
-    if not is_real(value) or not math.isfinite(value):
-        raise OptionError(f"{name}={value!r}: expected a finite number{remedy}")
-    return float(value)
+    try:
+        if is_real(value) and math.isfinite(value):
+            return float(value)
+    # An integer that is too large for a float.
+    except OverflowError:
+        pass
+    raise OptionError(f"{name}={shortened(value)}: expected a finite number{remedy}")
 
 
 def share(name: str, value: Any) -> float:

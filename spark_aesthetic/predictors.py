@@ -63,6 +63,9 @@ class Predictor:
             value = getattr(self, field)
             if not isinstance(value, str) or not value:
                 raise PredictorError(f"predictor field {field}: expected text that is not empty, found {value!r}")
+            # JSON can hold halves of a character, which no file's name and no digest can.
+            if not value.isascii() and value.encode(errors="ignore").decode() != value:
+                raise PredictorError(f"predictor field {field}: expected whole characters, found {value!r}; repair it")
         for field in ("backbone_sha256", "head_sha256"):
             digest = getattr(self, field)
             if digest is not None and not _is_sha256(digest):

@@ -630,8 +630,12 @@ def name_parts(name: str) -> list[str] | None:
 
 def check_schema(spark: SparkSession, table: str, option: str) -> None:
     """Raise TableError unless a table that is yet to be made can go by its name."""
-    if path_of(table) is not None:
-        return
+    if path_of(table) is None:
+        check_name(spark, table, option)
+
+
+def check_name(spark: SparkSession, table: str, option: str) -> None:
+    """Raise TableError unless a table or a view that is yet to be made can go by a name of the catalog."""
     parts = name_parts(table)
     if parts is None:
         raise TableError(
@@ -658,7 +662,8 @@ def check_view(spark: SparkSession, view: str) -> None:
             f"--view: expected a name for a view, found {view!r}; put other characters than letters, digits and _ "
             "between backquotes, and a schema that is there before it"
         )
-    check_schema(spark, view, "--view")
+    # Not by check_schema, for a view has no path, whatever is between its backquotes.
+    check_name(spark, view, "--view")
     if spark.catalog.tableExists(view) and spark.catalog.getTable(view).tableType != "VIEW":
         raise TableError(f"--view: expected a free name or that of a view, found the table {view!r}; choose another")
 

@@ -136,7 +136,8 @@ class Target:
             committed(lambda: properties(spark, self.identifier), also=occupied[1:])
         except PySparkException as error:
             if not any(condition in str(error) for condition in occupied):
-                raise
+                with preflight.reaching(f"scores {self.table!r}", "grant access to it, or name another"):
+                    raise
             raise TableError(
                 f"scores {self.table!r}: expected a Delta table or room for one, found a folder with files of another "
                 "kind; choose a name or a folder that is not there yet"

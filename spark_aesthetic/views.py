@@ -25,15 +25,18 @@ def make_view(
         suffixed: Name each model's columns by its predictor too; else there is one model.
     """
     made = [name for name in target.written if not suffixed or name not in (MODEL, SCORED_AT)]
-    columns = [f"source.{quoted(name)}" for name in source.rows.columns if name.lower() not in target.written]
-    joins = []
+    columns, joins, taken = [], [], {name.lower() for name in target.written}
     for number, (model, suffix) in enumerate(_suffixes(models) if suffixed else [(model, "") for model in models]):
         scored = f"scored_{number}"
         columns += [f"{scored}.{name} AS {quoted(name + suffix)}" for name in made]
+        taken |= {(name + suffix).lower() for name in made}
         joins.append(
             f"LEFT JOIN {target.identifier} AS {scored} "
             f"ON {same_key(target.key, 'source', scored)} AND {scored}.{MODEL} = {text_literal(model)}"
         )
+    # A source that was saved from such a view has columns of the same names.
+    own = [f"source.{quoted(name)}" for name in source.rows.columns if name.lower() not in taken]
+    columns = [*own, *columns]
     statement(
         spark,
         f"CREATE OR REPLACE VIEW {view} AS SELECT {', '.join(columns)} FROM {source.identifier} AS source "

@@ -275,7 +275,7 @@ def _named_places(name: str, model_path: str | None) -> list[Path]:
 
 def _folder_only(model_path: str | None) -> str | None:
     """A model_path that is a file is the backbone's; the head is then looked for beside it."""
-    if model_path is not None and Path(model_path).is_file():
+    if model_path is not None and files.is_file(model_path):
         return str(Path(model_path).parent)
     return model_path
 

@@ -119,7 +119,7 @@ def test_without_a_home_folder_the_cache_is_in_the_folder_for_temporary_files(
     assert cache.cache_dir().is_relative_to(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["shortened", "altered", "digest lost", "digest emptied", "lost"])
+@pytest.mark.parametrize("damage", ["shortened", "altered", "digest lost", "digest emptied", "digest altered", "lost"])
 def test_a_file_that_is_not_whole_is_known(damage: str) -> None:
     target = published()
     digest = target.with_name("file.b3")
@@ -129,6 +129,8 @@ def test_a_file_that_is_not_whole_is_known(damage: str) -> None:
         target.write_bytes(b"Content")
     elif damage == "digest emptied":
         digest.write_text("")
+    elif damage == "digest altered":
+        digest.write_bytes(b"\xff\xfe" + digest.read_bytes())
     else:
         (target if damage == "lost" else digest).unlink()
     assert not cache.is_whole(target)

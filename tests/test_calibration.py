@@ -453,6 +453,23 @@ def test_labels_come_from_the_csv_of_the_review_page(spark: SparkSession, tmp_pa
         calibrate(table, str(tmp_path / "none.csv"), key="name")
 
 
+def test_labels_that_cannot_be_read_are_refused_before_the_scores_are(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Counting these scores would fail.
+    scores = spark.range(3).selectExpr("id", "CAST(raise_error('counted') AS FLOAT) AS aesthetic_score", "'m' AS error")
+    for path, message in (
+        ("nosuch://bucket/l.csv", "labels 'nosuch:.*No FileSystem for scheme"),
+        ("~/none.csv", "labels '~/none.csv': expected a CSV file with a header, found none"),
+    ):
+        with pytest.raises(TableError, match=message):
+            calibrate(scores, path, key="id")
+    (tmp_path / "l[1] {a}.csv").write_text("name,label\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(TableError, match="labels: no column 'id'"):
+        calibrate(scores, "~/l[1] {a}.csv", key="id")
+
+
 def test_the_key_of_a_csv_is_taken_for_what_it_is_in_the_table(
     spark: SparkSession, table: DataFrame, known: np.ndarray, tmp_path: Path
 ) -> None:

@@ -252,3 +252,34 @@ def test_the_commands_of_the_page_are_what_the_jobs_take(monkeypatch: pytest.Mon
     kept = commands.curate_arguments()
     assert chosen.out == kept.calibration == "demo-output/best.json"
     assert (kept.table, kept.key, kept.overwrite) == ("demo-output/photographs", "name", True)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("nosuch.kept", "--out 'nosuch.kept': expected a schema that exists"),
+        ("default.`it's`", "--out .*: expected ASCII letters, digits and _"),
+        ("a b", "table 'a b': expected a name or a path"),
+        ("nosuch://bucket/kept", "No FileSystem for scheme"),
+    ],
+)
+def test_a_place_that_no_table_can_be_at_is_refused_before_the_work(
+    spark: SparkSession, tables: Path, out: str, message: str
+) -> None:
+    with pytest.raises(TableError, match=message):
+        # The model is looked for after the place.
+        write_kept(spark, scores=str(tables / "scores"), out=out, wanted={"keep": 0.5}, model="none")
+
+
+def test_columns_that_need_column_mapping_are_kept(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    scores, out = str(tmp_path / "scores"), str(tmp_path / "out")
+    rows = spark.read.format("delta").load(str(tables / "scores")).withColumnRenamed("id", "id nr, (new)")
+    rows.write.format("delta").option("delta.columnMapping.mode", "name").save(scores)
+    given: dict[str, Any] = {"scores": scores, "wanted": {"min_score": 9.0}, "model": MODEL}
+    assert write_kept(spark, out=out, **given).kept == 3
+    assert write_kept(spark, out=out, mode="overwrite", **given).kept == 3
+    assert sorted(row[0] for row in spark.read.format("delta").load(out).collect()) == [18, 19, 99]
+    plain = str(tmp_path / "plain")
+    spark.range(1).write.format("delta").save(plain)
+    with pytest.raises(TableError, match=r"--out .*expected a table with column mapping"):
+        write_kept(spark, out=plain, mode="overwrite", **given)

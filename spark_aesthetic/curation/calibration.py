@@ -27,7 +27,7 @@ from spark_aesthetic.curation.evidence import (
     weights_of,
 )
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, Histogram, histograms
-from spark_aesthetic.curation.labels import NO_LABELS, Labels, collect_labels, of_group
+from spark_aesthetic.curation.labels import NO_LABELS, Labels, collect_labels, of_group, open_labels
 from spark_aesthetic.curation.models import is_untrained
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number, share, whole
@@ -149,8 +149,11 @@ class Calibration:
             known = json.loads(files.read(path))
             del known["spark_aesthetic"]
             cuts = tuple(_loaded(cut) for cut in known.pop("cuts"))
+            if not cuts:
+                raise ValueError("no cuts")
             return cls(**known | {"by": tuple(known["by"]), "cuts": cuts})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # fsspec's file systems have no base error in common, and JSON can be nested too deep for Python.
+        except Exception as error:
             raise OptionError(
                 f"calibration {path!r}: expected a file that Calibration.save wrote, found: {error!r}; calibrate again"
             ) from error
@@ -215,8 +218,9 @@ def calibrate(
     if target in ("precision", "recall") and labels is None:
         raise OptionError(f"{target}: expected labels with it, found none; label rows on the review page")
     groups, keys, kind = names(by), names(key), check_score(scores_df, score_col)
+    judged = None if labels is None else open_labels(scores_df, labels, keys)
     model, counted = histograms(scores_df, score_col=score_col, by=groups, bin_width=bin_width, min_score=min_score)
-    labelled = None if labels is None else collect_labels(scores_df, labels, score_col, groups, keys)
+    labelled = None if judged is None else collect_labels(scores_df, judged, score_col, groups, keys)
     if labelled is not None:
         strangers = sorted(map(str, labelled.groups.keys() - counted.keys()))
         if strangers:
@@ -356,6 +360,8 @@ def _distribution(histogram: Histogram) -> Distribution:
 def _loaded(known: dict[str, Any]) -> Cut:
     """A cut as JSON has it, whose names are all text."""
     distribution, evidence = known["distribution"], known["evidence"]
+    if known["value"] is not None:
+        number("value", known["value"])
     for name in ("quantiles", "shares"):
         distribution[name] = {float(at): value for at, value in distribution[name].items()}
     if evidence is not None:

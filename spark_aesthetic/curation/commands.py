@@ -118,8 +118,7 @@ def calibrate_once() -> Calibration:
     """Do what the command line of calibrate says."""
     args = calibrate_arguments()
     if args.out is not None:
-        folder, _, _ = files.absolute(args.out).rpartition("/")
-        files.check_writable(folder, "--out")
+        files.check_file(args.out, "--out", overwrite=True)
     spark = session("calibrate")
     key, by = _columns(args.key), _columns(args.by)
     scores = read_scores(spark, args.scores, model=args.model, by=by, table=args.table, key=key)

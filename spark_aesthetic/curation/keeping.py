@@ -189,6 +189,7 @@ def write_kept(
 def _check_out(spark: SparkSession, out: str, read: Sequence[str], mode: str) -> None:
     there = preflight.detail(spark, out)
     if there is None:
+        preflight.check_schema(spark, out, f"--out {out!r}")
         return
     # By Delta's ids, for one table has many names: a path, a link to it, a name of the catalog.
     if there.id in [known.id for known in (preflight.detail(spark, name) for name in read) if known is not None]:
@@ -244,6 +245,11 @@ def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, ob
     writer = rows.write.format("delta").mode(mode).option("userMetadata", json.dumps(told))
     if mode == "overwrite":
         writer = writer.option("overwriteSchema", "true")
+    there = preflight.detail(spark, out) if preflight.unusual(rows.columns) else None
+    if there is not None:
+        preflight.check_names(there, rows.columns, f"--out {out!r}")
+    elif preflight.unusual(rows.columns):
+        writer = writer.option("delta.columnMapping.mode", "name")
     try:
         preflight.write_table(writer, out)
     except AnalysisException as error:

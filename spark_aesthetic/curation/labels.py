@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructField, StructType
 
+from spark_aesthetic import preflight
 from spark_aesthetic.curation.columns import check_columns
 from spark_aesthetic.curation.evidence import Bools, Floats
 from spark_aesthetic.curation.histogram import Group, as_group
@@ -24,6 +26,9 @@ MAX_LABELS = 1_000_000
 
 # Rows that an error shows.
 _SHOWN = 3
+
+# Of a CSV file, to find its header in: a name may have line feeds.
+_HEADER_LINES = 100
 
 # The review page writes an apostrophe before a cell that a spreadsheet would take for a formula, and before a cell that
 # begins with an apostrophe (templates/review.js).
@@ -74,18 +79,30 @@ class Collected:
     repeated: int
 
 
+def open_labels(scores_df: DataFrame, labels: DataFrame | str, key: Sequence[str]) -> DataFrame:
+    """Open labels and check their columns.
+
+    Raises:
+        TableError: No such file, or columns that are missing.
+    """
+    opened = _read_csv(scores_df, labels) if isinstance(labels, str) else labels
+    check_columns(opened, [*key, "label"], "labels")
+    if not key and "score" not in opened.columns:
+        raise TableError(
+            "labels: expected a column score, or --key to take the scores from the table by, found neither"
+        )
+    return opened
+
+
 def collect_labels(
-    scores_df: DataFrame, labels: DataFrame | str, score_col: str, by: Sequence[str], key: Sequence[str]
+    scores_df: DataFrame, labels: DataFrame, score_col: str, by: Sequence[str], key: Sequence[str]
 ) -> Collected:
     """Bring labels with their scores to the driver, by group, one for each row if there is a key.
 
     Raises:
-        TableError: Columns or labels that cannot be; several labels for one row that differ; several rows of the
+        TableError: Labels that cannot be; several labels for one row that differ; several rows of the
             scores for one label.
     """
-    if isinstance(labels, str):
-        labels = _read_csv(scores_df, labels)
-    check_columns(labels, [*key, "label"], "labels")
     given = labels.where(F.col("label").isNotNull())
     kinds = {row.label: row["count"] for row in given.groupBy("label").count().limit(10).collect()}
     wrong = sorted(kinds.keys() - {"keep", "drop"})
@@ -99,10 +116,6 @@ def collect_labels(
     if key:
         rows = _by_key(scores_df, given, score_col, groups, key)
     else:
-        if "score" not in labels.columns:
-            raise TableError(
-                "labels: expected a column score, or --key to take the scores from the table by, found neither"
-            )
         check_columns(labels, by, "labels without key")
         # Without a key nothing tells whether two labels are of one row.
         rows = given.select(
@@ -166,13 +179,23 @@ def _by_key(
 
 def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
     # Quotes as RFC 4180 has them, which is not Spark's default. All columns are text.
-    reader = scores_df.sparkSession.read.options(header=True, multiLine=True, escape='"')
-    try:
+    spark, place, missing = (
+        scores_df.sparkSession,
+        preflight.whole(path),
+        "expected a CSV file with a header, found none",
+    )
+    with preflight.reaching(f"labels {path!r}", missing=f"{missing}; check the path"):
+        # Spark would take the path for a pattern where it looks for the header of such a file itself.
+        first = [row.value for row in preflight.files_reader(spark).text(place).limit(_HEADER_LINES).collect()]
+        header = next(csv.reader(f"{line}\n" for line in first), [])
+        if not header:
+            raise TableError(f"labels {path!r}: {missing}; check the path")
+        header[0] = header[0].removeprefix("\ufeff")
+        schema = StructType([StructField(name, StringType()) for name in header])
+        reader = preflight.files_reader(spark).options(header=True, multiLine=True, escape='"')
+        frame = reader.schema(schema).csv(place)
         # Connect looks when the columns are asked for.
-        frame = reader.csv(path)
         frame.columns  # noqa: B018
-    except AnalysisException as error:
-        raise TableError(f"labels {path!r}: expected a CSV file with a header, found none; check the path") from error
     cells = [F.regexp_replace(quoted(name), _SHOWN_AS_TEXT, "").alias(_as_written(name)) for name in frame.columns]
     return frame.select(*cells)
 

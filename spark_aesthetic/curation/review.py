@@ -23,7 +23,7 @@ from spark_aesthetic import files, preflight
 from spark_aesthetic.curation.columns import check_score, image_column
 from spark_aesthetic.curation.models import check_model, is_untrained, model_column, one_model, reason
 from spark_aesthetic.curation.thumbnails import data_uri, thumbnails
-from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.errors import TableError
 from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.options import number, whole
 from spark_aesthetic.preflight import has_null, names, quoted
@@ -181,10 +181,7 @@ def review(
     n = whole("n", n, least=1, most=_MAX_SHOWN, of="images")
     seed = whole("seed", seed, least=-(2**63), most=2**63 - 1)
     cut = None if cut is None else number("cut", cut)
-    folder, _, _ = files.absolute(str(out)).rpartition("/")
-    if not overwrite and files.exists(str(out)):
-        raise OptionError(f"--out {str(out)!r}: expected no file there, found one; --overwrite replaces it")
-    files.check_writable(folder, "out")
+    files.check_file(str(out), "--out", overwrite=overwrite)
     key = names(key)
     opened = images if isinstance(images, DataFrame) else preflight.open_source(scores.sparkSession, images, "images")
     rows = opened if isinstance(opened, DataFrame) else opened.rows
