@@ -179,17 +179,14 @@ def _by_key(
 
 def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
     # Quotes as RFC 4180 has them, which is not Spark's default. All columns are text.
-    spark, place, missing = (
-        scores_df.sparkSession,
-        preflight.whole(path),
-        "expected a CSV file with a header, found none",
-    )
-    with preflight.reaching(f"labels {path!r}", missing=f"{missing}; check the path"):
+    spark, place = scores_df.sparkSession, preflight.whole(path)
+    missing = "expected a CSV file with a header, found none; check the path"
+    with preflight.reaching(f"labels {path!r}", missing=missing):
         # Spark would take the path for a pattern where it looks for the header of such a file itself.
         first = [row.value for row in preflight.files_reader(spark).text(place).limit(_HEADER_LINES).collect()]
         header = next(csv.reader(f"{line}\n" for line in first), [])
         if not header:
-            raise TableError(f"labels {path!r}: {missing}; check the path")
+            raise TableError(f"labels {path!r}: {missing}")
         header[0] = header[0].removeprefix("\ufeff")
         schema = StructType([StructField(name, StringType()) for name in header])
         reader = preflight.files_reader(spark).options(header=True, multiLine=True, escape='"')
