@@ -21,7 +21,7 @@ class Limits:
         total_s: Seconds after which an address is given up, however well it flows; at most as many again are added for
             waiting for memory.
         unseen_bytes: What file systems of stores read at once, before anyone sees that bytes come.
-        held_bytes: Of all files of a task that are being fetched; above it the one that holds the most of them goes on alone.
+        held_bytes: Of all files of a task that are being fetched; above it the one with the most alone goes on.
         at_once: Addresses that a task fetches at a time, besides slow ones.
         slow_s: Seconds after which an address is a slow one, and another one begins beside it.
         most: Addresses that a task fetches at a time, slow ones included.
