@@ -44,7 +44,7 @@ _TOO_MUCH = f"sample: its files are larger than {MAX_SAMPLE_BYTES >> 20} MiB"
 _NAMED, _SHOWN = 5, 100
 
 # Letters that no name has: control characters, line separators, marks that turn text around, halves of characters.
-_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
 # A key that readers find again, and that names no place outside of a folder, as Python's and Java's regular expressions
 # both take it; KEY_RULE has it in words. Also no __…__ first. The last group is the end of the text: a $ also stands
