@@ -170,6 +170,20 @@ def test_no_sample_is_lost_among_names_that_are_odd(tmp_path: Path) -> None:
     assert found == [("a", ("jpg", "txt")), ("a", ("jpg",)), ("b", ("jpg",)), ("c.d/e", ("f.jpg",))]
 
 
+def test_files_without_an_extension_are_told_once_a_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def read(*names: str) -> list[str]:
+        in_order(tmp_path / "x.tar", *names)
+        caplog.clear()
+        assert [sample.key for sample in shards.read(str(tmp_path / "x.tar"), lambda _: True)] == ["a"]
+        return [record.getMessage() for record in caplog.records]
+
+    assert read("a.jpg", "a.txt", "._a", ".hidden", "__notes__", "__notes__/a", "sub/__notes__", "sub/.b") == []
+    told = f"shard {tmp_path}/x.tar: 2 files without an extension are left out: 1, sub/turned\\u202e; give them one, "
+    assert read("1", "a.jpg", "sub/turned\u202e") == [f"{told}such as .jpg"]
+    (line,) = read("a.jpg", *[f"photos/IMG_{at}" for at in range(50)])
+    assert "50 files without an extension are left out: photos/IMG_0, photos/IMG_1, photos/IMG_2, …; give" in line
+
+
 def test_files_of_megabytes_are_read_one_at_a_time(tmp_path: Path) -> None:
     # Of zeros that take no place on the disk.
     with (tmp_path / "x.tar").open("wb") as file:

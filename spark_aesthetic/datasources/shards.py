@@ -6,6 +6,7 @@ Files that come after one another with one key are a sample.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -16,8 +17,11 @@ from spark_aesthetic.datasources import tar
 from spark_aesthetic.datasources.compressed import plain
 from spark_aesthetic.datasources.places import absolute, find, locate, tars
 from spark_aesthetic.errors import TableError
+from spark_aesthetic.visible import visible
 
 __all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text", "locate", "read", "split", "tars"]
+
+_log = logging.getLogger(__name__)
 
 # Of what is text, so a column of strings; all else is bytes.
 _TEXT = frozenset({"txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url"})
@@ -40,8 +44,8 @@ MAX_SAMPLE_BYTES = 512 << 20
 
 _TOO_MUCH = f"sample: its files are larger than {MAX_SAMPLE_BYTES >> 20} MiB"
 
-# Extensions that a fault names, and characters of a name.
-_NAMED, _SHOWN = 5, 100
+# Extensions that a fault names, files that a warning names, and characters of a name.
+_NAMED, _NAMED_FILES, _SHOWN = 5, 3, 100
 
 # Letters that no name has: control characters, line separators, marks that turn text around, halves of characters.
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -190,6 +194,32 @@ class _Seen:
         return Sample(found.key, found.files, own, "; ".join(found.faults) or None, apart)
 
 
+class _LeftOut:
+    """Files of a shard that are of no sample, because their names have no extension."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.names: list[str] = []
+
+    def add(self, name: str) -> None:
+        """Count a file, unless its name says that it is a note about the shard or about another file."""
+        last = name.rpartition("/")[2]
+        if not last or last.startswith(".") or _META.match(name) or _RESERVED.fullmatch(last):
+            return
+        self.count += 1
+        if len(self.names) < _NAMED_FILES:
+            self.names.append(visible(name[:_SHOWN]))
+
+    def warn(self, url: str) -> None:
+        """Log how many there are, if there are any."""
+        if self.count:
+            more = ", …" if self.count > len(self.names) else ""
+            _log.warning(
+                "shard %s: %d files without an extension are left out: %s%s; give them one, such as .jpg",
+                visible(url), self.count, ", ".join(self.names), more,
+            )  # fmt: skip
+
+
 def _listed(extensions: tuple[str, ...]) -> str:
     more = ", …" if len(extensions) > _NAMED else ""
     return ", ".join(name[:_SHOWN] for name in extensions[:_NAMED]) + more
@@ -212,7 +242,7 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
         MissingDependencyError: It is compressed in a way that needs another package.
         OSError: It cannot be read.
     """
-    found, seen = _Found(""), _Seen()
+    found, seen, left_out = _Found(""), _Seen(), _LeftOut()
     with ExitStack() as opened:
         system, place = locate(url)
 
@@ -223,6 +253,9 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
         try:
             for name, size in reader:
                 of, extension = split(name)
+                # A link may lead to a folder.
+                if not extension and not reader.target:
+                    left_out.add(name)
                 if not extension or of.endswith("/") or not of or _META.match(name):
                     continue
                 # Two of one extension are two samples, so that neither is lost.
@@ -237,12 +270,14 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
         except tar.DamageError as error:
             if reader.ended and found.is_any:
                 yield seen.sample(found)
+            left_out.warn(url)
             raise ShardError(
                 f"shard {url}: expected a whole tar file, found damage at byte {reader.place}, after the sample "
                 f"{found.key[:_SHOWN]!r}: {error}; fetch it again, or read with option onDamage=report"
             ) from error
     if found.is_any:
         yield seen.sample(found)
+    left_out.warn(url)
 
 
 def check_extension(extension: str, called: str) -> None:
