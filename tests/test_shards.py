@@ -310,11 +310,30 @@ def test_samples_in_parts_fail_or_are_reported_with_the_path_that_joins_them(tmp
     apart = "sample: its files are apart in the shard, "
     assert [(str(row["__path__"]).removeprefix(f"{url}#"), row["__error__"]) for row in found] == [
         ("a", None), ("b", None), ("b#2", None), ("c", None), ("a", f"{apart}jpg before txt"),
-        ("b#2", f"{apart}jpg before txt"), ("a", f"{apart}jpg, txt before json"), ("c#2", None),
+        ("b#2", f"{apart}jpg before txt"), ("a", f"{apart}jpg, txt before json"),
+        ("c#2", f"{apart}jpg, txt before jpg"),
     ]  # fmt: skip
     # No file is lost.
     files = [row[name] for row in found for name in ("jpg", "txt", "json") if row[name] is not None]
     assert len(files) == 9
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("0.jpg 1.jpg 0.txt 0.jpg", {"0": None, "1": None, "0#2": "jpg before txt, jpg"}),
+        ("0.jpg 0.txt 1.jpg 0.txt", {"0": None, "1": None, "0#2": "jpg, txt before txt"}),
+        # The same files again, in any order, are the key's second sample, and so is what follows at once.
+        ("0.jpg 0.txt 1.jpg 0.txt 0.jpg", {"0": None, "1": None, "0#2": None}),
+        ("0.jpg 0.txt 0.jpg 1.jpg 1.txt", {"0": None, "0#2": None, "1": None}),
+    ],
+)
+def test_samples_in_parts_that_overlap_are_told(tmp_path: Path, names: str, expected: dict[str, str | None]) -> None:
+    in_order(tmp_path / "x.tar", *names.split())
+    found = rows(tmp_path / "x.tar", "__path__ jpg txt __error__", onDamage="report")
+    told = {str(row["__path__"]).partition("x.tar#")[2]: row["__error__"] for row in found}
+    assert told == {path: None if parts is None else f"{shards.APART}, {parts}" for path, parts in expected.items()}
+    assert sum(row[name] is not None for row in found for name in ("jpg", "txt")) == len(names.split())
 
 
 def test_many_samples_in_parts_take_little_memory(tmp_path: Path) -> None:

@@ -176,22 +176,28 @@ class _Seen:
         # Keys by their hashes, and equal tuples once, for a shard has many keys and few of these.
         self._extensions: dict[int, tuple[str, ...]] = {}
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._last = ""
 
     def sample(self, found: _Found) -> Sample:
         """What has been found, and whether it continues an earlier sample of the key."""
         number, own = hash(found.key), tuple(found.extensions)
         earlier = self._extensions.get(number, ())
-        apart = bool(earlier and own) and set(own).isdisjoint(earlier)
-        if own and not apart:
-            self._extensions[number] = self._same.setdefault(own, own)
-        elif apart:
+        continues = bool(earlier and own) and set(own).isdisjoint(earlier)
+        # The same files again are a second sample of the key; others, after another key, are a part of one. It has a
+        # file that is there already, so it is not known which.
+        is_part = bool(earlier and own) and set(own) != set(earlier) and found.key != self._last
+        self._last = found.key
+        if continues or is_part:
             found.faults[f"{APART}, {_listed(earlier)} before {_listed(own)}"] = None
+        if own and not continues:
+            self._extensions[number] = self._same.setdefault(own, own)
+        elif continues:
             # Not kept for others, who will hardly have the same.
             if len(earlier) + len(own) <= _MAX_FILES:
                 self._extensions[number] = earlier + own
             else:
                 found.faults[f"sample: more than {_MAX_FILES} files"] = None
-        return Sample(found.key, found.files, own, "; ".join(found.faults) or None, apart)
+        return Sample(found.key, found.files, own, "; ".join(found.faults) or None, continues)
 
 
 class _LeftOut:
@@ -229,8 +235,9 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
     """The samples of a shard, one at a time; bytes of files that are not wanted are passed over.
 
     Files of one key that do not follow one another are two samples, of which the second `continues` the first and has
-    a `fault`. To find that out takes a number for each of a shard's samples, and no bytes. Memory is bounded by
-    `MAX_SAMPLE_BYTES`, whatever is in the shard.
+    a `fault`; one that has some of the first one's files and others has the fault alone. To find that out takes a
+    number for each of a shard's samples, and no bytes. Memory is bounded by `MAX_SAMPLE_BYTES`, whatever is in the
+    shard.
 
     Args:
         url: A path, or an address that fsspec knows; it may be compressed.
