@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spark_aesthetic.errors import MissingDependencyError
+from spark_aesthetic.visible import visible
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -16,10 +16,6 @@ except ImportError as missing:
     raise MissingDependencyError(
         f"the page needs Jinja2 and Pillow (found: {missing}): pip install 'spark-aesthetic[demo,image]'"
     ) from missing
-
-# Controls, formats (direction marks among them), line and paragraph separators, and halves of characters.
-_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
-_JOINERS = "\u200c\u200d"
 
 # The longer side of an image on the page, in pixels.
 _SIDE = 480
@@ -99,20 +95,3 @@ def render(template: str, **values: object) -> str:
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     return pages.get_template(template).render(values)
-
-
-def visible(text: str) -> str:
-    r"""Write characters that nobody sees as escapes, such as marks that turn the direction of the text around.
-
-    Joiners stay as they are: scripts and emoji need them, and they move nothing.
-
-    Examples:
-        >>> print(visible("photo\u202egpj.exe"))
-        photo\u202egpj.exe
-    """
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
-        else character
-        for character in text
-    )

@@ -85,6 +85,13 @@ class Hostile(socketserver.StreamRequestHandler):
     def continues(self, _: dict[str, list[str]]) -> None:
         self.trickle(b"HTTP/1.1 100 Continue\r\n\r\n", 0.01)
 
+    def flows(self, query: dict[str, list[str]]) -> None:
+        size, pieces, pause = (float(query[name][0]) for name in ("size", "pieces", "pause"))
+        self.say(f"Content-Length: {int(size * pieces)}")
+        for _ in range(int(pieces)):
+            self.wfile.write(b"x" * int(size))
+            time.sleep(pause)
+
     def silent(self, _: dict[str, list[str]]) -> None:
         self.rfile.read()
 
@@ -298,6 +305,18 @@ def test_memory_is_bounded_and_nobody_is_blamed_for_waiting(server: str) -> None
     finally:
         fetching._Room = room  # type: ignore[misc]
     assert max(held) <= limits.held_bytes + len(IMAGE)
+
+
+def test_slow_servers_in_front_keep_no_file_waiting_for_memory(server: str) -> None:
+    # Twice the least rate for longer than `total_s`; the files have room for three of eight.
+    slow = [f"{server}/flows/{at}?size=2000&pieces=200&pause=0.1" for at in range(3)]
+    files = [f"{server}/flows/{at}?size=20000&pieces=30&pause=0.01" for at in range(8)]
+    limits = Limits(file_bytes=MIB, patience_s=5, least_rate=10_000, total_s=6, held_bytes=2_000_000, slow_s=0.3)
+    with fetching.Fetcher(Allowed.of([f"{server}/"]), limits) as fetcher:
+        came = list(fetcher.results(iter(slow + files)))
+    assert {address for address, _ in came[:8]} == set(files)
+    assert {len(found) for _, found in came[:8]} == {600_000}
+    assert {found for _, found in came[8:]} == {"fetch: too slow"}
 
 
 def test_a_local_file_is_read_below_its_prefix_by_all_of_its_links(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,35 @@ def test_links_that_lead_out_are_named_and_those_that_do_not_are_files(tmp_path:
     found = compare(str(folder), None, listed, len(listed))
     assert found.counts == {listing.LINK: 2, listing.HIDDEN: 1}
     assert set(found.examples[listing.LINK]) == {f"{folder}/folder", f"{folder}/sub/file.jpg"}
+
+
+def test_what_vanishes_meanwhile_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = make(tmp_path, "a.jpg", "z.jpg")
+    make(tmp_path, "_temporary/0/part.jpg", "gone.jpg", "sub/deep/b.jpg", "sub/c.jpg")
+    stat, getsize = os.stat, os.path.getsize
+
+    def stat_late(path: str, **options: bool) -> os.stat_result:
+        if str(path).endswith("_temporary"):
+            shutil.rmtree(path)
+        return stat(path, **options)
+
+    def getsize_late(path: str) -> int:
+        if path.endswith("gone.jpg"):
+            Path(path).unlink()
+        return getsize(path)
+
+    # Which of some releases of Python is os.stat.
+    monkeypatch.setattr(os.path, "isdir", lambda path: Path(path).suffix == "")
+    monkeypatch.setattr(os, "stat", stat_late)
+    monkeypatch.setattr(os.path, "getsize", getsize_late)
+    found = compare(str(tmp_path), None, [*listed, f"file:{tmp_path}/sub/deep/b.jpg", f"file:{tmp_path}/sub/c.jpg"], 4)
+    assert found.counts == {listing.GONE: 2}
+    assert set(found.examples[listing.GONE]) == {f"{tmp_path}/_temporary", f"{tmp_path}/gone.jpg"}
+
+
+def test_names_that_a_terminal_would_obey_are_shown_escaped(tmp_path: Path) -> None:
+    make(tmp_path, "_\x1b[2J\x1b]0;x\x07.jpg", "_photo\u202egpj.exe", "_line\nfeed.jpg")
+    found = compare(str(tmp_path), None, [], 0)
+    assert sorted(found.examples[listing.HIDDEN]) == [
+        f"{tmp_path}/_\\x1b[2J\\x1b]0;x\\x07.jpg", f"{tmp_path}/_line\\nfeed.jpg", f"{tmp_path}/_photo\\u202egpj.exe",
+    ]  # fmt: skip

@@ -30,6 +30,9 @@ LIMITS = Limits(file_bytes=1 << 20, patience_s=30, least_rate=1000, total_s=600,
         # For the time in which others held the memory it is not to blame.
         (Flow(began=0, received=29, last=69, paused=40), (70.029, reasons.TOO_SLOW)),
         (Flow(began=0, received=0, last=40, paused=40), (70, reasons.TIMED_OUT)),
+        (Flow(began=0, received=10_000_000, last=630, paused=40), (640, reasons.TOO_SLOW)),
+        # Slow ones that wait for each other do not get the whole time in turn.
+        (Flow(began=0, received=10_000_000, last=1190, paused=900), (1200, reasons.TOO_SLOW)),
     ],
 )
 def test_an_address_is_given_up_for_silence_or_for_its_rate(flow: Flow, expected: tuple[float, str]) -> None:

@@ -170,6 +170,20 @@ def test_no_sample_is_lost_among_names_that_are_odd(tmp_path: Path) -> None:
     assert found == [("a", ("jpg", "txt")), ("a", ("jpg",)), ("b", ("jpg",)), ("c.d/e", ("f.jpg",))]
 
 
+def test_files_without_an_extension_are_told_once_a_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def read(*names: str) -> list[str]:
+        in_order(tmp_path / "x.tar", *names)
+        caplog.clear()
+        assert [sample.key for sample in shards.read(str(tmp_path / "x.tar"), lambda _: True)] == ["a"]
+        return [record.getMessage() for record in caplog.records]
+
+    assert read("a.jpg", "a.txt", "._a", ".hidden", "__notes__", "__notes__/a", "sub/__notes__", "sub/.b") == []
+    told = f"shard {tmp_path}/x.tar: 2 files without an extension are left out: 1, sub/turned\\u202e; give them one, "
+    assert read("1", "a.jpg", "sub/turned\u202e") == [f"{told}such as .jpg"]
+    (line,) = read("a.jpg", *[f"photos/IMG_{at}" for at in range(50)])
+    assert "50 files without an extension are left out: photos/IMG_0, photos/IMG_1, photos/IMG_2, …; give" in line
+
+
 def test_files_of_megabytes_are_read_one_at_a_time(tmp_path: Path) -> None:
     # Of zeros that take no place on the disk.
     with (tmp_path / "x.tar").open("wb") as file:
@@ -296,11 +310,30 @@ def test_samples_in_parts_fail_or_are_reported_with_the_path_that_joins_them(tmp
     apart = "sample: its files are apart in the shard, "
     assert [(str(row["__path__"]).removeprefix(f"{url}#"), row["__error__"]) for row in found] == [
         ("a", None), ("b", None), ("b#2", None), ("c", None), ("a", f"{apart}jpg before txt"),
-        ("b#2", f"{apart}jpg before txt"), ("a", f"{apart}jpg, txt before json"), ("c#2", None),
+        ("b#2", f"{apart}jpg before txt"), ("a", f"{apart}jpg, txt before json"),
+        ("c#2", f"{apart}jpg, txt before jpg"),
     ]  # fmt: skip
     # No file is lost.
     files = [row[name] for row in found for name in ("jpg", "txt", "json") if row[name] is not None]
     assert len(files) == 9
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("0.jpg 1.jpg 0.txt 0.jpg", {"0": None, "1": None, "0#2": "jpg before txt, jpg"}),
+        ("0.jpg 0.txt 1.jpg 0.txt", {"0": None, "1": None, "0#2": "jpg, txt before txt"}),
+        # The same files again, in any order, are the key's second sample, and so is what follows at once.
+        ("0.jpg 0.txt 1.jpg 0.txt 0.jpg", {"0": None, "1": None, "0#2": None}),
+        ("0.jpg 0.txt 0.jpg 1.jpg 1.txt", {"0": None, "0#2": None, "1": None}),
+    ],
+)
+def test_samples_in_parts_that_overlap_are_told(tmp_path: Path, names: str, expected: dict[str, str | None]) -> None:
+    in_order(tmp_path / "x.tar", *names.split())
+    found = rows(tmp_path / "x.tar", "__path__ jpg txt __error__", onDamage="report")
+    told = {str(row["__path__"]).partition("x.tar#")[2]: row["__error__"] for row in found}
+    assert told == {path: None if parts is None else f"{shards.APART}, {parts}" for path, parts in expected.items()}
+    assert sum(row[name] is not None for row in found for name in ("jpg", "txt")) == len(names.split())
 
 
 def test_many_samples_in_parts_take_little_memory(tmp_path: Path) -> None:

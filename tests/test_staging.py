@@ -184,7 +184,10 @@ def note(**changed: object) -> bytes:
         note(moves={"a": ""}), note(moves={"a": 5}), note(moves=[]), note(gone=["../outside"]),
         note(gone=["../outside.tar"]), note(gone=[5]), note(gone="00000.tar"), note(gone=["x"]), note(replaces="yes"),
         note(replaces=False, moves={"a": "../outside"}), note(more=1), b"{}", b"", b"[]", b"null", b"{cut off",
-        b"\xff\0", b"[" * 100_000, b"9" * 5000, note()[:-5],
+        b"\xff\0", b"[" * 100_000, b"9" * 5000, note()[:-5], note(moves={"a": "\u0663" * 5 + ".tar"}),
+        note(moves={"a": "00001.tar", "b": "00001.tar"}), note(moves={"none": "00001.tar"}),
+        note(moves={"\ud800": "00001.tar"}), note(gone=["\ud800.tar"]), note(moves={"a" * 256: "00000.tar"}),
+        note(moves={"a": "0" * 252 + ".tar"}), note(gone=["ü" * 126 + ".tar"]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", [f"_staged-{HEX}", "_staged-x"])
@@ -229,6 +232,52 @@ def test_links_in_the_place_of_staged_folders_are_not_followed(tmp_path: Path) -
     with pytest.raises(TableError, match="expected a shard or nothing, found a folder"):
         staging.settle(str(tmp_path / "out"))
     assert {path.name for path in elsewhere.iterdir()} == {"commit.json", "a"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to nothing"])
+def test_a_lease_that_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    hidden = tmp_path / "out" / f"_staged-{HEX}"
+    hidden.mkdir(parents=True)
+    os.mkfifo(hidden / "writer.json" if kind == "pipe" else tmp_path / "pipe")
+    if kind != "pipe":
+        (hidden / "writer.json").symlink_to(tmp_path / ("pipe" if kind == "link to a pipe" else "nothing"))
+
+    def expired(*_: object) -> None:
+        raise TimeoutError("it waits for a writer")
+
+    signal.signal(signal.SIGALRM, expired)
+    signal.alarm(5)
+    try:
+        staging.roll_back(staging.new(str(tmp_path / "out")))
+        staging.settle(str(tmp_path / "out"))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert (tmp_path / "pipe").exists() == (kind != "pipe")
+
+
+def test_a_lease_that_is_a_folder_is_told_with_the_remedy(tmp_path: Path) -> None:
+    hidden = tmp_path / f"_staged-{HEX}"
+    (hidden / "writer.json").mkdir(parents=True)
+    for begin in (staging.settle, staging.new):
+        with pytest.raises(TableError, match=rf"found a folder; nothing was .* and remove {hidden}$"):
+            begin(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [hidden.name]
+
+
+def test_an_undo_that_was_cut_off_is_undone_to_its_end(tmp_path: Path) -> None:
+    hostile_note(tmp_path, note(replaces=False, moves={"moved and removed": "00001.tar", "a": "00002.tar"}))
+    staging.settle(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_not_utf_8_goes_when_a_commit_is_brought_to_its_end(tmp_path: Path) -> None:
+    old = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.tar"))
+    old.write_text("old")
+    hostile_note(tmp_path, note(gone=[old.name]))
+    staging.settle(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
 
 
 def test_what_is_called_alike_and_is_not_a_write_stays(tmp_path: Path) -> None:

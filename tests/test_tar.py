@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -209,8 +210,65 @@ def test_kinds_that_tar_does_not_know_are_files_and_notes_are_none() -> None:
         + entry("pipe", type=tarfile.FIFOTYPE) + entry("b.jpg", b"2", type=b"Z") + bytes(1024)
     )  # fmt: skip
     assert read(io.BytesIO(whole)) == [("a.jpg", b"1"), ("b.jpg", b"2")]
-    with pytest.raises(DamageError, match="begins in another volume"):
-        read(io.BytesIO(entry("a.jpg", b"1", type=b"M") + bytes(1024)))
+
+
+def contents_or_faults(whole: bytes) -> dict[str, bytes | str]:
+    reader = TarReader(io.BytesIO(whole), lambda: io.BytesIO(whole))
+    found: dict[str, bytes | str] = {}
+    for name, _ in reader:
+        try:
+            found[name] = reader.content()
+        except tar.MemberError as error:
+            found[name] = str(error)
+    return found
+
+
+SPARSE = ("gnu", "oldgnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix --sparse-version=1.0")
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+@pytest.mark.parametrize("pieces", [1, 60], ids=["one piece", "blocks that say where pieces lie"])
+def test_a_sparse_file_is_passed_over_and_the_next_one_read(tmp_path: Path, kind: str, pieces: int) -> None:
+    if "GNU tar" not in subprocess.run(["tar", "--version"], capture_output=True, text=True, check=False).stdout:
+        pytest.skip("needs GNU tar")
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    with (tmp_path / "b.jpg").open("wb") as file:
+        for at in range(pieces):
+            file.seek((at + 1) << 17)
+            file.write(b"piece")
+    (tmp_path / "d.jpg").symlink_to("b.jpg")
+    command = f"tar -cSf x.tar --hole-detection=raw --format={kind}".split()
+    subprocess.run([*command, *names], cwd=tmp_path, check=True)
+    told = "a sparse file, of which not all bytes are there"
+    assert contents_or_faults((tmp_path / "x.tar").read_bytes()) == {
+        "a.jpg": b"a.jpg", "b.jpg": told, "c.jpg": b"c.jpg", "d.jpg": f"a link to b.jpg, which is {told}",
+    }  # fmt: skip
+
+
+def test_a_part_of_another_volume_and_a_long_name_are_passed_over() -> None:
+    long = f"{'n' * 5000}.seg.png"
+    whole = entry("a.jpg", b"1" * 600, type=b"M") + entry(long, b"2") + entry("c.jpg", b"3") + bytes(1024)
+    assert list(contents_or_faults(whole).values()) == [
+        "the end of a file that begins in another volume",
+        "a file with a name of 5008 characters, more than 4096",
+        b"3",
+    ]  # fmt: skip
+    _, name, _ = contents_or_faults(whole)
+    assert name.endswith("nn.seg.png")
+    assert len(name) == 4097
+
+
+@pytest.mark.parametrize("name", ["é", "ü" * 9])
+def test_checksums_of_signed_bytes_are_taken_as_well(name: str) -> None:
+    block = bytearray(entry(f"{name}.jpg", b"1"))
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(byte - 256 if byte > 127 else byte for byte in block[:512])
+    assert read(io.BytesIO(bytes(block) + bytes(1024))) == [(f"{name}.jpg", b"1")]
+    block[148:156] = b"%06o\0 " % (sum(byte - 256 if byte > 127 else byte for byte in block[:512]) + 1)
+    with pytest.raises(DamageError, match="the checksum of a header is another"):
+        read(io.BytesIO(bytes(block) + bytes(1024)))
 
 
 def test_names_that_are_not_utf_8_stay_different() -> None:

@@ -88,7 +88,10 @@ def fetch(address: str, allowed: Allowed, limits: Limits) -> Found:
 
 
 class _Room:
-    """Bytes of the files that are being fetched; above the limit the oldest one alone gets more."""
+    """Bytes of the files that are being fetched; above the limit the one that holds the most alone gets more.
+
+    It only grows until it ends, so it stays the one, and a slow server does not pass a file that is nearly there.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -105,10 +108,14 @@ class _Room:
 
     def take(self, number: int, size: int) -> bool:
         with self._lock:
-            may = number == min(self._held) or sum(self._held.values()) + size <= self._size
+            may = sum(self._held.values()) + size <= self._size or number == max(self._held, key=self._rank)
             if may:
                 self._held[number] += size
             return may
+
+    def _rank(self, number: int) -> tuple[int, int]:
+        """Bytes first; of equal ones the older address."""
+        return self._held[number], -number
 
 
 @dataclass

@@ -12,6 +12,7 @@ from glob import glob as matching
 from braceexpand import braceexpand
 
 from spark_aesthetic.curation.links import is_hidden, leads_out
+from spark_aesthetic.visible import visible
 
 HIDDEN = "its name, or that of its folder, begins with _ or ."
 EMPTY = "empty"
@@ -19,6 +20,7 @@ NOT_UTF8 = "its name is not UTF-8"
 OTHER_CASE = "matches --glob in another case only"
 NO_FILE = "no file, such as a link that leads nowhere"
 CLOSED = "a folder without access"
+GONE = "removed while the folder was listed"
 LINK = "a link that leads out of the folder: name what it leads to"
 UNLISTED = "not listed by Spark"
 LOCALE = "Java cannot read its name: start Spark with LC_ALL=C.UTF-8"
@@ -45,8 +47,8 @@ class PassedOver:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         named = self.examples.setdefault(reason, [])
         if len(named) < _EXAMPLES:
-            # What is not UTF-8 cannot be written to a log.
-            named.append(path.encode("utf-8", "backslashreplace").decode())
+            # A name may have escapes that a terminal obeys, and what is not UTF-8 cannot be written to a log.
+            named.append(visible(path))
 
     def __str__(self) -> str:
         """In one line."""
@@ -121,7 +123,9 @@ def _expected(roots: list[str], folder: str, glob: str | None, passed_over: Pass
                 passed_over.add(LINK, entry)
             elif not os.path.isfile(entry):  # noqa: PTH113
                 passed_over.add(NO_FILE, entry)
-            elif os.path.getsize(entry) == 0:  # noqa: PTH202
+            elif (size := _size(entry)) is None:
+                passed_over.add(GONE, entry)
+            elif size == 0:
                 passed_over.add(EMPTY, entry)
             elif not _is_utf8(entry):
                 passed_over.add(NOT_UTF8, entry)
@@ -140,15 +144,19 @@ def _files(path: str, inside: str, passed_over: PassedOver, seen: set[tuple[int,
     waiting = [(path, False)]
     while waiting:
         folder, hidden = waiting.pop()
-        at = os.stat(folder)  # noqa: PTH116
-        # Patterns may match a folder and one below it.
-        if (at.st_dev, at.st_ino) in seen:
-            continue
-        seen.add((at.st_dev, at.st_ino))
         try:
+            at = os.stat(folder)  # noqa: PTH116
+            # Patterns may match a folder and one below it.
+            if (at.st_dev, at.st_ino) in seen:
+                continue
+            seen.add((at.st_dev, at.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except PermissionError:
             passed_over.add(CLOSED, folder)
+            continue
+        # Such as the folder of a job of Spark's that has ended meanwhile, or a file in its place.
+        except (FileNotFoundError, NotADirectoryError):
+            passed_over.add(GONE, folder)
             continue
         for entry in entries:
             below = hidden or is_hidden(entry.name)
@@ -160,6 +168,14 @@ def _files(path: str, inside: str, passed_over: PassedOver, seen: set[tuple[int,
             # What a link within the folder leads to is listed where it is.
             elif leads_out(entry.path, inside):
                 passed_over.add(LINK, entry.path)
+
+
+def _size(path: str) -> int | None:
+    """A file's size, or None if it has been removed since it was listed."""
+    try:
+        return os.path.getsize(path)  # noqa: PTH202
+    except FileNotFoundError:
+        return None
 
 
 def _is_utf8(path: str) -> bool:

@@ -18,9 +18,10 @@ class Limits:
         file_bytes: A larger file is not read.
         patience_s: Seconds that are given to an address, and to each silence within its bytes.
         least_rate: Bytes a second that it must give beyond these, on average.
-        total_s: Seconds after which an address is given up, however well it flows.
+        total_s: Seconds after which an address is given up, however well it flows; at most as many again are added for
+            waiting for memory.
         unseen_bytes: What file systems of stores read at once, before anyone sees that bytes come.
-        held_bytes: Of all files of a task that are being fetched; above it the oldest one alone goes on.
+        held_bytes: Of all files of a task that are being fetched; above it the one with the most alone goes on.
         at_once: Addresses that a task fetches at a time, besides slow ones.
         slow_s: Seconds after which an address is a slow one, and another one begins beside it.
         most: Addresses that a task fetches at a time, slow ones included.
@@ -66,7 +67,8 @@ def ends_at(flow: Flow, limits: Limits, *, unseen: bool = False) -> tuple[float,
     block = limits.unseen_bytes / limits.least_rate if unseen else 0
     rate = flow.began + flow.paused + limits.patience_s + flow.received / limits.least_rate + block
     silence = flow.last + limits.patience_s + block
-    total = flow.began + flow.paused + limits.total_s
+    # Pauses without a bound would let slow servers that wait for each other's memory take `total_s` one after another.
+    total = flow.began + min(flow.paused, limits.total_s) + limits.total_s
     # Without a byte nobody knows a rate.
     return min(
         (silence, reasons.TIMED_OUT),

@@ -265,10 +265,13 @@ class Shards:
         image = F.struct("image", "length", "header")
         # What a row says before that is right still.
         before = F.regexp_replace(F.substring_index("error", APART, 1), "; $", "")
-        said = F.when(F.col("error") != NO_IMAGE, F.nullif(before, F.lit("")))
+        is_said = F.col("error") != NO_IMAGE
+        joined, alone = F.max(F.when(is_said, F.nullif(before, F.lit("")))), F.max(F.when(is_said, F.col("error")))
+        # A part that is not known to belong to another one has its path alone, and is apart still.
+        said = F.when(F.count(F.lit(1)) > 1, joined).otherwise(alone)
         rows = read.groupBy("path").agg(
             F.max_by(image, F.col("image").isNotNull()).alias("of_image"),
-            F.max(said).alias("said"),
+            said.alias("said"),
             *[F.first(quoted(name), ignorenulls=True).alias(name) for name in self._all_texts],
         )
         error = F.coalesce("said", F.when(F.col("of_image.image").isNull(), NO_IMAGE)).alias("error")

@@ -6,6 +6,7 @@ Files that come after one another with one key are a sample.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -16,8 +17,11 @@ from spark_aesthetic.datasources import tar
 from spark_aesthetic.datasources.compressed import plain
 from spark_aesthetic.datasources.places import absolute, find, locate, tars
 from spark_aesthetic.errors import TableError
+from spark_aesthetic.visible import visible
 
 __all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text", "locate", "read", "split", "tars"]
+
+_log = logging.getLogger(__name__)
 
 # Of what is text, so a column of strings; all else is bytes.
 TEXTS = ("txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url")
@@ -40,11 +44,11 @@ MAX_SAMPLE_BYTES = 512 << 20
 
 _TOO_MUCH = f"sample: its files are larger than {MAX_SAMPLE_BYTES >> 20} MiB"
 
-# Extensions that a fault names, and characters of a name.
-_NAMED, _SHOWN = 5, 100
+# Extensions that a fault names, files that a warning names, and characters of a name.
+_NAMED, _NAMED_FILES, _SHOWN = 5, 3, 100
 
 # Letters that no name has: control characters, line separators, marks that turn text around, halves of characters.
-_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
 # A key that readers find again, and that names no place outside of a folder, as Python's and Java's regular expressions
 # both take it; KEY_RULE has it in words. Also no __…__ first. The last group is the end of the text: a $ also stands
@@ -172,22 +176,54 @@ class _Seen:
         # Keys by their hashes, and equal tuples once, for a shard has many keys and few of these.
         self._extensions: dict[int, tuple[str, ...]] = {}
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._last = ""
 
     def sample(self, found: _Found) -> Sample:
         """What has been found, and whether it continues an earlier sample of the key."""
         number, own = hash(found.key), tuple(found.extensions)
         earlier = self._extensions.get(number, ())
-        apart = bool(earlier and own) and set(own).isdisjoint(earlier)
-        if own and not apart:
-            self._extensions[number] = self._same.setdefault(own, own)
-        elif apart:
+        continues = bool(earlier and own) and set(own).isdisjoint(earlier)
+        # The same files again are a second sample of the key; others, after another key, are a part of one. It has a
+        # file that is there already, so it is not known which.
+        is_part = bool(earlier and own) and set(own) != set(earlier) and found.key != self._last
+        self._last = found.key
+        if continues or is_part:
             found.faults[f"{APART}, {_listed(earlier)} before {_listed(own)}"] = None
+        if own and not continues:
+            self._extensions[number] = self._same.setdefault(own, own)
+        elif continues:
             # Not kept for others, who will hardly have the same.
             if len(earlier) + len(own) <= _MAX_FILES:
                 self._extensions[number] = earlier + own
             else:
                 found.faults[f"sample: more than {_MAX_FILES} files"] = None
-        return Sample(found.key, found.files, own, "; ".join(found.faults) or None, apart)
+        return Sample(found.key, found.files, own, "; ".join(found.faults) or None, continues)
+
+
+class _LeftOut:
+    """Files of a shard that are of no sample, because their names have no extension."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.names: list[str] = []
+
+    def add(self, name: str) -> None:
+        """Count a file, unless its name says that it is a note about the shard or about another file."""
+        last = name.rpartition("/")[2]
+        if not last or last.startswith(".") or _META.match(name) or _RESERVED.fullmatch(last):
+            return
+        self.count += 1
+        if len(self.names) < _NAMED_FILES:
+            self.names.append(visible(name[:_SHOWN]))
+
+    def warn(self, url: str) -> None:
+        """Log how many there are, if there are any."""
+        if self.count:
+            more = ", …" if self.count > len(self.names) else ""
+            _log.warning(
+                "shard %s: %d files without an extension are left out: %s%s; give them one, such as .jpg",
+                visible(url), self.count, ", ".join(self.names), more,
+            )  # fmt: skip
 
 
 def _listed(extensions: tuple[str, ...]) -> str:
@@ -199,8 +235,9 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
     """The samples of a shard, one at a time; bytes of files that are not wanted are passed over.
 
     Files of one key that do not follow one another are two samples, of which the second `continues` the first and has
-    a `fault`. To find that out takes a number for each of a shard's samples, and no bytes. Memory is bounded by
-    `MAX_SAMPLE_BYTES`, whatever is in the shard.
+    a `fault`; one that has some of the first one's files and others has the fault alone. To find that out takes a
+    number for each of a shard's samples, and no bytes. Memory is bounded by `MAX_SAMPLE_BYTES`, whatever is in the
+    shard.
 
     Args:
         url: A path, or an address that fsspec knows; it may be compressed.
@@ -212,7 +249,7 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
         MissingDependencyError: It is compressed in a way that needs another package.
         OSError: It cannot be read.
     """
-    found, seen = _Found(""), _Seen()
+    found, seen, left_out = _Found(""), _Seen(), _LeftOut()
     with ExitStack() as opened:
         system, place = locate(url)
 
@@ -223,6 +260,9 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
         try:
             for name, size in reader:
                 of, extension = split(name)
+                # A link may lead to a folder.
+                if not extension and not reader.target:
+                    left_out.add(name)
                 if not extension or of.endswith("/") or not of or _META.match(name):
                     continue
                 # Two of one extension are two samples, so that neither is lost.
@@ -237,12 +277,14 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
         except tar.DamageError as error:
             if reader.ended and found.is_any:
                 yield seen.sample(found)
+            left_out.warn(url)
             raise ShardError(
                 f"shard {url}: expected a whole tar file, found damage at byte {reader.place}, after the sample "
                 f"{found.key[:_SHOWN]!r}: {error}; fetch it again, or read with option onDamage=report"
             ) from error
     if found.is_any:
         yield seen.sample(found)
+    left_out.warn(url)
 
 
 def check_extension(extension: str, called: str) -> None:

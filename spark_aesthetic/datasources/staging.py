@@ -35,10 +35,13 @@ _STAGED, _NOTE, _LEASE, _SIGN = "_staged-", "commit.json", "writer.json", "sign"
 _OWN = re.compile(rf"{_STAGED}[0-9a-f]{{32}}")
 
 # The names that a write gives to files, and those that it removes.
-_TARGET, _GONE = re.compile(r"\d{5,}\.(tar|parquet)"), re.compile(r".*\.(tar|parquet)", re.DOTALL)
+_TARGET, _GONE = re.compile(r"[0-9]{5,}\.(tar|parquet)"), re.compile(r".*\.(tar|parquet)", re.DOTALL)
 
 # A note of a million shards with sidecars has some tens of megabytes.
 _MAX_NOTE_BYTES = 256 << 20
+
+# Bytes of a name that a disk takes, and a store.
+_MAX_NAME_ON_DISK, _MAX_NAME = 255, 1024
 
 _TRIES = 3
 
@@ -201,7 +204,14 @@ def _write(system: Any, hidden: str) -> _Write:
     with suppress(FileNotFoundError):
         infos = system.ls(hidden, detail=True)
         last = max((modified_us(info) or 0 for info in infos), default=0) / 1_000_000
-        if any(info["name"].rpartition("/")[2] == _LEASE for info in infos):
+        own = next((info for info in infos if info["name"].rstrip("/").rpartition("/")[2] == _LEASE), None)
+        if own is not None and own["type"] == "directory" and not own.get("islink"):
+            raise TableError(
+                f"webdataset: {hidden}/{_LEASE}: expected the lease of a write, found a folder; nothing was moved or "
+                f"removed: look who has put it there, and remove {hidden}"
+            )
+        # A pipe would wait for its writer, and a link lead to one. No write makes them, so it is not alive by them.
+        if own is not None and own["type"] == "file" and not own.get("islink"):
             held = Lease.parse(system.cat_file(f"{hidden}/{_LEASE}", 0, 1 << 16))
     alive = lease.is_alive(held, last, here=lease.machine(), started=lease.started, now=time())
     return _Write(hidden, held, last, alive)
@@ -238,7 +248,10 @@ def _note(system: Any, hidden: str) -> _Note | None:
         try:
             if info.get("islink") or info["type"] != "file" or size > _MAX_NOTE_BYTES:
                 raise ValueError("a link, a folder, or a file that is too large")
-            return _parsed(system.cat_file(path))
+            is_disk = isinstance(system, LocalFileSystem)
+            note = _parsed(system.cat_file(path), _MAX_NAME_ON_DISK if is_disk else _MAX_NAME)
+            _check_sources(system, hidden, note)
+            return note
         except (ValueError, TypeError, RecursionError) as error:
             raise TableError(
                 f"webdataset: {path}: expected the note of a write that was cut off, found {str(error)[:100]!r}; "
@@ -247,20 +260,40 @@ def _note(system: Any, hidden: str) -> _Note | None:
             ) from error
 
 
-def _parsed(text: bytes) -> _Note:
+def _check_sources(system: Any, hidden: str, note: _Note) -> None:
+    """Raise ValueError if a commit cannot go on with the files that are there."""
+    # One that is undone may have been cut off while it was: then neither file is left.
+    if not note.replaces:
+        return
+    system.invalidate_cache()
+    staged, placed = (
+        {name.rstrip("/").rpartition("/")[2] for name in system.ls(folder, detail=False)}
+        for folder in (hidden, hidden.rpartition("/")[0])
+    )
+    for source, target in note.moves.items():
+        if source not in staged and target not in placed:
+            raise ValueError(f"that {source!r} goes to {target!r}, and neither is there")
+
+
+def _parsed(text: bytes, max_name: int) -> _Note:
     """A note whose names are those of files in its own folder; raises ValueError or TypeError for any other."""
     note = _Note(**json.loads(text))
     if not (isinstance(note.moves, dict) and isinstance(note.gone, list) and isinstance(note.replaces, bool)):
         raise TypeError("other types than those of a note")
     for kind, names in ((None, note.moves), (_TARGET, note.moves.values()), (_GONE, note.gone)):
         for name in names:
-            if not _is_name(name) or (kind is not None and not kind.fullmatch(name)):
+            if not _is_name(name, max_name) or (kind is not None and not kind.fullmatch(name)):
                 raise ValueError(f"the name {name!r}")
+    if len(set(note.moves.values())) < len(note.moves):
+        raise ValueError("two files that go to one name")
     return note
 
 
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name)
+def _is_name(name: Any, max_name: int) -> bool:
+    if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0", os.sep} & set(name):
+        return False
+    # Names on a disk that are not UTF-8 have some halves of characters; any other one raises a ValueError.
+    return len(name.encode("utf-8", "surrogateescape")) <= max_name
 
 
 def _settle(system: Any, hidden: str, note: _Note | None) -> None:

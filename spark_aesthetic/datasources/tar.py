@@ -38,9 +38,13 @@ _ABOUT = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE,
 )  # fmt: skip
 
-# The records that are kept; all that begin with the last one count as it.
-_SPARSE = "GNU.sparse"
-_RECORDS = frozenset({"path", "linkpath", "size", _SPARSE})
+# The records that are kept; all that begin with the last one count as it. The header of a sparse file may have a
+# made-up name, and its own in a record.
+_SPARSE, _SPARSE_NAME = "GNU.sparse", "GNU.sparse.name"
+_RECORDS = frozenset({"path", "linkpath", "size", _SPARSE_NAME, _SPARSE})
+
+# Where an old GNU header, and each block behind it, says that another block with places of a sparse file follows.
+_GOES_ON, _GOES_ON_AGAIN = 482, 504
 
 # A link may lead to a link; more than so many are taken for a circle, as Linux does.
 _MAX_LINKS = 40
@@ -56,6 +60,9 @@ MAX_MEMBER_BYTES = 256 << 20
 
 # Names and PAX records of one file. Linux has no path of more than 4 kB, and other records are comments.
 _MAX_NOTES_BYTES, _MAX_NAME = 1 << 20, 4096
+
+# Characters at the end of a longer name that are kept, for its extension.
+_NAME_END = 256
 
 # What a tar has between two archives is at most a block of a tape; more than this was built to keep readers busy.
 _MAX_ZEROS = 1 << 30
@@ -114,11 +121,11 @@ class TarReader:
         self.ended = False
         # Read so far, where the next header begins, and the size of the last file.
         self._at = self._next = self._size = 0
-        self._target = ""
+        self._target = self._fault = ""
         self._links: _Links | None = None
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        """Names and sizes, 0 for a link; `content` gives the bytes of the last one.
+        """Names and sizes, 0 for a link and for a file that cannot be had; `content` gives the bytes of the last one.
 
         Raises:
             DamageError: There is something else where a header should be, or the end is missing.
@@ -144,13 +151,13 @@ class TarReader:
             told = everywhere | own
             if notes:
                 own, notes = {}, 0
-            if kind == tarfile.GNUTYPE_SPARSE or _SPARSE in told:
-                raise DamageError("a sparse file, of which not all bytes are there")
-            if kind == _CONTINUED:
-                raise DamageError("the end of a file that begins in another volume")
-            name, size = told.get("path", name), _size(told["size"]) if "size" in told else size
+            if kind == tarfile.GNUTYPE_SPARSE:
+                self._pass_places(block)
+            name = told.get(_SPARSE_NAME) or told.get("path", name)
+            size = _size(told["size"]) if "size" in told else size
+            self._fault = _fault(kind, name, is_sparse=_SPARSE in told)
             if len(name) > _MAX_NAME:
-                raise DamageError(f"a name of {len(name)} characters, more than {_MAX_NAME}")
+                name = f"{name[: _MAX_NAME - _NAME_END]}…{name[-_NAME_END:]}"
             is_file = kind in tarfile.REGULAR_TYPES or kind not in (*tarfile.SUPPORTED_TYPES, *_NOTES)
             # Only what tar does not know has content beside regular files.
             if is_file or kind in _NOTES:
@@ -165,7 +172,7 @@ class TarReader:
             # Before POSIX a folder was a file whose name says so.
             elif is_file and not name.endswith("/"):
                 self._target = ""
-                yield name, size
+                yield name, 0 if self._fault else size
 
     @property
     def target(self) -> str:
@@ -177,9 +184,12 @@ class TarReader:
 
         Raises:
             DamageError: The file ends before.
+            MemberError: Its bytes are not in the archive as one piece, or its name is too long.
             LinkError: It is a link to something that the archive does not hold.
             TooLargeError: It, or what it is a link to, is larger than `max_bytes`; nothing of it was read.
         """
+        if self._fault:
+            raise MemberError(self._fault)
         if not self._target:
             if self._size > self.max_bytes:
                 raise TooLargeError
@@ -192,7 +202,12 @@ class TarReader:
 
     def leads_to_folder(self) -> bool:
         """Whether the last file, for which `content` has raised LinkError, is a link to a folder of the archive."""
-        return self._links is not None and self._links.is_folder(self._target)
+        return bool(self._target) and self._links is not None and self._links.is_folder(self._target)
+
+    @property
+    def fault(self) -> str:
+        """Why the last file cannot be had, known from its header; empty if nothing speaks against it."""
+        return self._fault
 
     def _header(self) -> bytes | None:
         """The next block that is no end mark; None at the end of the file."""
@@ -218,6 +233,12 @@ class TarReader:
         self._next = self._at
         return block
 
+    def _pass_places(self, block: bytes) -> None:
+        """Go past the blocks in which old GNU headers go on, and of which their size says nothing."""
+        goes_on = block[_GOES_ON]
+        while goes_on:
+            goes_on = self._read(_BLOCK)[_GOES_ON_AGAIN]
+
     def _take(self, size: int) -> bytes:
         self._next = self._at + size + -size % _BLOCK
         return self._read(size)
@@ -237,8 +258,8 @@ class _Links:
         self._again, self._max_bytes = again, max_bytes
         self._headers = TarReader(again())
         self._rest = iter(self._headers)
-        # Where the content of each name begins, its size, and to which name it leads.
-        self._places: dict[str, tuple[int, int, str]] = {}
+        # Where the content of each name begins, its size, to which name it leads, and why it cannot be had.
+        self._places: dict[str, tuple[int, int, str, str]] = {}
         self._sorted: list[str] | None = None
         self._file = again()
         self._at = self._cost = self._held = 0
@@ -251,7 +272,9 @@ class _Links:
                 self._look(None)
             if target not in self._places:
                 break
-            begin, size, further = self._places[target]
+            begin, size, further, fault = self._places[target]
+            if fault:
+                raise MemberError(f"a link to {target[:_SHOWN]}, which is {fault}")
             if not further:
                 return self._read(begin, size)
             target = further
@@ -273,7 +296,8 @@ class _Links:
                 self._held += len(found[0])
                 if self._held > _MAX_HELD:
                     raise DamageError("more names than there is memory for")
-                self._places[normpath(found[0])] = (self._headers._at, found[1], self._headers.target)
+                headers = self._headers
+                self._places[normpath(found[0])] = (headers._at, found[1], headers.target, headers.fault)
         # The first pass reports it where it comes to it.
         except DamageError:
             self._rest = iter(())
@@ -327,7 +351,8 @@ def _parse(block: bytes) -> tuple[str, int, bytes]:
     name, size, checksum, kind, magic, prefix = _FIELDS.unpack(block)
     try:
         # The lower half of Adler's is the sum of all bytes and one, modulo 65521; sum() takes twenty times as long.
-        if (_number(checksum) + sum(checksum) - _BLANK + 1 - (adler32(block) & 0xFFFF)) % 65521:
+        told = _number(checksum)
+        if (told + sum(checksum) - _BLANK + 1 - (adler32(block) & 0xFFFF)) % 65521 and told != _signed_sum(block):
             raise DamageError("the checksum of a header is another")
         length = _number(size)
     except ValueError as error:
@@ -335,6 +360,22 @@ def _parse(block: bytes) -> tuple[str, int, bytes]:
     # GNU has other things in the place of the prefix.
     folder = _text(prefix) if magic == tarfile.POSIX_MAGIC[:6] else ""
     return f"{folder}/{_text(name)}" if folder else _text(name), length, kind
+
+
+def _signed_sum(block: bytes) -> int:
+    """The checksum as tars of before POSIX took it, whose bytes go from -128 to 127."""
+    return sum(memoryview(block[:148] + b" " * 8 + block[156:]).cast("b"))
+
+
+def _fault(kind: bytes, name: str, *, is_sparse: bool) -> str:
+    """Why a file cannot be had whose size is known, so that the next one can; empty if nothing speaks against it."""
+    if is_sparse or kind == tarfile.GNUTYPE_SPARSE:
+        return "a sparse file, of which not all bytes are there"
+    if kind == _CONTINUED:
+        return "the end of a file that begins in another volume"
+    if len(name) > _MAX_NAME:
+        return f"a file with a name of {len(name)} characters, more than {_MAX_NAME}"
+    return ""
 
 
 def _number(field: bytes) -> int:
@@ -377,9 +418,11 @@ def _records(content: bytes) -> dict[str, str]:
         name, equals, value = content[at + len(length) + 1 : end - 1].partition(b"=")
         if not equals or content[end - 1 : end] != b"\n":
             raise DamageError("a PAX header that is none")
-        key = _SPARSE if name.startswith(_SPARSE.encode()) else _text(name)
+        key = _text(name)
         if key in _RECORDS:
             found[key] = value.decode("utf-8", "backslashreplace")
+        if key.startswith(_SPARSE):
+            found[_SPARSE] = ""
         at = end
     return found
 

@@ -216,7 +216,7 @@ class Reader(DataSourceReader):
             raise shards.ShardError(
                 f"shard {url}, sample {sample.key[:100]!r}: {sample.fault}; write the shard again with all files of a "
                 "sample one after another, links replaced by their files (tar --sort=name --dereference "
-                "--hard-dereference) and files within the limits, or read with option onDamage=report"
+                "--hard-dereference, without --sparse) and files within the limits, or read with option onDamage=report"
             )
         return sample.fault
 
