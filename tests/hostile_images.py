@@ -112,6 +112,15 @@ def gif(before: bytes = b"") -> bytes:
     return data[:at] + before + data[at:]
 
 
+def gif_of_local_palette(image: Image.Image) -> bytes:
+    """A GIF file whose 256 colours belong to its picture, not to the whole file."""
+    colours = image.convert("RGB").quantize(256)
+    data = encoded(colours, "GIF", optimize=False)
+    at = data.index(b"\x2c", 13 + 768)
+    head = data[:10] + bytes((data[10] & 0x78,)) + data[11:13] + data[13 + 768 : at + 9]
+    return head + bytes((data[at + 9] | 0x87,)) + data[13 : 13 + 768] + data[at + 10 :]
+
+
 def bmp_runs(width: int, height: int, body: bytes, *, four_bits: bool = False) -> bytes:
     """A BMP file of run-length coding."""
     colours = 16 if four_bits else 256
