@@ -162,6 +162,39 @@ def tiff(width: int, height: int, *, tags: Iterable[tuple[int, int, int, int]] =
     return bytes(body)
 
 
+def tiff_of_shared(strip: bytes, strips: int, *, tiled: bool = False, big: bool = False, compression: int = 8,
+                   length: int | None = None, width: int = 16, rows: int = 1) -> bytes:  # fmt: skip
+    """A TIFF file whose strips or tiles, of `rows` rows each, are all the same bytes."""
+    number = "<Q" if big else "<I"
+    start = 16 if big else 8
+    places = start + len(strip) + len(strip) % 2
+    lengths = places + strips * struct.calcsize(number)
+    at = lengths + strips * struct.calcsize(number)
+    length = len(strip) if length is None else length
+    # One value stands in the tag itself.
+    where = (places, lengths) if strips > 1 else (start, length)
+    kind = 16 if big else 4
+    tags = [(256, 4, 1, width), (257, 4, 1, rows * strips), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1),
+            (277, 3, 1, 1)]  # fmt: skip
+    if tiled:
+        tags += [(322, 4, 1, width), (323, 4, 1, rows), (324, kind, strips, where[0]), (325, kind, strips, where[1])]
+    else:
+        tags += [(273, kind, strips, where[0]), (278, 4, 1, rows), (279, kind, strips, where[1])]
+    entry = struct.Struct("<HHQQ" if big else "<HHII")
+    head = b"II+\0" + struct.pack("<HHQ", 8, 0, at) if big else b"II*\0" + struct.pack("<I", at)
+    count = struct.pack("<Q" if big else "<H", len(tags))
+    return b"".join((
+        head, strip, bytes(len(strip) % 2), struct.pack(number, start) * strips, struct.pack(number, length) * strips,
+        count, *(entry.pack(*tag) for tag in sorted(tags)), bytes(struct.calcsize(number)),
+    ))  # fmt: skip
+
+
+def empty_blocks(count: int, pixels: int = 16) -> bytes:
+    """Deflate data of so many blocks of nothing, then black pixels."""
+    coded = zlib.compress(bytes(pixels))
+    return coded[:2] + b"\0\0\0\xff\xff" * count + coded[2:]
+
+
 def riff(kind: bytes, body: bytes) -> bytes:
     """A chunk of a RIFF file."""
     return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
@@ -239,6 +272,8 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "ends of lines, 80 megapixels": lambda: bmp_runs(10_000, 8000, b"\1\1\0\0" * 8000),
     "runs that lead nowhere": lambda: bmp_runs(2000, 2000, b"\0\2\0\0" * 7_500_000),
     "900,000 strips": lambda: tiff(16, 900_000, strips=900_000),
+    "1,500 strips of the same 1 MB": lambda: tiff_of_shared(empty_blocks(200_000), 1500),
+    "65,000 strips of the same 1 kB": lambda: tiff_of_shared(empty_blocks(200), 65_000),
     "a tag of 60 MB of numbers": lambda: tiff(64, 64, tags=[(700, 3, 30_000_000, 8)], data=bytes(60 * MB)),
     "a sample format of 60 MB": lambda: tiff(64, 64, tags=[(339, 3, 30_000_000, 8)], data=bytes(60 * MB)),
     "60,000 tags of 8 MB": lambda: tiff(

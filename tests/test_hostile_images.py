@@ -18,7 +18,20 @@ import damaged_images
 import hostile_images
 import numpy as np
 import pytest
-from hostile_images import SLOW, bmp_runs, box, chunk, encoded, grey_jpeg, many_scans, png, riff, tiff
+from hostile_images import (
+    SLOW,
+    bmp_runs,
+    box,
+    chunk,
+    empty_blocks,
+    encoded,
+    grey_jpeg,
+    many_scans,
+    png,
+    riff,
+    tiff,
+    tiff_of_shared,
+)
 from PIL import Image
 
 from spark_aesthetic import formats
@@ -239,6 +252,8 @@ QUICK = (
     "60 zTXt of 60 MB",
     "IDAT of 200 MB for one pixel",
     "runs of 4 bits, 80 megapixels",
+    "1,500 strips of the same 1 MB",
+    "65,000 strips of the same 1 kB",
     "ends of lines, 80 megapixels",
     "65,000 items",
     "boxes 100,000 deep",
@@ -293,14 +308,39 @@ def test_no_file_takes_more_than_two_seconds_or_a_gigabyte(name: str) -> None:
         (hostile_images.gif(b"\x21\xfe\x01a\0" * 300_000), "too many blocks"),
         (bmp_runs(2000, 2000, b"\1\1" * 2_000_000), "too many runs"),
         (tiff(9, 70_000, strips=70_000), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000), 1500), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000), 1500, length=(1 << 32) - 1), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000, 256), 1500, tiled=True, rows=16), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000), 1500, big=True), "too many strips"),
         (hostile_images.webp_with(riff(b"JUNK", b"") * 70_000), "too many chunks"),
         (hostile_images.avif_with(box(b"free") * 20_000), "too many boxes"),
         (hostile_images.avif_with(box(b"meta", bytes(2 << 20))), "too much metadata"),
     ],
-    ids=["scans", "segments", "chunks", "blocks", "runs", "strips", "webp", "boxes", "metadata"],
+    ids=[
+        "scans",
+        "segments",
+        "chunks",
+        "blocks",
+        "runs",
+        "strips",
+        "shared",
+        "lengths",
+        "tiles",
+        "big",
+        "webp",
+        "boxes",
+        "metadata",
+    ],
 )
 def test_each_budget_has_its_reason(data: bytes, expected: str) -> None:
     assert reason(data) == f"decode: {expected}"
+
+
+def test_blank_tiles_that_share_their_bytes_are_read() -> None:
+    blank = empty_blocks(0, 4096 * 16)
+    data = tiff_of_shared(blank, 1000, tiled=True, width=4096, rows=16)
+    assert 1000 * len(blank) > 2 * len(data)
+    assert reason(data) is None
 
 
 def test_the_pass_costs_an_honest_photograph_nearly_nothing() -> None:
