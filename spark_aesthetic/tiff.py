@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -31,7 +32,10 @@ _KEPT = frozenset(
 _STARTS, _LENGTHS = (273, 324), (279, 325)
 _PLACES = (*_STARTS, *_LENGTHS)
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES = 256, 257, 258, 259, 277
-_UNCOMPRESSED = 1
+_UNCOMPRESSED, _OLD_JPEG, _JPEG = 1, 6, 7
+
+# The frame of an arithmetic-coded JPEG, which no encoder of TIFF writes: a few MB of scans take seconds.
+_ARITHMETIC_JPEG = re.compile(rb"\xff[\xc9\xca]\x00[\x0b-\x26]\x08")
 
 # Pillow's, see its TiffImagePlugin.COMPRESSION_INFO.
 _COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000, 50001))
@@ -84,15 +88,17 @@ def plain(data: bytes) -> bytes:
         if tag.number == _COMPRESSION and _first(layout, tag) not in _COMPRESSIONS:
             raise Refused("unsupported TIFF compression")
     made = _with_directory(data, layout, at, kept)
-    _check_strips(made, layout, kept)
+    codings = {_first(layout, tag) for tag in kept if tag.number == _COMPRESSION}
+    if codings & {_OLD_JPEG, _JPEG} and _ARITHMETIC_JPEG.search(made):
+        raise Refused("unsupported TIFF compression")
+    # Pillow reads files without compression itself, and not beyond a strip's pixels.
+    if codings - {_UNCOMPRESSED}:
+        _check_strips(made, layout, kept)
     return made
 
 
 def _check_strips(data: bytes, layout: _Layout, tags: list[_Tag]) -> None:
     """Raise Refused if the strips together name far more bytes than the file has."""
-    # Pillow reads files without compression itself, and not beyond a strip's pixels.
-    if all(_first(layout, tag) == _UNCOMPRESSED for tag in tags if tag.number == _COMPRESSION):
-        return
     # libtiff goes by the first of two equal tags.
     first = {tag.number: tag for tag in reversed(tags)}
     for number in _LENGTHS:

@@ -63,9 +63,9 @@ def grey_jpeg(
     ))  # fmt: skip
 
 
-def many_scans(width: int, height: int, scans: int) -> bytes:
+def many_scans(width: int, height: int, scans: int, *, sof: int = 0xC2) -> bytes:
     """A progressive JPEG whose scans of a few bytes each end all blocks at once, again and again."""
-    frame = segment(0xC2, struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0]))
+    frame = segment(sof, struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0]))
     # Code 0 of 8 bits: all blocks of a run of 32,767 and more end here (EOB14).
     table = segment(0xC4, bytes([0x10]) + bytes([0, 0, 0, 0, 0, 0, 0, 1] + [0] * 8) + b"\xe0")
     blocks = -(-width // 8) * -(-height // 8)

@@ -184,6 +184,14 @@ def test_an_avif_is_known_by_any_of_its_brands(brands: bytes) -> None:
     assert formats.sniff(box(b"ftyp", brands)) == "AVIF"
 
 
+def jpeg_tiff(sof: int) -> bytes:
+    return tiff_of_shared(grey_jpeg(16, 8, sof=sof), 1, compression=7, rows=8)
+
+
+def test_jpeg_in_a_tiff_is_read() -> None:
+    assert reason(jpeg_tiff(0xC0)) is None
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -196,6 +204,8 @@ def test_an_avif_is_known_by_any_of_its_brands(brands: bytes) -> None:
         (grey_jpeg(9, 9, precision=7), "decode: damaged JPEG"),
         (tiff(9, 9, bits=(16, 16, 16, 16), photometric=1), "decode: unsupported TIFF layout"),
         (tiff(9, 9, bits=(32, 32, 32), photometric=2), "decode: unsupported TIFF layout"),
+        (jpeg_tiff(0xC9), "decode: unsupported TIFF compression"),
+        (jpeg_tiff(0xCA), "decode: unsupported TIFF compression"),
         (tiff(9, 9, compression=34712), "decode: unsupported TIFF compression"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"CgBI", b"abcd"), "decode: unsupported PNG of Apple"),
         (bmp_runs(9, 9, b"")[:28] + struct.pack("<HI", 24, 4) + bytes(2000), "decode: unsupported BMP layout"),
@@ -303,6 +313,7 @@ def test_no_file_takes_more_than_two_seconds_or_a_gigabyte(name: str) -> None:
     ("data", "expected"),
     [
         (many_scans(64, 64, 300), "too many scans"),
+        (many_scans(4000, 4000, 40, sof=0xCA), "too many scans"),
         (hostile_images.after_start(noise_image(0), b"\xff\xfe\0\2" * 20_000), "too many segments"),
         (png(9, 9, before=chunk(b"tEXt", b"a\0b") * 70_000), "too many chunks"),
         (hostile_images.gif(b"\x21\xfe\x01a\0" * 300_000), "too many blocks"),
@@ -318,6 +329,7 @@ def test_no_file_takes_more_than_two_seconds_or_a_gigabyte(name: str) -> None:
     ],
     ids=[
         "scans",
+        "arithmetic",
         "segments",
         "chunks",
         "blocks",
@@ -334,6 +346,11 @@ def test_no_file_takes_more_than_two_seconds_or_a_gigabyte(name: str) -> None:
 )
 def test_each_budget_has_its_reason(data: bytes, expected: str) -> None:
     assert reason(data) == f"decode: {expected}"
+
+
+@pytest.mark.parametrize(("width", "height", "scans"), [(10_000, 8000, 14), (4000, 3000, 15), (1000, 1000, 100)])
+def test_arithmetic_coding_has_the_scans_that_encoders_write(width: int, height: int, scans: int) -> None:
+    assert plain(many_scans(width, height, scans, sof=0xCA), "JPEG").several_scans
 
 
 def test_blank_tiles_that_share_their_bytes_are_read() -> None:
