@@ -166,13 +166,18 @@ FTYP = b"\0\0\0\x18ftyp"
         (b"\x76\x2f\x31\x01", "OpenEXR"), (b"#?RADIANCE\n", "Radiance HDR"), (b"II*\0\x10\0\0\0CR\x02\0", "CR2"),
         (b"FUJIFILMCCD-RAW ", "RAF"), (b"\x1a\x45\xdf\xa3", "Matroska"), (b"RIFF\0\0\0\0AVI LIST", "AVI"),
         (b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04", "ZIP"), (b"gimp xcf v011", "XCF"), (b"\xd7\xcd\xc6\x9a", "WMF"),
+        (b"\xff\xd8\xff\xf7\0\x0b", "JPEG-LS"), (b"\0\0\2\0\1\0\x20\x20", "CUR"), (b"\x01\xda\1\1\0\3", "SGI"),
+        (b"FLIF1", "FLIF"), (b"SDPX\0\0\x20\0V2.0", "DPX"), (b"XPDS\0\x20\0\0V1.0", "DPX"), (b"<svg:svg x='y'>", "SVG"),
     ],
 )  # fmt: skip
 def test_formats_that_are_not_read_are_called_by_their_names(data: bytes, name: str) -> None:
     assert reason(data) == str(read_header(data)) == thumbnail(data)[1] == f"decode: unsupported format {name}"
 
 
-@pytest.mark.parametrize("data", [b"hello", b"<!DOCTYPE html><svg>", b"<html><svg></svg>", b"/9j/4AAQSkZJRg==", b"Pq"])
+@pytest.mark.parametrize(
+    "data",
+    [b"hello", b"<!DOCTYPE html><svg>", b"<html><svg></svg>", b"/9j/4AAQSkZJRg==", b"Pq", bytes((0, 0, 2)) + bytes(40)],
+)
 def test_what_is_no_image_stays_so(data: bytes) -> None:
     assert reason(data) == "decode: not an image"
 
