@@ -117,8 +117,8 @@ _EXTENSION, _IMAGE, _TRAILER, _CONTROL = 0x21, 0x2C, 0x3B, 0xF9
 _GIF_PART = re.compile(rb"[\x21\x2c\x3b]")
 
 
-# An image's descriptor and its palette.
-_GIF_HEAD_BYTES = 10 + 768
+# A picture's descriptor, its palette of 256 colours, and the size of its codes, which Pillow reads with them.
+_GIF_HEAD_BYTES = 10 + 768 + 1
 
 
 def _gif(data: bytes, header_only: bool) -> Plain:

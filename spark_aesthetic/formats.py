@@ -12,6 +12,7 @@ MAX_EXIF_BYTES = 65_536
 
 # Offset, first bytes, name, extension of a file. The first row that fits decides: several formats begin as TIFF does.
 _MAGIC = (
+    (0, b"\xff\xd8\xff\xf7", "JPEG-LS", "jls"),
     (0, b"\xff\xd8\xff", "JPEG", "jpg"),
     (0, b"\x89PNG", "PNG", "png"),
     (0, b"GIF8", "GIF", "gif"),
@@ -39,6 +40,11 @@ _MAGIC = (
     (0, b"#?RGBE", "Radiance HDR", "hdr"),
     (0, b"DDS ", "DDS", "dds"),
     (0, b"qoif", "QOI", "qoi"),
+    (0, b"FLIF", "FLIF", "flif"),
+    (0, b"SDPX", "DPX", "dpx"),
+    (0, b"XPDS", "DPX", "dpx"),
+    # Of one picture, as nearly all are: TGA files begin with the same four bytes, then zeros.
+    (0, b"\x00\x00\x02\x00\x01\x00", "CUR", "cur"),
     (0, b"\x8aMNG", "MNG", "mng"),
     (0, b"\x8bJNG", "JNG", "jng"),
     (0, b"AT&TFORM", "DjVu", "djvu"),
@@ -69,9 +75,12 @@ _ANY_HEIF = (b"mif1", b"mif2", b"msf1", b"miaf")
 _NETPBM = {b"1": "PBM", b"4": "PBM", b"2": "PGM", b"5": "PGM", b"3": "PPM", b"6": "PPM", b"7": "PAM"}
 _NETPBM_START = re.compile(rb"P([1-7])\s")
 
+# Plain or with runs, of one or two bytes a value, and one to three dimensions.
+_SGI_START = re.compile(rb"\x01\xda[\0\1][\1\2]\0[\1-\3]")
+
 # Perhaps behind a declaration, comments and a doctype, but not inside a page of HTML.
-_SVG_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml|<!--|<!DOCTYPE\s+svg|<svg[\s>])", re.IGNORECASE)
-_SVG = re.compile(rb"<svg[\s>]", re.IGNORECASE)
+_SVG_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml|<!--|<!DOCTYPE\s+svg|<(?:svg:)?svg[\s>])", re.IGNORECASE)
+_SVG = re.compile(rb"<(?:svg:)?svg[\s>]", re.IGNORECASE)
 _SVG_WITHIN = 4096
 
 
@@ -106,6 +115,8 @@ def _known(data: bytes) -> tuple[str | None, str]:
     if found := _NETPBM_START.match(data):
         name = _NETPBM[found[1]]
         return name, name.lower()
+    if _SGI_START.match(data):
+        return "SGI", "sgi"
     if _SVG_START.match(data) and _SVG.search(data, 0, _SVG_WITHIN):
         return "SVG", "svg"
     return None, "bin"

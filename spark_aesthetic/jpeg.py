@@ -26,6 +26,9 @@ _MAX_SEGMENTS = 16_384
 _MAX_SCANS = 200
 _MAX_SCANS_OF_LARGE = 32
 _MAX_SCANNED_PIXELS = 2_000_000_000
+# Arithmetic coding decides on each coefficient anew: 6 ms a megapixel and scan, of 4 kB.
+_MAX_ARITHMETIC_SCANS_OF_LARGE = 16
+_MAX_ARITHMETIC_SCANNED_PIXELS = 200_000_000
 
 _NOT_FILL = re.compile(rb"[^\xff]")
 
@@ -35,6 +38,7 @@ _SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 _LOSSLESS = 0xC3
 # Progressive ones.
 _SEVERAL = (0xC2, 0xCA)
+_ARITHMETIC = (0xC9, 0xCA)
 _DECODED = (*_SEQUENTIAL, *_SEVERAL, _LOSSLESS)
 # All that begin a frame: not the tables and extensions among the numbers between them.
 _FRAMES = tuple(code for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC))
@@ -213,6 +217,13 @@ def _plain_scan(data: bytes, frame: _Frame, start: int, end: int) -> list[bytes]
     return [data[start - 2 : end]]
 
 
+def _most_scans(frame: _Frame) -> int:
+    of_large, pixels = _MAX_SCANS_OF_LARGE, _MAX_SCANNED_PIXELS
+    if frame.code in _ARITHMETIC:
+        of_large, pixels = _MAX_ARITHMETIC_SCANS_OF_LARGE, _MAX_ARITHMETIC_SCANNED_PIXELS
+    return max(of_large, min(_MAX_SCANS, pixels // max(1, frame.width * frame.height)))
+
+
 class _Scans(NamedTuple):
     pieces: list[bytes | memoryview]
     passed: int
@@ -222,7 +233,7 @@ def _scans(segments: _Segments, frame: _Frame, start: int, end: int) -> _Scans:
     """All from the first scan on, and how many scans there are. The first one's parameters are at `start`."""
     view = memoryview(segments.data)
     pieces: list[bytes | memoryview] = []
-    most = max(_MAX_SCANS_OF_LARGE, min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, frame.width * frame.height)))
+    most = _most_scans(frame)
     count, channels, copied = 0, 0, start - 2
     try:
         while True:

@@ -194,6 +194,7 @@ def _odd_others(image: Image.Image) -> Iterator[Whole]:
     for kind in ("GIF", "WEBP", "AVIF", "PNG"):
         yield Whole(f"{kind} animated", encoded(image, kind, save_all=True, append_images=[image.rotate(5)] * 3))
     yield Whole("GIF with comments", encoded(image, "GIF", comment=b"hello" * 1000))
+    yield Whole("GIF with a palette of its picture", hostile_images.gif_of_local_palette(image))
     yield Whole("GIF and more", encoded(image, "GIF") + bytes(1000))
     yield Whole(
         "WebP with profile", encoded(image, "WEBP", icc_profile=bytes(5000), exif=b"Exif\0\0II*\0", xmp=b"<x/>")

@@ -63,9 +63,9 @@ def grey_jpeg(
     ))  # fmt: skip
 
 
-def many_scans(width: int, height: int, scans: int) -> bytes:
+def many_scans(width: int, height: int, scans: int, *, sof: int = 0xC2) -> bytes:
     """A progressive JPEG whose scans of a few bytes each end all blocks at once, again and again."""
-    frame = segment(0xC2, struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0]))
+    frame = segment(sof, struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0]))
     # Code 0 of 8 bits: all blocks of a run of 32,767 and more end here (EOB14).
     table = segment(0xC4, bytes([0x10]) + bytes([0, 0, 0, 0, 0, 0, 0, 1] + [0] * 8) + b"\xe0")
     blocks = -(-width // 8) * -(-height // 8)
@@ -112,6 +112,15 @@ def gif(before: bytes = b"") -> bytes:
     return data[:at] + before + data[at:]
 
 
+def gif_of_local_palette(image: Image.Image) -> bytes:
+    """A GIF file whose 256 colours belong to its picture, not to the whole file."""
+    colours = image.convert("RGB").quantize(256)
+    data = encoded(colours, "GIF", optimize=False)
+    at = data.index(b"\x2c", 13 + 768)
+    head = data[:10] + bytes((data[10] & 0x78,)) + data[11:13] + data[13 + 768 : at + 9]
+    return head + bytes((data[at + 9] | 0x87,)) + data[13 : 13 + 768] + data[at + 10 :]
+
+
 def bmp_runs(width: int, height: int, body: bytes, *, four_bits: bool = False) -> bytes:
     """A BMP file of run-length coding."""
     colours = 16 if four_bits else 256
@@ -151,6 +160,39 @@ def tiff(width: int, height: int, *, tags: Iterable[tuple[int, int, int, int]] =
     )
     body[4:8] = struct.pack("<I", at)
     return bytes(body)
+
+
+def tiff_of_shared(strip: bytes, strips: int, *, tiled: bool = False, big: bool = False, compression: int = 8,
+                   length: int | None = None, width: int = 16, rows: int = 1) -> bytes:  # fmt: skip
+    """A TIFF file whose strips or tiles, of `rows` rows each, are all the same bytes."""
+    number = "<Q" if big else "<I"
+    start = 16 if big else 8
+    places = start + len(strip) + len(strip) % 2
+    lengths = places + strips * struct.calcsize(number)
+    at = lengths + strips * struct.calcsize(number)
+    length = len(strip) if length is None else length
+    # One value stands in the tag itself.
+    where = (places, lengths) if strips > 1 else (start, length)
+    kind = 16 if big else 4
+    tags = [(256, 4, 1, width), (257, 4, 1, rows * strips), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1),
+            (277, 3, 1, 1)]  # fmt: skip
+    if tiled:
+        tags += [(322, 4, 1, width), (323, 4, 1, rows), (324, kind, strips, where[0]), (325, kind, strips, where[1])]
+    else:
+        tags += [(273, kind, strips, where[0]), (278, 4, 1, rows), (279, kind, strips, where[1])]
+    entry = struct.Struct("<HHQQ" if big else "<HHII")
+    head = b"II+\0" + struct.pack("<HHQ", 8, 0, at) if big else b"II*\0" + struct.pack("<I", at)
+    count = struct.pack("<Q" if big else "<H", len(tags))
+    return b"".join((
+        head, strip, bytes(len(strip) % 2), struct.pack(number, start) * strips, struct.pack(number, length) * strips,
+        count, *(entry.pack(*tag) for tag in sorted(tags)), bytes(struct.calcsize(number)),
+    ))  # fmt: skip
+
+
+def empty_blocks(count: int, pixels: int = 16) -> bytes:
+    """Deflate data of so many blocks of nothing, then black pixels."""
+    coded = zlib.compress(bytes(pixels))
+    return coded[:2] + b"\0\0\0\xff\xff" * count + coded[2:]
 
 
 def riff(kind: bytes, body: bytes) -> bytes:
@@ -230,6 +272,8 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "ends of lines, 80 megapixels": lambda: bmp_runs(10_000, 8000, b"\1\1\0\0" * 8000),
     "runs that lead nowhere": lambda: bmp_runs(2000, 2000, b"\0\2\0\0" * 7_500_000),
     "900,000 strips": lambda: tiff(16, 900_000, strips=900_000),
+    "1,500 strips of the same 1 MB": lambda: tiff_of_shared(empty_blocks(200_000), 1500),
+    "65,000 strips of the same 1 kB": lambda: tiff_of_shared(empty_blocks(200), 65_000),
     "a tag of 60 MB of numbers": lambda: tiff(64, 64, tags=[(700, 3, 30_000_000, 8)], data=bytes(60 * MB)),
     "a sample format of 60 MB": lambda: tiff(64, 64, tags=[(339, 3, 30_000_000, 8)], data=bytes(60 * MB)),
     "60,000 tags of 8 MB": lambda: tiff(

@@ -18,7 +18,20 @@ import damaged_images
 import hostile_images
 import numpy as np
 import pytest
-from hostile_images import SLOW, bmp_runs, box, chunk, encoded, grey_jpeg, many_scans, png, riff, tiff
+from hostile_images import (
+    SLOW,
+    bmp_runs,
+    box,
+    chunk,
+    empty_blocks,
+    encoded,
+    grey_jpeg,
+    many_scans,
+    png,
+    riff,
+    tiff,
+    tiff_of_shared,
+)
 from PIL import Image
 
 from spark_aesthetic import formats
@@ -153,13 +166,18 @@ FTYP = b"\0\0\0\x18ftyp"
         (b"\x76\x2f\x31\x01", "OpenEXR"), (b"#?RADIANCE\n", "Radiance HDR"), (b"II*\0\x10\0\0\0CR\x02\0", "CR2"),
         (b"FUJIFILMCCD-RAW ", "RAF"), (b"\x1a\x45\xdf\xa3", "Matroska"), (b"RIFF\0\0\0\0AVI LIST", "AVI"),
         (b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04", "ZIP"), (b"gimp xcf v011", "XCF"), (b"\xd7\xcd\xc6\x9a", "WMF"),
+        (b"\xff\xd8\xff\xf7\0\x0b", "JPEG-LS"), (b"\0\0\2\0\1\0\x20\x20", "CUR"), (b"\x01\xda\1\1\0\3", "SGI"),
+        (b"FLIF1", "FLIF"), (b"SDPX\0\0\x20\0V2.0", "DPX"), (b"XPDS\0\x20\0\0V1.0", "DPX"), (b"<svg:svg x='y'>", "SVG"),
     ],
 )  # fmt: skip
 def test_formats_that_are_not_read_are_called_by_their_names(data: bytes, name: str) -> None:
     assert reason(data) == str(read_header(data)) == thumbnail(data)[1] == f"decode: unsupported format {name}"
 
 
-@pytest.mark.parametrize("data", [b"hello", b"<!DOCTYPE html><svg>", b"<html><svg></svg>", b"/9j/4AAQSkZJRg==", b"Pq"])
+@pytest.mark.parametrize(
+    "data",
+    [b"hello", b"<!DOCTYPE html><svg>", b"<html><svg></svg>", b"/9j/4AAQSkZJRg==", b"Pq", bytes((0, 0, 2)) + bytes(40)],
+)
 def test_what_is_no_image_stays_so(data: bytes) -> None:
     assert reason(data) == "decode: not an image"
 
@@ -169,6 +187,14 @@ def test_what_is_no_image_stays_so(data: bytes) -> None:
 )
 def test_an_avif_is_known_by_any_of_its_brands(brands: bytes) -> None:
     assert formats.sniff(box(b"ftyp", brands)) == "AVIF"
+
+
+def jpeg_tiff(sof: int) -> bytes:
+    return tiff_of_shared(grey_jpeg(16, 8, sof=sof), 1, compression=7, rows=8)
+
+
+def test_jpeg_in_a_tiff_is_read() -> None:
+    assert reason(jpeg_tiff(0xC0)) is None
 
 
 @pytest.mark.parametrize(
@@ -183,6 +209,8 @@ def test_an_avif_is_known_by_any_of_its_brands(brands: bytes) -> None:
         (grey_jpeg(9, 9, precision=7), "decode: damaged JPEG"),
         (tiff(9, 9, bits=(16, 16, 16, 16), photometric=1), "decode: unsupported TIFF layout"),
         (tiff(9, 9, bits=(32, 32, 32), photometric=2), "decode: unsupported TIFF layout"),
+        (jpeg_tiff(0xC9), "decode: unsupported TIFF compression"),
+        (jpeg_tiff(0xCA), "decode: unsupported TIFF compression"),
         (tiff(9, 9, compression=34712), "decode: unsupported TIFF compression"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"CgBI", b"abcd"), "decode: unsupported PNG of Apple"),
         (bmp_runs(9, 9, b"")[:28] + struct.pack("<HI", 24, 4) + bytes(2000), "decode: unsupported BMP layout"),
@@ -239,6 +267,8 @@ QUICK = (
     "60 zTXt of 60 MB",
     "IDAT of 200 MB for one pixel",
     "runs of 4 bits, 80 megapixels",
+    "1,500 strips of the same 1 MB",
+    "65,000 strips of the same 1 kB",
     "ends of lines, 80 megapixels",
     "65,000 items",
     "boxes 100,000 deep",
@@ -288,19 +318,51 @@ def test_no_file_takes_more_than_two_seconds_or_a_gigabyte(name: str) -> None:
     ("data", "expected"),
     [
         (many_scans(64, 64, 300), "too many scans"),
+        (many_scans(4000, 4000, 40, sof=0xCA), "too many scans"),
         (hostile_images.after_start(noise_image(0), b"\xff\xfe\0\2" * 20_000), "too many segments"),
         (png(9, 9, before=chunk(b"tEXt", b"a\0b") * 70_000), "too many chunks"),
         (hostile_images.gif(b"\x21\xfe\x01a\0" * 300_000), "too many blocks"),
         (bmp_runs(2000, 2000, b"\1\1" * 2_000_000), "too many runs"),
         (tiff(9, 70_000, strips=70_000), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000), 1500), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000), 1500, length=(1 << 32) - 1), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000, 256), 1500, tiled=True, rows=16), "too many strips"),
+        (tiff_of_shared(empty_blocks(20_000), 1500, big=True), "too many strips"),
         (hostile_images.webp_with(riff(b"JUNK", b"") * 70_000), "too many chunks"),
         (hostile_images.avif_with(box(b"free") * 20_000), "too many boxes"),
         (hostile_images.avif_with(box(b"meta", bytes(2 << 20))), "too much metadata"),
     ],
-    ids=["scans", "segments", "chunks", "blocks", "runs", "strips", "webp", "boxes", "metadata"],
+    ids=[
+        "scans",
+        "arithmetic",
+        "segments",
+        "chunks",
+        "blocks",
+        "runs",
+        "strips",
+        "shared",
+        "lengths",
+        "tiles",
+        "big",
+        "webp",
+        "boxes",
+        "metadata",
+    ],
 )
 def test_each_budget_has_its_reason(data: bytes, expected: str) -> None:
     assert reason(data) == f"decode: {expected}"
+
+
+@pytest.mark.parametrize(("width", "height", "scans"), [(10_000, 8000, 14), (4000, 3000, 15), (1000, 1000, 100)])
+def test_arithmetic_coding_has_the_scans_that_encoders_write(width: int, height: int, scans: int) -> None:
+    assert plain(many_scans(width, height, scans, sof=0xCA), "JPEG").several_scans
+
+
+def test_blank_tiles_that_share_their_bytes_are_read() -> None:
+    blank = empty_blocks(0, 4096 * 16)
+    data = tiff_of_shared(blank, 1000, tiled=True, width=4096, rows=16)
+    assert 1000 * len(blank) > 2 * len(data)
+    assert reason(data) is None
 
 
 def test_the_pass_costs_an_honest_photograph_nearly_nothing() -> None:
