@@ -65,6 +65,8 @@ class _Frame(NamedTuple):
     height: int
     width: int
     components: int
+    # As scans name the components.
+    names: bytes
 
 
 def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
@@ -194,7 +196,7 @@ def _frame(code: int, body: bytes) -> _Frame:
     if len(body) < 8:
         raise Refused("damaged JPEG")
     height, width = struct.unpack_from(">HH", body, 3)
-    return _Frame(code, body[2], height, width, body[7])
+    return _Frame(code, body[2], height, width, body[7], body[8::3][: body[7]])
 
 
 def _check(frame: _Frame, data: bytes) -> None:
@@ -235,11 +237,15 @@ def _scans(segments: _Segments, frame: _Frame, start: int, end: int) -> _Scans:
     pieces: list[bytes | memoryview] = []
     most = _most_scans(frame)
     count, channels, copied = 0, 0, start - 2
+    base, detail = set[int](), set[int]()
     try:
         while True:
             count, channels = count + 1, channels + max(1, view[start + 2] if end > start + 2 else 1)
             if channels > most:
                 raise Refused("too many scans")
+            named = view[start + 3 : end - 3 : 2]
+            # A progressive scan begins with the mean of each block, or with what lies above it.
+            (detail if frame.code in _SEVERAL and view[end - 3] else base).update(named)
             pieces += [view[copied : start - 2], *_plain_scan(segments.data, frame, start, end)]
             copied = end
             code, start, end = segments.after_entropy()
@@ -247,6 +253,8 @@ def _scans(segments: _Segments, frame: _Frame, start: int, end: int) -> _Scans:
                 code, start, end = segments.after_entropy()
             if code == _EOI:
                 pieces.append(view[copied:end])
+                if set(frame.names) - base or (frame.code in _SEVERAL and frame.names[0] not in detail):
+                    raise Refused("damaged JPEG")
                 break
     except _EndsEarly:
         pieces.append(view[copied:])

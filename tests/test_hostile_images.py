@@ -358,6 +358,15 @@ def test_arithmetic_coding_has_the_scans_that_encoders_write(width: int, height:
     assert plain(many_scans(width, height, scans, sof=0xCA), "JPEG").several_scans
 
 
+@pytest.mark.parametrize("scans", [1, 2])
+def test_a_jpeg_without_its_last_scans_is_damaged(scans: int) -> None:
+    data = encoded(hostile_images.noise(0, 64, 48), "JPEG", progressive=True)
+    starts = [found.start() for found in re.finditer(rb"\xff\xda", data)]
+    found = reason(data[: starts[scans]] + b"\xff\xd9")
+    # The first has the means of all blocks, the second some detail of the brightness.
+    assert found == ("decode: damaged JPEG" if scans == 1 else None)
+
+
 def test_blank_tiles_that_share_their_bytes_are_read() -> None:
     blank = empty_blocks(0, 4096 * 16)
     data = tiff_of_shared(blank, 1000, tiled=True, width=4096, rows=16)
