@@ -59,7 +59,12 @@ def _expanded(data: bytes, at: int, width: int, size: int, *, pairs: bool) -> by
         elif value == 0:
             pixels += bytes(-len(pixels) % width)
             across = 0
-        elif value == 1 or (value == 2 and at + 1 >= len(data)):
+        elif value == 1:
+            if len(pixels) < size and at + 1 >= len(data):
+                # Valid, and Pillow reads no file of which some pixels have no value.
+                raise Refused("unsupported BMP layout")
+            break
+        elif value == 2 and at + 1 >= len(data):
             break
         elif value == 2:
             pixels += bytes(min(size - len(pixels), data[at] + data[at + 1] * width))

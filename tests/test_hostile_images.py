@@ -222,6 +222,19 @@ def test_valid_layouts_that_are_not_read_are_not_damaged(data: bytes, expected: 
         assert str(read_header(data)) == expected
 
 
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        # The mark of the end, before the last row: the other pixels have no value.
+        (b"\x09\x01\0\0\0\1", "decode: unsupported BMP layout"),
+        (b"\x09\x01\0\0\0\1\x09\x01", "decode: damaged BMP"),
+        (b"\x09\x01\0\0", "decode: truncated BMP"),
+    ],
+)
+def test_a_bmp_that_ends_before_its_last_row_is_told_by_how_it_ends(runs: bytes, expected: str) -> None:
+    assert reason(bmp_runs(9, 9, runs)) == expected
+
+
 def test_pillows_own_limits_stay_as_they_are() -> None:
     from PIL import ImageFile, PngImagePlugin
 
