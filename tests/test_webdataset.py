@@ -141,7 +141,7 @@ def test_a_damaged_shard_fails_or_is_reported_with_the_place(
 def test_ten_thousand_samples_go_out_and_come_back_to_the_byte(spark: SparkSession, tmp_path: Path) -> None:
     rows = spark.range(0, 10_000, numPartitions=3).select(
         F.format_string("k%06d", "id").alias("__key__"),
-        F.unhex(F.concat(F.lit("ffd8ff"), F.repeat(F.sha2(F.col("id").cast("string"), 256), 8))).alias("image"),
+        F.unhex(F.concat(F.lit("ffd8ffe0"), F.repeat(F.sha2(F.col("id").cast("string"), 256), 8))).alias("image"),
         F.concat(F.lit("a caption of "), "id").alias("txt"),
         (F.col("id") / 1000).cast("float").alias("aesthetic_score"),
     )
