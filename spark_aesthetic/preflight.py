@@ -37,7 +37,7 @@ from pyspark.sql.utils import is_remote
 from spark_aesthetic.datatypes import holds
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError, nearest
 from spark_aesthetic.files import home
-from spark_aesthetic.java import Py4JJavaError, first_line
+from spark_aesthetic.java import Py4JJavaError, first_line, full_disk_explained
 from spark_aesthetic.predictors import Predictor
 from spark_aesthetic.sessions import statement
 
@@ -164,6 +164,7 @@ def reaching(
     remedy: str = "check the address, and that its connector and access are set up",
     *,
     missing: str | None = None,
+    errors: tuple[type[Exception], ...] = (PySparkException, Py4JJavaError),
 ) -> Iterator[None]:
     """Turn what a file system, a connector or a metastore raises into one line about a place.
 
@@ -171,13 +172,17 @@ def reaching(
         place: The place, as its user named it: `--source 's3://bucket/x'`.
         remedy: What to do about it.
         missing: What to say, after the place, if nothing is there.
+        errors: Those that can only be of the place. Spark's and Delta's own have classes of PySpark, a file system's is
+            a Py4JJavaError.
 
     Raises:
+        ResourceError: The disk is full.
         TableError: Nothing is there, or the place cannot be reached, with the first line of the cause.
     """
     try:
-        yield
-    except (PySparkException, Py4JJavaError) as error:
+        with full_disk_explained():
+            yield
+    except errors as error:
         if missing is not None and is_missing(error):
             raise TableError(f"{place}: {missing}") from error
         raise TableError(
@@ -524,6 +529,11 @@ def check_own_name(column: str, option: str) -> None:
 def has_null(key: Sequence[str]) -> Column:
     """Whether one of the key columns is null."""
     return reduce(Column.__or__, [F.col(quoted(column)).isNull() for column in key])
+
+
+def key_text(columns: Iterable[str]) -> Column:
+    """The values of quoted key columns in one text, for a message."""
+    return F.array_join(F.array(*[F.col(name).cast("string") for name in columns]), ", ")
 
 
 def check_key_values(rows: DataFrame, key: Sequence[str], *, beside: Sequence[str] = ()) -> None:

@@ -300,11 +300,11 @@ class Run:
 
     def _tell_of_repeated_keys(self, missing: int) -> None:
         """Warn of rows without a score of their own: each key has one, of the row that came first."""
-        source, key = self.chunks.source, [F.col(quoted(name)) for name in self.chunks.target.key]
+        source, key = self.chunks.source, list(map(quoted, self.chunks.target.key))
         groups = source.rows.groupBy(*key).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).where("_aesthetic_rows > 1")
         repeated = groups.count()
         if repeated:
-            text = F.array_join(F.array(*[column.cast("string") for column in key]), ", ").alias("_aesthetic_key")
+            text = preflight.key_text(key).alias("_aesthetic_key")
             first = groups.orderBy(*key).limit(_SHOWN_KEYS).select(text, "_aesthetic_rows").collect()
             _log.warning(
                 "%s: %d keys are of several rows (%s), and each of them has the score of its first row alone; add a "
@@ -356,12 +356,9 @@ class Run:
             spark.streams.removeListener(listener)
 
     def _start(self, progress: Progress, folder: str, limits: dict[str, str]) -> StreamingQuery:
-        try:
+        remedy = "grant access to it, or name another (--checkpoint)"
+        with preflight.reaching(f"checkpoint {folder!r}", remedy, errors=(Py4JJavaError,)):
             return self.chunks.start(self.spark, progress, f"{folder}/{progress.checkpoint}", limits, self.every)
-        # Of the folder's file system: errors of Spark and Delta have classes of PySpark.
-        except Py4JJavaError:
-            with preflight.reaching(f"checkpoint {folder!r}", "grant access to it, or name another (--checkpoint)"):
-                raise
 
     def _listener(self, doing: str, rows_to_do: Callable[[], int | None], *, in_one: bool = False) -> ProgressListener:
         source, rows = self.chunks.source, self.rows_read

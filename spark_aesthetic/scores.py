@@ -22,6 +22,7 @@ from pyspark.sql.types import (
 from spark_aesthetic import preflight
 from spark_aesthetic.commits import Commit, committed, logged, merge_into, properties, properties_clause
 from spark_aesthetic.errors import TableError
+from spark_aesthetic.java import Py4JJavaError
 from spark_aesthetic.preflight import identifier, quoted
 from spark_aesthetic.sessions import statement, text_literal
 
@@ -130,14 +131,15 @@ class Target:
             f"TBLPROPERTIES {properties_clause(told)}"
         )
         occupied = ("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION", "DELTA_MISSING_DELTA_TABLE")
+        place, remedy = f"scores {self.table!r}", "grant access to it, or name another"
         try:
-            # Of runs that make it at once some find another's folder before its first commit, or see it a moment later.
-            committed(lambda: statement(spark, create), also=occupied[:1])
-            committed(lambda: properties(spark, self.identifier), also=occupied[1:])
+            with preflight.reaching(place, remedy, errors=(Py4JJavaError,)):
+                # Of runs that make it at once some find another's folder before its first commit, or see it later.
+                committed(lambda: statement(spark, create), also=occupied[:1])
+                committed(lambda: properties(spark, self.identifier), also=occupied[1:])
         except PySparkException as error:
             if not any(condition in str(error) for condition in occupied):
-                with preflight.reaching(f"scores {self.table!r}", "grant access to it, or name another"):
-                    raise
+                raise
             raise TableError(
                 f"scores {self.table!r}: expected a Delta table or room for one, found a folder with files of another "
                 "kind; choose a name or a folder that is not there yet"

@@ -95,6 +95,16 @@ def test_what_can_be_known_is_refused_before_any_work(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.skipif(CONNECT, reason="there an error of a file system has no class of its own")
+@pytest.mark.parametrize(("option", "message"), [("scores", "scores '/proc/"), ("checkpoint", "checkpoint '/proc/")])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    spark: SparkSession, table: Callable[..., str], tmp_path: Path, option: str, message: str
+) -> None:
+    places = {"scores": str(tmp_path / "new"), option: "/proc/nosuch/x"}
+    with pytest.raises(TableError, match=f"^{message}.*: expected a place that Spark can reach.*; grant access"):
+        score(spark, table(embeddings(spark)), **places)
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_scores_table_of_another_shape_is_refused_also_in_a_dry_run(
     spark: SparkSession, table: Callable[..., str], dry_run: bool

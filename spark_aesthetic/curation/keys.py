@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from spark_aesthetic.datasources import shards
 from spark_aesthetic.datasources.webdataset import SIDECAR_KEY
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.preflight import has_null, quoted
+from spark_aesthetic.preflight import has_null, key_text, quoted
 
 _KEY, _ROWS, _DAMAGE = "_aesthetic_key", "_aesthetic_rows", "_aesthetic_damage"
 
@@ -47,7 +47,7 @@ def check_keys(rows: DataFrame, key: Sequence[str], called: str, remedy: str) ->
             "which no other table's row can equal; leave them out, or name another key"
         )
     if found.repeated:
-        text = F.array_join(F.array(*[column.cast("string") for column in columns]), ", ").alias(_KEY)
+        text = key_text(map(quoted, key)).alias(_KEY)
         first = groups.where(several & ~empty).orderBy(*columns).limit(_SHOWN).select(text, _ROWS).collect()
         shown = ", ".join(f"{row[_ROWS]} for {row[_KEY]}" for row in first)
         raise TableError(

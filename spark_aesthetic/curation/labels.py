@@ -19,7 +19,7 @@ from spark_aesthetic.curation.evidence import Bools, Floats
 from spark_aesthetic.curation.histogram import Group, as_group
 from spark_aesthetic.curation.models import is_score
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.preflight import column_type, quoted
+from spark_aesthetic.preflight import column_type, key_text, quoted
 
 # A million are years of one person's work.
 MAX_LABELS = 1_000_000
@@ -27,7 +27,7 @@ MAX_LABELS = 1_000_000
 # Rows that an error shows.
 _SHOWN = 3
 
-# Of a CSV file, to find its header in: a name may have line feeds.
+# Lines at the beginning of a CSV file that may belong to its header: a column's name may have line feeds.
 _HEADER_LINES = 100
 
 # The review page writes an apostrophe before a cell that a spreadsheet would take for a formula, and before a cell that
@@ -159,7 +159,7 @@ def _by_key(
     types = [column_type(scores_df, quoted(name), "key") for name in key]
     keys = [f"key_{at}" for at in range(len(key))]
     own = [F.col(quoted(name)).try_cast(kind).alias(alias) for name, kind, alias in zip(key, types, keys, strict=True)]
-    text = F.array_join(F.array(*[F.col(alias).cast("string") for alias in keys]), ", ")
+    text = key_text(keys)
     judged = (
         given.select(*own, "label")
         .groupBy(*keys)
