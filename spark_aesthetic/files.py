@@ -89,10 +89,14 @@ def check_file(path: str, option: str, *, overwrite: bool) -> None:
     Raises:
         OptionError: A folder is there, or a file and it is not to be replaced, or `check_writable` raises it.
     """
+    folder_found = OptionError(f"{option} {path!r}: expected the name of a file, found a folder; add a name")
+    if path.endswith("/"):
+        # Before the next line makes the folder.
+        raise folder_found
     check_writable(absolute(path).rpartition("/")[0], option)
     system, place = fsspec.core.url_to_fs(absolute(path))
-    if path.endswith("/") or system.isdir(place):
-        raise OptionError(f"{option} {path!r}: expected the name of a file, found a folder; add a name")
+    if system.isdir(place):
+        raise folder_found
     if not overwrite and system.exists(place):
         raise OptionError(f"{option} {path!r}: expected no file there, found one; --overwrite replaces it")
 

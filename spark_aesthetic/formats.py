@@ -43,7 +43,7 @@ _MAGIC = (
     (0, b"FLIF", "FLIF", "flif"),
     (0, b"SDPX", "DPX", "dpx"),
     (0, b"XPDS", "DPX", "dpx"),
-    # Of one picture, as nearly all are: TGA files begin with the same four bytes, then zeros.
+    # The last two bytes are the number of pictures, nearly always one. TGA files begin with the first four, then zeros.
     (0, b"\x00\x00\x02\x00\x01\x00", "CUR", "cur"),
     (0, b"\x8aMNG", "MNG", "mng"),
     (0, b"\x8bJNG", "JNG", "jng"),

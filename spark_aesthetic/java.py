@@ -24,7 +24,7 @@ except ImportError:  # a client of Spark Connect alone, where nothing raises it
 # Java puts the class of an exception before its message, Spark Connect in parentheses.
 _CLASS = re.compile(r"^(?:\((?:[a-z_]\w*\.)+\w+\)|(?:[a-z_]\w*\.)+\w+:)\s+")
 
-# Of Linux, for a disk, a quota and a limit of the process, and of HDFS. All but the last come from C's library.
+# The words of Linux for a full disk, a quota and a limit of the process, and the exception of HDFS.
 _FULL = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded|File too large|QuotaExceededException)[^\n]*")
 
 

@@ -97,7 +97,7 @@ class CheckedParams(Params):
 
     def _check(self) -> object:
         """Raise an AestheticError unless the params are right; those of `fit` and `transform` pass no setter."""
-        raise NotImplementedError
+        raise NotImplementedError  # every stage has its own
 
 
 class AestheticScorer(

@@ -193,7 +193,6 @@ def ingest_images(
         spark=spark, source=opened, name=source, table=table, keep_once=keep_once, retry_failed=retry_failed
     )  # fmt: skip
     run.make_table()
-    run.source = opened.knowing(run.columns_there())
     listed, new = run.list_new()
     skipped = listed
     for number, entries in enumerate(_chunks(new, max_bytes, max_files_per_chunk), start=1):
@@ -260,8 +259,6 @@ class _Run:
     failed: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
     chunks: int = 0
-    # Of the source's further texts those of which a row was found.
-    taken_up: list[str] = field(default_factory=list)
 
     @property
     def left_out(self) -> str:
@@ -271,15 +268,6 @@ class _Run:
             return f"{path}_duplicates"
         # The last letter of a name in backquotes is one of them.
         return f"{self.table.removesuffix('`')}_duplicates{'`' if self.table.endswith('`') else ''}"
-
-    @property
-    def texts(self) -> list[str]:
-        """Columns of the table that this source gives beside the images."""
-        return [*self.source.texts, *self.taken_up]
-
-    def columns_there(self) -> list[str]:
-        """All columns of the table."""
-        return list(self._rows().columns)
 
     def make_table(self) -> None:
         """Create the table if it is not there.
@@ -311,6 +299,7 @@ class _Run:
     def list_new(self) -> tuple[int, Iterator[Entry]]:
         """How much the source has, and what of it is new; where something is, all older runs have been ended."""
         before = self._version()
+        self.source = self.source.knowing(self._rows(before).columns)
         listed, new = self._list(self._rows(before))
         first = next(new, None)
         if first is None:
@@ -372,8 +361,8 @@ class _Run:
                 frames.append(mended.persist(StorageLevel.DISK_ONLY))
                 rows = self._rows_of(entries, mended)
                 counts = self._counts(rows)
-            self._take_up([name for name in self._further() if any(row[name] for row in counts)])
-            rows = rows.drop(*self._further())
+            self._take_up([name for name in self.source.further if any(row[name] for row in counts)])
+            rows = rows.drop(*self.source.further)
             self.bytes_read += sum(row.bytes or 0 for row in counts)
             gone = None
             if VERSION in self.source.texts:
@@ -407,23 +396,20 @@ class _Run:
         """Rows, bytes and the least path of each error, and of shards of each shard."""
         by = ["error", *([URL] if URL in self.source.texts else [])]
         told = [F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes"), F.min("path").alias("path")]
-        # Of texts that the table may not have yet.
-        told += [F.count(quoted(name)).alias(name) for name in self._further() if name in rows.columns]
+        # The table gets a column for a text once a row has it.
+        told += [F.count(quoted(name)).alias(name) for name in self.source.further if name in rows.columns]
         return rows.groupBy(*by).agg(*told).collect()
-
-    def _further(self) -> list[str]:
-        return [name for name in self.source.further if name not in self.taken_up]
 
     def _take_up(self, names: list[str]) -> None:
         """Give the table columns for texts that the first samples did not have."""
         if names:
             # MERGE adds none.
             add_columns(self.spark, identifier(self.table), self._rows(), dict.fromkeys(names, StringType()))
-            self.taken_up += names
+            self.source = self.source.knowing(names)
 
     def _changed(self, rows: DataFrame, entries: list[Entry]) -> tuple[DataFrame, DataFrame]:
         """The new and changed rows of modified shards, and the paths that these shards no longer have."""
-        compared = ["image_id", "error", *(name for name in self.texts if name != VERSION)]
+        compared = ["image_id", "error", *(name for name in self.source.texts if name != VERSION)]
         urls = self.spark.createDataFrame([(entry.path,) for entry in entries], f"`{URL}` string")
         # At a version: Spark computes again what it keeps of a table that is written to.
         there = self._rows(self._version()).join(F.broadcast(urls), URL, "left_semi")
@@ -529,7 +515,7 @@ class _Run:
 
     def _replace(self, rows: DataFrame, number: int) -> None:
         """Put rows in place of those of the same path."""
-        columns = list(map(quoted, [*_COLUMNS, *self.texts]))
+        columns = list(map(quoted, [*_COLUMNS, *self.source.texts]))
         clauses = (
             f"ON target.path = scored.path WHEN MATCHED AND scored.{_DROPPED} THEN DELETE "
             f"WHEN MATCHED THEN UPDATE SET {', '.join(f'{name} = scored.{name}' for name in columns)} "

@@ -245,11 +245,12 @@ def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, ob
     writer = rows.write.format("delta").mode(mode).option("userMetadata", json.dumps(told))
     if mode == "overwrite":
         writer = writer.option("overwriteSchema", "true")
-    there = preflight.detail(spark, out) if preflight.unusual(rows.columns) else None
-    if there is not None:
-        preflight.check_names(there, rows.columns, f"--out {out!r}")
-    elif preflight.unusual(rows.columns):
-        writer = writer.option("delta.columnMapping.mode", "name")
+    if preflight.unusual(rows.columns):
+        there = preflight.detail(spark, out)
+        if there is None:
+            writer = writer.option("delta.columnMapping.mode", "name")
+        else:
+            preflight.check_names(there, rows.columns, f"--out {out!r}")
     try:
         preflight.write_table(writer, out)
     except AnalysisException as error:
