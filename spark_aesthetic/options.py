@@ -214,7 +214,7 @@ def shortened(value: Any) -> str:
 
     Examples:
         >>> shortened("5"), shortened(10**90)[-12:], shortened(10**9000)
-        ("'5'", '0000000000 …', 'an integer of 29897 bits')
+        ("'5'", '0000000000 …', 'an integer of 29898 bits')
     """
     # Python writes no integer of more than 4,300 digits.
     if is_whole(value) and int(value).bit_length() > 4096:
