@@ -86,15 +86,31 @@ def test_a_wrong_argument_is_exit_code_2_and_one_line(
 
 
 def test_a_failure_at_work_is_exit_code_1_with_its_stack_on_stderr(
-    embeddings: str, run_here: RunHere, capsys: pytest.CaptureFixture[str]
+    embeddings: str, tmp_path: Path, run_here: RunHere, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Nobody can make a folder there.
+    # Files of the table that are damaged: nothing of the call is wrong.
+    for file in Path(embeddings).glob("*.parquet"):
+        file.write_bytes(bytes(file.stat().st_size))
+        file.with_name(f".{file.name}.crc").unlink()
+    arguments = ("--source", embeddings, "--key", "id", "--embedding-col", "e", "--scores", str(tmp_path / "scores"))
     with pytest.raises(SystemExit) as ended:
-        run_here("score_table.py", "--source", embeddings, "--key", "id", "--embedding-col", "e", "--scores", NOWHERE)
+        run_here("score_table.py", *arguments)
     assert ended.value.code == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" in err
+
+
+def test_a_folder_that_nobody_can_make_is_exit_code_2_and_one_line(
+    embeddings: str, run_here: RunHere, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_here("score_table.py", "--source", embeddings, "--key", "id", "--embedding-col", "e", "--scores", NOWHERE)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if line.startswith(f"score_table: scores '{NOWHERE}': expected a place")]
+    assert "Traceback" not in err
 
 
 def test_a_misspelt_option_is_exit_code_2_and_one_line(run_here: RunHere, capsys: pytest.CaptureFixture[str]) -> None:
