@@ -11,13 +11,16 @@ from pyspark.errors import PySparkException
 
 from spark_aesthetic.errors import AestheticError, ResourceError
 
-__all__ = ["Py4JJavaError", "first_line", "full_disk_explained"]
+__all__ = ["Py4JJavaError", "Py4JNetworkError", "first_line", "full_disk_explained"]
 
 try:
-    from py4j.protocol import Py4JJavaError
-except ImportError:  # a client of Spark Connect alone, where nothing raises it
+    from py4j.protocol import Py4JJavaError, Py4JNetworkError
+except ImportError:  # a client of Spark Connect alone, where nothing raises them
 
     class Py4JJavaError(Exception):  # type: ignore[no-redef]
+        """Never raised."""
+
+    class Py4JNetworkError(Exception):  # type: ignore[no-redef]
         """Never raised."""
 
 

@@ -29,6 +29,7 @@ from pyspark.sql.utils import is_remote
 from spark_aesthetic import errors, preflight
 from spark_aesthetic.commits import ATTEMPTS, Commit, committed, is_conflict, logged, merge_into, scored_at
 from spark_aesthetic.errors import AestheticError, SourceChangedError, TableError
+from spark_aesthetic.java import Py4JNetworkError
 from spark_aesthetic.ledger import Ledger, Progress, load, save_progress
 from spark_aesthetic.preflight import Source, quoted
 from spark_aesthetic.progress import Tasks
@@ -488,8 +489,19 @@ def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> No
         raise_explained(error, chunks)
     finally:
         # A notebook's cell that is interrupted would leave it at work.
-        if query.isActive:
-            query.stop()
+        _stop(query)
+
+
+def _stop(query: StreamingQuery, attempts: int = 3) -> None:
+    for left in reversed(range(attempts)):
+        try:
+            if query.isActive:
+                query.stop()
+            return
+        except Py4JNetworkError:
+            # An interrupt makes py4j close its connections, and the JVM may close the one that is opened next, too.
+            if not left:
+                raise
 
 
 def raise_explained(error: Exception, chunks: Chunks) -> NoReturn:

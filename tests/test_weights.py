@@ -138,9 +138,9 @@ def test_a_cache_that_cannot_be_written_to_says_what_to_set(
     [
         "https://127.0.0.1:1/%2e%2e", "https://127.0.0.1:1/a/..", "s3://bucket/", "https://127.0.0.1:1/a%2f%2e%2e",
         "https://[::1/weights.bin", "https://127.0.0.1:1/" + "x" * 5000, "https://127.0.0.1:1/a%00", "/models/..",
-        "/" + "x" * 5000, "/models/\ud800", "s3://bucket/a\ud800/b",
+        "/" + "x" * 5000,
     ],
-    ids=range(11),
+    ids=range(9),
 )  # fmt: skip
 def test_weights_whose_address_names_no_file_are_refused_before_anything_is_fetched(source: str) -> None:
     for attempt in (weights.pin, weights.backbone_file, weights.load_head):
