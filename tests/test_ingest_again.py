@@ -129,6 +129,20 @@ def test_samples_whose_files_are_apart_are_joined(spark: SparkSession, tmp_path:
     assert (found["a"].json, found["c"].json, found["a"].width) == ("{}", None, found["e"].width)
 
 
+def test_files_that_may_belong_to_either_of_two_samples_are_told(spark: SparkSession, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for seed, name in enumerate(("0.jpg", "1.jpg", "0.txt", "0.jpg")):
+            add(tar, name, noise_image(seed) if name.endswith("jpg") else b"of the first or of the last")
+    done = sa.ingest_images(spark, str(tmp_path / "0.tar"), str(tmp_path / "table"))
+    reason = "sample: its files are apart in the shard, jpg before txt, jpg"
+    assert (done.added, done.failed_by_reason) == (3, {reason: 1})
+    assert {name: (bytes(row.image), row.txt, row.error) for name, row in rows(spark, tmp_path / "table").items()} == {
+        "0.tar#0": (noise_image(0), None, None),
+        "0.tar#1": (noise_image(1), None, None),
+        "0.tar#0#2": (noise_image(3), "of the first or of the last", reason),
+    }
+
+
 class Pages(BaseHTTPRequestHandler):
     """Answers 200, with a page until `images` is set."""
 
