@@ -18,12 +18,13 @@ import torch
 from inputs import read_embeddings, read_images
 from serve import serve
 
-from spark_aesthetic import resolve, weights
-from spark_aesthetic.clip import ImageEncoder, normalize
-from spark_aesthetic.decode import decode
+from spark_aesthetic import resolve
+from spark_aesthetic.images.decode import decode
+from spark_aesthetic.images.encoder import ImageEncoder, normalize
+from spark_aesthetic.images.prepare import prepare
 from spark_aesthetic.options import PILLOW_WARNS_PIXELS
-from spark_aesthetic.predictors import Predictor
-from spark_aesthetic.prepare import prepare
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.recipe import Predictor
 
 
 def main(model: str, batch_rows: int, cores: int) -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from damaged_images import ENCODINGS, damaged, whole
 
-from spark_aesthetic.decode import Pixels, decode
+from spark_aesthetic.images.decode import Pixels, decode
 from spark_aesthetic.testing import photographs
 
 SIDE = 224

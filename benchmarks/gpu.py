@@ -17,11 +17,12 @@ from time import perf_counter
 
 import torch
 
-from spark_aesthetic import resolve, weights
-from spark_aesthetic.engine import ImageScorer
+from spark_aesthetic import resolve
+from spark_aesthetic.images.pipeline import ImageScorer
+from spark_aesthetic.images.tower import VisionTower
 from spark_aesthetic.options import Options
+from spark_aesthetic.predictors import weights
 from spark_aesthetic.testing import noise_image
-from spark_aesthetic.tower import VisionTower
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from spark_aesthetic import weights
-from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.recipe import Predictor
 from spark_aesthetic.testing import photographs
 
 # As a table of embeddings has them: row groups of Spark's own default size hold about this many.
@@ -73,7 +73,7 @@ def write_model(folder: Path, predictor: Predictor, config: dict[str, object] | 
     from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
-    from spark_aesthetic.prepare import seeded_tower
+    from spark_aesthetic.images.prepare import seeded_tower
 
     (folder / "configs").mkdir(parents=True)
     if config is not None:

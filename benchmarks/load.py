@@ -23,7 +23,7 @@ import torch
 if kind != "ours":
     import open_clip
 else:
-    from spark_aesthetic.clip import ImageEncoder
+    from spark_aesthetic.images.encoder import ImageEncoder
 started = time.perf_counter()
 if kind == "ours":
     from pathlib import Path
@@ -48,8 +48,9 @@ def main() -> None:
     import open_clip
     import torch
 
-    from spark_aesthetic import resolve, weights
-    from spark_aesthetic.prepare import prepare
+    from spark_aesthetic import resolve
+    from spark_aesthetic.images.prepare import prepare
+    from spark_aesthetic.predictors import weights
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SPARK_AESTHETIC_CACHE"] = folder

@@ -132,7 +132,7 @@ def _batched_embeddings() -> Callable[[str], Column]:
 
 
 def _default_head() -> tuple[np.ndarray, float]:
-    from spark_aesthetic import weights
+    from spark_aesthetic.predictors import weights
 
     head = weights.load_head(weights.pin(sa.resolve(sa.DEFAULT)))
     return head.weight, head.bias

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 from inputs import read_scores, write_embeddings, write_model, write_photographs
 
-from spark_aesthetic import resolve, weights
-from spark_aesthetic.predictors import Predictor
-from spark_aesthetic.prepare import prepare
+from spark_aesthetic import resolve
+from spark_aesthetic.images.prepare import prepare
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.recipe import Predictor
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {"on_daft.py": ".venv", "on_ray.py": ".venv", "on_clip_retrieval.py": ".venv-clip-retrieval"}

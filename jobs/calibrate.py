@@ -4,7 +4,7 @@ The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 some
 said in one line on stderr.
 """
 
-from spark_aesthetic.curation.commands import calibrate
+from spark_aesthetic.cli.curation import calibrate
 
 if __name__ == "__main__":
     calibrate()

@@ -4,7 +4,7 @@ The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 some
 said in one line on stderr.
 """
 
-from spark_aesthetic.curation.commands import curate
+from spark_aesthetic.cli.curation import curate
 
 if __name__ == "__main__":
     curate()

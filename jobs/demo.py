@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_aesthetic import DEFAULT, resolve, weights
+from spark_aesthetic import DEFAULT, resolve
 from spark_aesthetic.errors import WeightsError
-from spark_aesthetic.report import ScoredEmbedding, ScoredImage, gallery
+from spark_aesthetic.pages.gallery import ScoredEmbedding, ScoredImage, gallery
+from spark_aesthetic.predictors import weights
 from spark_aesthetic.testing import photographs, published_embeddings
 
 log = logging.getLogger("demo")

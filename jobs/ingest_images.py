@@ -4,7 +4,7 @@ The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 some
 said in one line on stderr.
 """
 
-from spark_aesthetic.curation.commands import ingest_images
+from spark_aesthetic.cli.curation import ingest_images
 
 if __name__ == "__main__":
     ingest_images()

@@ -4,7 +4,7 @@ SIGTERM ends it after the chunk at work, with exit code 0 and a summary as score
 goes on.
 """
 
-from spark_aesthetic.commands import score_stream
+from spark_aesthetic.cli.scoring import score_stream
 
 if __name__ == "__main__":
     score_stream()

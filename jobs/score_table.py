@@ -4,7 +4,7 @@ The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 some
 said in one line on stderr.
 """
 
-from spark_aesthetic.commands import score_table
+from spark_aesthetic.cli.scoring import score_table
 
 if __name__ == "__main__":
     score_table()

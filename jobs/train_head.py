@@ -4,7 +4,7 @@ The last line on stdout is one JSON object. Exit codes: 0 done; 1 failed; 2 some
 said in one line on stderr.
 """
 
-from spark_aesthetic.curation.commands import train_head
+from spark_aesthetic.cli.curation import train_head
 
 if __name__ == "__main__":
     train_head()

@@ -37,61 +37,61 @@ __all__ = [
 if TYPE_CHECKING:
     from spark_aesthetic.curation.calibration import Calibration as Calibration
     from spark_aesthetic.curation.calibration import calibrate as calibrate
-    from spark_aesthetic.curation.estimator import AestheticEstimator
     from spark_aesthetic.curation.export import export_webdataset
-    from spark_aesthetic.curation.ingest import ingest_images
     from spark_aesthetic.curation.metadata import save_metadata
     from spark_aesthetic.curation.quality import describe_scores, score_drift
-    from spark_aesthetic.curation.review import review as review
     from spark_aesthetic.curation.selection import curate as curate
     from spark_aesthetic.errors import AestheticError
-    from spark_aesthetic.functions import (
+    from spark_aesthetic.functions.columns import (
         aesthetic_score,
         aesthetic_score_from_embedding,
         clip_embedding,
         image_embedding,
         score_image,
     )
-    from spark_aesthetic.notebook import display as display
+    from spark_aesthetic.functions.sql import create_function_ddl
+    from spark_aesthetic.functions.sql import register as register
+    from spark_aesthetic.functions.stage import AestheticScorer
+    from spark_aesthetic.ingest.job import ingest_images
     from spark_aesthetic.options import Options as Options
-    from spark_aesthetic.predictors import DEFAULT as DEFAULT
-    from spark_aesthetic.predictors import Predictor as Predictor
-    from spark_aesthetic.predictors import resolve as resolve
-    from spark_aesthetic.sql import create_function_ddl
-    from spark_aesthetic.sql import register as register
-    from spark_aesthetic.tables import Summary as Summary
-    from spark_aesthetic.tables import history as history
-    from spark_aesthetic.tables import rescore_from_embeddings, score_table
-    from spark_aesthetic.transformer import AestheticScorer
+    from spark_aesthetic.pages.display import display as display
+    from spark_aesthetic.pages.review import review as review
+    from spark_aesthetic.predictors.recipe import DEFAULT as DEFAULT
+    from spark_aesthetic.predictors.recipe import Predictor as Predictor
+    from spark_aesthetic.predictors.recipe import resolve as resolve
+    from spark_aesthetic.scoring.jobs import Summary as Summary
+    from spark_aesthetic.scoring.jobs import history as history
+    from spark_aesthetic.scoring.jobs import rescore_from_embeddings, score_table
+    from spark_aesthetic.training.estimator import AestheticEstimator
 
 
 _HOME = {
-    "aesthetic_score": "functions",
-    "aesthetic_score_from_embedding": "functions",
-    "clip_embedding": "functions",
-    "image_embedding": "functions",
-    "score_image": "functions",
-    "register": "sql",
-    "create_function_ddl": "sql",
-    "AestheticScorer": "transformer",
-    "AestheticEstimator": "curation.estimator",
-    "score_table": "tables",
-    "rescore_from_embeddings": "tables",
-    "history": "tables",
+    "aesthetic_score": "functions.columns",
+    "aesthetic_score_from_embedding": "functions.columns",
+    "clip_embedding": "functions.columns",
+    "image_embedding": "functions.columns",
+    "score_image": "functions.columns",
+    "register": "functions.sql",
+    "create_function_ddl": "functions.sql",
+    "AestheticScorer": "functions.stage",
+    "AestheticEstimator": "training.estimator",
+    "score_table": "scoring.jobs",
+    "rescore_from_embeddings": "scoring.jobs",
+    "history": "scoring.jobs",
     "calibrate": "curation.calibration",
     "Calibration": "curation.calibration",
     "curate": "curation.selection",
     "describe_scores": "curation.quality",
     "score_drift": "curation.quality",
     "export_webdataset": "curation.export",
-    "display": "notebook",
-    "review": "curation.review",
-    "ingest_images": "curation.ingest",
+    "display": "pages.display",
+    "review": "pages.review",
+    "ingest_images": "ingest.job",
     "save_metadata": "curation.metadata",
-    "Summary": "tables",
-    "Predictor": "predictors",
-    "DEFAULT": "predictors",
-    "resolve": "predictors",
+    "Summary": "scoring.jobs",
+    "Predictor": "predictors.recipe",
+    "DEFAULT": "predictors.recipe",
+    "resolve": "predictors.recipe",
     "Options": "options",
     "AestheticError": "errors",
 }

@@ -132,7 +132,7 @@ device, dtype, decode, num_threads, max_pixels, model_path
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderName:
-    """An image encoder that is no predictor's, and its weights; see `spark_aesthetic.encoders`.
+    """An image encoder that is no predictor's, and its weights; see `spark_aesthetic.images.other_encoders`.
 
     Attributes:
         model_name: As timm has it, "name.tag" ("vit_large_patch14_clip_quickgelu_224.openai"), or an architecture of

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from safetensors.numpy import load
 
 from spark_aesthetic.errors import MissingDependencyError
-from spark_aesthetic.predictors import UNTRAINED, Predictor
+from spark_aesthetic.predictors.recipe import UNTRAINED, Predictor
 
 # Files of photographs inside the packages scikit-image and scikit-learn.
 _PHOTOGRAPHS = {

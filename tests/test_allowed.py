@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_aesthetic.curation.allowed import Allowed, is_public, parse, spellings
 from spark_aesthetic.errors import OptionError
+from spark_aesthetic.ingest.allowed import Allowed, is_public, parse, spellings
 
 
 def permits(address: str, *allow: str) -> bool:

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 from databricks.bundles.jobs import Job
 
 from spark_aesthetic import DEFAULT
-from spark_aesthetic.commands import score_table_arguments
+from spark_aesthetic.cli.scoring import score_table_arguments
 
 CONF = REPOSITORY / "conf"
 
@@ -80,7 +80,7 @@ def test_the_wheel_has_the_entry_point_of_the_task(job: dict[str, Any], bundle: 
         entry_points = archive.read(named).decode()
     task = job["tasks"][0]["python_wheel_task"]
     assert wheel.name.startswith(task["package_name"])
-    assert f"{task['entry_point']} = spark_aesthetic.commands:score_table" in entry_points
+    assert f"{task['entry_point']} = spark_aesthetic.cli.scoring:score_table" in entry_points
 
 
 def test_settings_are_strings_that_agree_with_those_of_other_clusters(job: dict[str, Any]) -> None:

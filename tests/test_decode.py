@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from spark_aesthetic import clip
-from spark_aesthetic.decode import Rejection, decode
+from spark_aesthetic.images.decode import Rejection, decode
+from spark_aesthetic.images.encoder import MEAN, STD, normalize
 from spark_aesthetic.options import PILLOW_WARNS_PIXELS
 from spark_aesthetic.testing import noise_image, photographs
 
@@ -41,10 +41,10 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def assert_as_open_clip(data: bytes) -> None:
-    transform = open_clip.image_transform(SIDE, is_train=False, mean=clip.MEAN, std=clip.STD)
+    transform = open_clip.image_transform(SIDE, is_train=False, mean=MEAN, std=STD)
     with Image.open(BytesIO(data)) as image:
         expected = transform(image)
-    ours = clip.normalize(torch.from_numpy(pixels(data))[None])[0]
+    ours = normalize(torch.from_numpy(pixels(data))[None])[0]
     assert torch.equal(ours, expected)
 
 
@@ -104,7 +104,7 @@ def test_pillows_warning_of_large_images_changes_no_reason(action: str) -> None:
 def test_importing_leaves_the_filters_of_warnings_alone() -> None:
     code = (
         "import warnings, numpy, PIL.Image; before = list(warnings.filters); "
-        "import spark_aesthetic.decode; assert warnings.filters == before"
+        "import spark_aesthetic.images.decode; assert warnings.filters == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -231,7 +231,7 @@ def test_a_lack_of_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatc
 # How many threads the process has at most while a thread of ours decodes, beside that one.
 AVIF = """
 import os, sys, threading
-from spark_aesthetic.decode import decode
+from spark_aesthetic.images.decode import decode
 with open(sys.argv[1], "rb") as file:
     data = file.read()
 before = len(os.listdir("/proc/self/task"))

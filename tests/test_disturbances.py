@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from spark_aesthetic.commits import Logged
-from spark_aesthetic.disturbances import checked_until, read_until, restored_to, taken_away
+from spark_aesthetic.delta.commits import Logged
+from spark_aesthetic.scoring.disturbances import checked_until, read_until, restored_to, taken_away
 
 OWN = {"spark_aesthetic": "1", "model": "m", "source_id": "s"}
 

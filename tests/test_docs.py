@@ -17,8 +17,8 @@ from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
-from spark_aesthetic.commands import score_table_arguments
-from spark_aesthetic.curation import commands
+from spark_aesthetic.cli import curation
+from spark_aesthetic.cli.scoring import score_table_arguments
 from spark_aesthetic.testing import noise_image, published_embeddings
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -47,12 +47,12 @@ def test_examples_give_what_the_page_says(spark: SparkSession, demo_output: str,
 # Of each job: what takes its arguments, and which of them name a table.
 JOBS = {
     "score_table.py": (score_table_arguments, ("source", "scores")),
-    "ingest_images.py": (commands.ingest_arguments, ("source",)),
-    "calibrate.py": (commands.calibrate_arguments, ("scores",)),
-    "curate.py": (commands.curate_arguments, ("scores",)),
-    "review.py": (commands.review_arguments, ("scores",)),
-    "train_head.py": (commands.train_head_arguments, ("table",)),
-    "export_webdataset.py": (commands.export_arguments, ("table",)),
+    "ingest_images.py": (curation.ingest_arguments, ("source",)),
+    "calibrate.py": (curation.calibrate_arguments, ("scores",)),
+    "curate.py": (curation.curate_arguments, ("scores",)),
+    "review.py": (curation.review_arguments, ("scores",)),
+    "train_head.py": (curation.train_head_arguments, ("table",)),
+    "export_webdataset.py": (curation.export_arguments, ("table",)),
 }
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from spark_aesthetic import download as download_module
-from spark_aesthetic import weights
-from spark_aesthetic.download import download
 from spark_aesthetic.errors import ChecksumError, WeightsError, WeightsNotFoundError
-from spark_aesthetic.predictors import BUILT_IN, Predictor
+from spark_aesthetic.predictors import download as download_module
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.download import download
+from spark_aesthetic.predictors.recipe import BUILT_IN, Predictor
 
 # Several requests, once the blocks are small (see `blocks`).
 CONTENT = random.Random(0).randbytes(5 * 2**20 + 7)
@@ -200,7 +200,7 @@ def test_an_address_that_is_none_leaves_the_part_alone(url: str, tmp_path: Path)
 def test_without_a_terminal_the_progress_is_logged(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="spark_aesthetic.download")
+    caplog.set_level("INFO", logger="spark_aesthetic.predictors.download")
     download(server.url(), tmp_path / "weights.bin", sha256=SHA256)
     assert 9 <= len(caplog.messages) <= 10
     assert caplog.messages[0].startswith("downloading weights.bin: 5")
@@ -211,7 +211,7 @@ def test_without_a_terminal_the_progress_is_logged(
 def test_where_nobody_set_up_logging_the_progress_shows_on_stderr(tmp_path: Path) -> None:
     (tmp_path / "source.bin").write_bytes(CONTENT)
     code = (
-        "import sys; from pathlib import Path; from spark_aesthetic.download import download; "
+        "import sys; from pathlib import Path; from spark_aesthetic.predictors.download import download; "
         "download(sys.argv[1], Path(sys.argv[2]), sha256=None)"
     )
     command = [sys.executable, "-c", code, (tmp_path / "source.bin").as_uri(), str(tmp_path / "weights.bin")]
@@ -337,7 +337,7 @@ def test_after_a_part_of_another_file_the_next_call_succeeds(server: Server, tmp
 FETCH = """
 import sys
 from pathlib import Path
-from spark_aesthetic.download import download
+from spark_aesthetic.predictors.download import download
 print("ready", flush=True)
 sys.stdin.readline()
 print(download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3]))

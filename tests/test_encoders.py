@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
 import spark_aesthetic as sa
-from spark_aesthetic import weights
 from spark_aesthetic.errors import OptionError, WeightsError
-from spark_aesthetic.prepare import seeded_tower
+from spark_aesthetic.images.prepare import seeded_tower
+from spark_aesthetic.predictors import weights
 from spark_aesthetic.testing import noise_image, photographs
 
 PHOTOGRAPHS = list(photographs().values())
@@ -115,7 +115,7 @@ def test_wrong_arguments_are_errors_at_the_call(options: dict[str, object], matc
 
 
 def test_weights_that_are_no_safetensors_are_refused(spark: SparkSession, tmp_path: Path) -> None:
-    from spark_aesthetic.encoders import load_encoder
+    from spark_aesthetic.images.other_encoders import load_encoder
     from spark_aesthetic.options import EncoderName
 
     file = tmp_path / "resnet18.safetensors"
@@ -130,7 +130,7 @@ def test_weights_that_are_no_safetensors_are_refused(spark: SparkSession, tmp_pa
 
 
 def test_weights_of_open_clip_get_the_activation_and_the_preprocessing_of_their_tag(tmp_path: Path) -> None:
-    from spark_aesthetic.encoders import load_encoder
+    from spark_aesthetic.images.other_encoders import load_encoder
     from spark_aesthetic.options import EncoderName
 
     def expected(architecture: str, pretrained: str, quick: bool) -> npt.NDArray[np.float32]:

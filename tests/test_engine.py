@@ -20,11 +20,11 @@ import torch
 from conftest import REPOSITORY
 from PIL import Image
 
-from spark_aesthetic import weights
-from spark_aesthetic.budget import Budget
-from spark_aesthetic.clip import Limits
-from spark_aesthetic.engine import NOT_FINITE, OUT_OF_MEMORY, ImageScorer, ScoredRows
+from spark_aesthetic.images.budget import Budget
+from spark_aesthetic.images.encoder import Limits
+from spark_aesthetic.images.pipeline import NOT_FINITE, OUT_OF_MEMORY, ImageScorer, ScoredRows
 from spark_aesthetic.options import Options
+from spark_aesthetic.predictors import weights
 from spark_aesthetic.testing import noise_image, small_predictor
 
 Bytes = npt.NDArray[np.uint8]
@@ -190,11 +190,11 @@ def test_threads_hold_no_more_than_the_budget_together() -> None:
 # Beyond what the process had with the model loaded; files and pixels of other sizes among them, three at a time.
 LARGE = """
 import sys
-from spark_aesthetic import weights
-from spark_aesthetic.engine import ImageScorer
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.images.pipeline import ImageScorer
 from spark_aesthetic.options import Options
 from spark_aesthetic.testing import noise_image, small_predictor
-from spark_aesthetic.worker import peak_memory_bytes
+from spark_aesthetic.functions.worker import peak_memory_bytes
 with open(sys.argv[1], "rb") as file:
     data = file.read()
 scorer = ImageScorer(weights.pin(small_predictor()), Options(device="cpu", num_threads=6))
@@ -306,8 +306,8 @@ EMPTY = """
 import sys
 import pandas as pd
 from spark_aesthetic.options import Options
-from spark_aesthetic.predictors import resolve
-from spark_aesthetic.worker import score_images
+from spark_aesthetic.predictors.recipe import resolve
+from spark_aesthetic.functions.worker import score_images
 for batches in ([], [pd.Series([], dtype=object)]):
     assert list(score_images(batches, resolve("untrained-vit-b-32"), Options(device="cpu", num_threads=1))) == []
 assert "torch" not in sys.modules

@@ -23,11 +23,12 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import Ridge
 
 import spark_aesthetic as sa
-from spark_aesthetic import AestheticEstimator, AestheticScorer, files, weights
-from spark_aesthetic.curation import ratings
-from spark_aesthetic.curation.commands import train_head_arguments
-from spark_aesthetic.curation.ridge import cross_validate, solve, squares
+from spark_aesthetic import AestheticEstimator, AestheticScorer, files
+from spark_aesthetic.cli.curation import train_head_arguments
 from spark_aesthetic.errors import OptionError, PredictorError, TableError
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.training import ratings
+from spark_aesthetic.training.ridge import cross_validate, solve, squares
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 

@@ -16,9 +16,9 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.curation.export import ExportSummary
-from spark_aesthetic.datasources import shards, staging
 from spark_aesthetic.errors import AestheticError, TableError
 from spark_aesthetic.testing import noise_image
+from spark_aesthetic.webdataset import shards, staging
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 

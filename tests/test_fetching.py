@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 from conftest import free_port
 
-from spark_aesthetic.curation import fetching
-from spark_aesthetic.curation.allowed import Allowed
-from spark_aesthetic.curation.pace import Limits
+from spark_aesthetic.ingest import fetching
+from spark_aesthetic.ingest.allowed import Allowed
+from spark_aesthetic.ingest.pace import Limits
 from spark_aesthetic.testing import noise_image
 
 IMAGE = noise_image(1)

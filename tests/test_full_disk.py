@@ -11,8 +11,8 @@ from conftest import own_session
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
+from spark_aesthetic.delta.java import full_disk_explained
 from spark_aesthetic.errors import ResourceError
-from spark_aesthetic.java import full_disk_explained
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings
 
 pytestmark = [pytest.mark.usefixtures("interpreted"), own_session]

@@ -18,10 +18,13 @@ from pyspark.sql.types import StructType
 from safetensors.numpy import save_file
 
 import spark_aesthetic as sa
-from spark_aesthetic import functions, preflight, udfs, weights
-from spark_aesthetic.engine import ImageScorer
+from spark_aesthetic import functions
+from spark_aesthetic.delta import schemas
 from spark_aesthetic.errors import OptionError, PredictorError, TableError
-from spark_aesthetic.predictors import BUILT_IN, PACKAGED
+from spark_aesthetic.functions import inputs, udfs
+from spark_aesthetic.images.pipeline import ImageScorer
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.recipe import BUILT_IN, PACKAGED
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, photographs, published_embeddings, small_predictor
 
 SMALL = small_predictor()
@@ -454,16 +457,16 @@ def test_a_column_is_found_by_its_name_whatever_it_is_and_else_by_its_path(spark
         "PHOTO.bytes": b"\x01", "photo.`of original`.raw": b"\x02", "photo.path": b"\x03", "Photo.Path": b"\x03",
         "a`b": b"\x04",
     }.items():  # fmt: skip
-        assert bytes(rows.select(preflight.column_path(rows, given)).collect()[0][0]) == expected
+        assert bytes(rows.select(schemas.column_path(rows, given)).collect()[0][0]) == expected
     with pytest.raises(
         TableError,
         match=r"--image-col photo: expected binary .* name its field bytes or `of original`.raw: "
         r"--image-col photo.bytes",
     ):
-        preflight.check_image_type(rows.schema["photo"].dataType, "--image-col photo")
+        inputs.check_image_type(rows.schema["photo"].dataType, "--image-col photo")
     # Spark's image source has no files in it.
     with pytest.raises(TableError, match=r"inputCol image: .*read files with format binaryFile"):
-        preflight.check_image_type(StructType.fromDDL("height int, nChannels int, data binary"), "inputCol image")
+        inputs.check_image_type(StructType.fromDDL("height int, nChannels int, data binary"), "inputCol image")
 
 
 @pytest.mark.parametrize("function", ["score_image", "aesthetic_score", "clip_embedding"])

@@ -15,7 +15,7 @@ import pytest
 
 from spark_aesthetic import Options, resolve
 from spark_aesthetic.errors import ResourceError
-from spark_aesthetic.worker import granted, score_images
+from spark_aesthetic.functions.worker import granted, score_images
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
@@ -31,7 +31,7 @@ import json, time
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 from spark_aesthetic import Options, aesthetic_score
-from spark_aesthetic.worker import granted
+from spark_aesthetic.functions.worker import granted
 
 def ask(batches):
     import os

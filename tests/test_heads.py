@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from make_embeddings import make as make_embeddings
+from make_heads import PUBLISHED_FILES, make
 
-from spark_aesthetic import weights
-from spark_aesthetic.data.make import make as make_embeddings
-from spark_aesthetic.embeddings import NOT_FINITE, NULL, WRONG_LENGTH, ZERO_NORM, score_embeddings
-from spark_aesthetic.head import Head, Layer, fold, untrained
-from spark_aesthetic.heads.make import PUBLISHED_FILES, make
-from spark_aesthetic.predictors import BUILT_IN
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.embeddings import NOT_FINITE, NULL, WRONG_LENGTH, ZERO_NORM, score_embeddings
+from spark_aesthetic.predictors.head import Head, Layer, fold, untrained
+from spark_aesthetic.predictors.recipe import BUILT_IN
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
 Floats = npt.NDArray[np.floating]
@@ -72,7 +72,7 @@ def header_and_payload(file: bytes) -> tuple[object, bytes]:
 
 def test_folding_the_published_files_again_gives_the_packaged_ones(published_heads: Path, tmp_path: Path) -> None:
     make(published_heads, tmp_path)
-    packaged = resources.files("spark_aesthetic.heads")
+    packaged = resources.files("spark_aesthetic.predictors.heads")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == sorted(item.name for item in packaged.iterdir() if item.name.endswith(".safetensors"))
     for name in names:

@@ -34,10 +34,10 @@ from hostile_images import (
 )
 from PIL import Image
 
-from spark_aesthetic import formats
-from spark_aesthetic.containers import plain
-from spark_aesthetic.curation.thumbnails import thumbnail
-from spark_aesthetic.decode import Header, Rejection, decode, read_header
+from spark_aesthetic.images import formats
+from spark_aesthetic.images.decode import Header, Rejection, decode, read_header
+from spark_aesthetic.images.guards import plain
+from spark_aesthetic.images.thumbnails import thumbnail
 from spark_aesthetic.options import PILLOW_WARNS_PIXELS
 from spark_aesthetic.testing import noise_image
 
@@ -299,8 +299,8 @@ def test_no_file_of_two_megabytes_takes_more_than_two_seconds(name: str) -> None
 
 FRESH = """
 import resource, sys, time
-from spark_aesthetic.curation.thumbnails import thumbnail
-from spark_aesthetic.decode import decode, read_header
+from spark_aesthetic.images.thumbnails import thumbnail
+from spark_aesthetic.images.decode import decode, read_header
 from spark_aesthetic.testing import noise_image
 thumbnail(noise_image(0))
 data = sys.stdin.buffer.read()
@@ -461,7 +461,7 @@ def test_no_mutation_raises_or_hangs(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_missing_decoder_is_said_with_its_remedy(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['simplejpeg'] = None\n"
-        "import pandas as pd\nfrom spark_aesthetic.curation.files import read_headers\n"
+        "import pandas as pd\nfrom spark_aesthetic.images.headers import read_headers\n"
         "try:\n    read_headers(pd.Series([b'x']))\n"
         "except ImportError as error:\n    print(type(error).__name__, error)"
     )

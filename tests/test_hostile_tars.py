@@ -20,11 +20,11 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
 import spark_aesthetic as sa
-from spark_aesthetic.datasources import shards
-from spark_aesthetic.datasources.shards import ShardError
-from spark_aesthetic.datasources.webdataset import WebDataset
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.testing import noise_image
+from spark_aesthetic.webdataset import shards
+from spark_aesthetic.webdataset.shards import ShardError
+from spark_aesthetic.webdataset.source import WebDataset
 
 HOSTILE = hostile_tars.hostile()
 NAMES = ("__key__", "__url__", "__path__", "jpg", "txt", "__error__")
@@ -119,7 +119,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
-from spark_aesthetic.datasources.webdataset import WebDataset
+from spark_aesthetic.webdataset.source import WebDataset
 def peak():
     # Not getrusage's, which begins with that of the process that started this one.
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -170,7 +170,7 @@ def test_a_bomb_ends_at_a_bound(tmp_path: Path, size: int, opened: object, stopp
 
 
 def test_a_bound_stops_what_expands_too_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spark_aesthetic.datasources.compressed._BOMB_BYTES", 4 << 20)
+    monkeypatch.setattr("spark_aesthetic.webdataset.compressed._BOMB_BYTES", 4 << 20)
     for at, opened in enumerate((gzip.open, bz2.open, lzma.open)):
         hostile_tars.bomb(tmp_path / f"{at}.tar.gz", 32 << 20, opened=opened)  # type: ignore[arg-type]
         found = check(tmp_path / f"{at}.tar.gz")
@@ -191,7 +191,7 @@ def test_xz_that_asks_for_gigabytes_is_damage(tmp_path: Path) -> None:
 def test_links_that_go_back_again_and_again_cost_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spark_aesthetic.datasources.tar._MAX_LINKED_BYTES", 64 << 20)
+    monkeypatch.setattr("spark_aesthetic.webdataset.tar._MAX_LINKED_BYTES", 64 << 20)
     links = b"".join(member(f"l{at}.jpg", b"", kind=b"1", link=f"{'ab'[at % 2]}.jpg") for at in range(1000))
     content = GOOD + member("a.jpg", bytes(1 << 20)) + member("b.jpg", bytes(1 << 20)) + links + AFTER + END
     (tmp_path / "x.tar").write_bytes(content)

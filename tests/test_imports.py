@@ -36,7 +36,7 @@ def test_importing_the_package_loads_neither_torch_nor_pyspark() -> None:
 
 
 def test_importing_the_functions_loads_no_torch() -> None:
-    code = "import spark_aesthetic.functions, spark_aesthetic.tables, sys; print('torch' in sys.modules)"
+    code = "import spark_aesthetic.functions, spark_aesthetic.scoring.jobs, sys; print('torch' in sys.modules)"
     # PySpark warns of its own on import under -W error, so this one runs without it.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -72,7 +72,8 @@ def test_a_misspelt_name_is_an_attribute_error() -> None:
 
 def test_embeddings_are_scored_without_torch() -> None:
     code = WITHOUT_TORCH + (
-        "from spark_aesthetic import weights, resolve, testing\n"
+        "from spark_aesthetic import resolve, testing\n"
+        "from spark_aesthetic.predictors import weights\n"
         "head = weights.load_head(weights.pin(resolve('laion-aesthetics-v2')))\n"
         "print([round(float(score), 3) for score in head(testing.published_embeddings())])"
     )
@@ -84,8 +85,8 @@ def test_image_bytes_without_torch_say_what_to_install() -> None:
         "import pandas as pd\n"
         "from spark_aesthetic.errors import MissingDependencyError\n"
         "from spark_aesthetic.options import Options\n"
-        "from spark_aesthetic.predictors import resolve\n"
-        "from spark_aesthetic.worker import score_images\n"
+        "from spark_aesthetic.predictors.recipe import resolve\n"
+        "from spark_aesthetic.functions.worker import score_images\n"
         "try:\n    next(score_images([pd.Series([b''])], resolve('untrained-vit-b-32'), Options()))\n"
         "except MissingDependencyError as error:\n    print(error)"
     )
@@ -95,8 +96,8 @@ def test_image_bytes_without_torch_say_what_to_install() -> None:
 def test_a_worker_that_finds_its_weights_prepared_does_without_open_clip(tmp_path: Path) -> None:
     code = """
 import sys
-from spark_aesthetic import weights
-from spark_aesthetic.engine import ImageScorer
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.images.pipeline import ImageScorer
 from spark_aesthetic.options import Options
 from spark_aesthetic.testing import noise_image, small_predictor
 (rows,) = ImageScorer(weights.pin(small_predictor()), Options(device="cpu", num_threads=1)).score([noise_image(0)])

@@ -21,15 +21,16 @@ from pyspark.sql import Row, SparkSession
 from test_faults import Job, until
 
 import spark_aesthetic as sa
-from spark_aesthetic.curation import commands, listing
-from spark_aesthetic.curation.allowed import Allowed
-from spark_aesthetic.curation.fetching import fetch
-from spark_aesthetic.curation.ingest import IngestSummary, _Run
-from spark_aesthetic.curation.pace import Limits
-from spark_aesthetic.curation.sources import Addresses, open_source
-from spark_aesthetic.datasources.webdataset import WebDataset
+from spark_aesthetic.cli import curation
 from spark_aesthetic.errors import AestheticError, OptionError, TableError
+from spark_aesthetic.ingest import listing
+from spark_aesthetic.ingest.allowed import Allowed
+from spark_aesthetic.ingest.fetching import fetch
+from spark_aesthetic.ingest.job import IngestSummary, _Run
+from spark_aesthetic.ingest.pace import Limits
+from spark_aesthetic.ingest.sources import Addresses, open_source
 from spark_aesthetic.testing import noise_image, photographs, small_predictor
+from spark_aesthetic.webdataset.source import WebDataset
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -465,10 +466,10 @@ def test_options_that_do_not_fit_are_errors(
 def test_a_wrong_prefix_of_a_command_line_is_named_before_a_session_is_made(
     arguments: list[str], match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "session", lambda _: pytest.fail("a session was made"))
+    monkeypatch.setattr(curation, "session", lambda _: pytest.fail("a session was made"))
     monkeypatch.setattr("sys.argv", ["ingest_images.py", "--source", "a", "--table", "b", *arguments])
     with pytest.raises(OptionError, match=match):
-        commands.ingest_once()
+        curation.ingest_once()
 
 
 def test_a_folder_is_left_by_no_link_and_a_circle_ends(spark: SparkSession, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from conftest import REPOSITORY, RunHere, bytes_read, last_query
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from spark_aesthetic.curation import commands
+from spark_aesthetic.cli import curation
 from spark_aesthetic.curation.export import _open
 from spark_aesthetic.curation.keeping import _write, write_kept
 from spark_aesthetic.errors import OptionError, TableError
@@ -94,7 +94,7 @@ def test_a_cut_is_chosen_and_its_images_are_written(
 def test_many_rows_are_joined_in_one_read(
     spark: SparkSession, tables: Path, job: RunHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spark_aesthetic.fetch._BROADCAST_ROWS", 0)
+    monkeypatch.setattr("spark_aesthetic.delta.rows._BROADCAST_ROWS", 0)
     images = ["--table", str(tables / "images"), "--key", "id", "--model", MODEL]
     done = job("curate", "--top-k", "4", *images, "--out", str(tmp_path / "kept"))
     assert (done["kept"], done["without_row"]) == (3, 1)
@@ -247,9 +247,9 @@ def test_the_commands_of_the_page_are_what_the_jobs_take(monkeypatch: pytest.Mon
     (block,) = re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     choose, keep = block.replace("\\\n", " ").strip().splitlines()
     monkeypatch.setattr("sys.argv", shlex.split(choose.partition("jobs/")[2]))
-    chosen = commands.calibrate_arguments()
+    chosen = curation.calibrate_arguments()
     monkeypatch.setattr("sys.argv", shlex.split(keep.partition("jobs/")[2]))
-    kept = commands.curate_arguments()
+    kept = curation.curate_arguments()
     assert chosen.out == kept.calibration == "demo-output/best.json"
     assert (kept.table, kept.key, kept.overwrite) == ("demo-output/photographs", "name", True)
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pyspark.sql import DataFrame
 
-from spark_aesthetic import ledger
+from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.ledger import KnownSource, Ledger, Progress
-from spark_aesthetic.preflight import Source
+from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring.ledger import KnownSource, Ledger, Progress
 
 NASTY = [
     "/a/Ann's set",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from spark_aesthetic.curation import listing
-from spark_aesthetic.curation.links import Links, links_below
-from spark_aesthetic.curation.listing import compare
+from spark_aesthetic.ingest import listing
+from spark_aesthetic.ingest.links import Links, links_below
+from spark_aesthetic.ingest.listing import compare
 
 
 def make(folder: Path, *names: str) -> list[str]:

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.stream import Chunks
+from spark_aesthetic.scoring.chunks import Chunks
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
 pytestmark = pytest.mark.usefixtures("interpreted")

@@ -14,7 +14,7 @@ import pytest
 from conftest import free_port
 
 import spark_aesthetic as sa
-from spark_aesthetic import weights
+from spark_aesthetic.predictors import weights
 
 ROOT = Path(__file__).parents[1]
 OLDER = ROOT / ".compat" / "4.0.5-4.0.1" / "pyspark"

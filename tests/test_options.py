@@ -14,7 +14,7 @@ from spark_aesthetic import files
 from spark_aesthetic.curation.calibration import Calibration
 from spark_aesthetic.errors import OptionError, PredictorError
 from spark_aesthetic.options import Options, number, share, whole
-from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.predictors.recipe import Predictor
 
 NO_NUMBERS = ["5", None, True, np.bool_(True), [1], 1j, float("nan"), float("inf"), Decimal("NaN"), Decimal("Infinity")]
 # Python writes no integer of so many digits, so pytest needs a name for it.

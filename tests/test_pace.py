@@ -8,8 +8,8 @@ import ssl
 import aiohttp
 import pytest
 
-from spark_aesthetic.curation import reasons
-from spark_aesthetic.curation.pace import Flow, Limits, Running, ends_at, looks_again_in, next_of
+from spark_aesthetic.ingest import reasons
+from spark_aesthetic.ingest.pace import Flow, Limits, Running, ends_at, looks_again_in, next_of
 
 LIMITS = Limits(file_bytes=1 << 20, patience_s=30, least_rate=1000, total_s=600, unseen_bytes=50_000)
 

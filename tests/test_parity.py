@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from spark_aesthetic import weights
-from spark_aesthetic.engine import ImageScorer
+from spark_aesthetic.images.pipeline import ImageScorer
 from spark_aesthetic.options import Options
-from spark_aesthetic.predictors import Predictor
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.recipe import Predictor
 from spark_aesthetic.testing import photographs
 
 TOLERANCE = 1e-5

@@ -18,13 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spark_aesthetic import architectures, clip, weights
-from spark_aesthetic.engine import load_encoder, load_model
 from spark_aesthetic.errors import PredictorError, WeightsError
-from spark_aesthetic.predictors import Predictor
-from spark_aesthetic.prepare import check, in_open_clip_names, prepare, seeded_tower
+from spark_aesthetic.images import architectures
+from spark_aesthetic.images.encoder import MEAN, STD, ImageEncoder, normalize
+from spark_aesthetic.images.pipeline import load_encoder, load_model
+from spark_aesthetic.images.prepare import check, in_open_clip_names, prepare, seeded_tower
+from spark_aesthetic.images.tower import VisionTower, rewrite
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.recipe import Predictor
 from spark_aesthetic.testing import small_predictor
-from spark_aesthetic.tower import VisionTower, rewrite
 
 ARCHITECTURE = "ViT-S-32"
 
@@ -40,7 +42,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def encoded(encoder: clip.ImageEncoder, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def encoded(encoder: ImageEncoder, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return encoder(encoder.to_device(list(pixels)))
 
 
@@ -210,7 +212,7 @@ def test_the_rewritten_tower_is_open_clips_in_exact_arithmetic(architecture: str
     shape = architectures.rewritten_shape(architecture)
     assert shape is not None
     pixels = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (clip.MEAN, clip.STD))
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
     with torch.inference_mode():
         expected = reference((pixels.double().div(255) - mean).div(std).permute(0, 3, 1, 2))
         rewritten = VisionTower(shape, rewrite(reference.state_dict(), shape, torch.float64))(pixels)
@@ -223,14 +225,14 @@ def test_the_rewritten_tower_is_open_clips_in_exact_arithmetic(architecture: str
 def test_half_precision_is_as_near_to_float32_as_open_clips(dtype: str, precision: str) -> None:
     untrained = weights.pin(small_predictor())
     pixels = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
-    half = encoded(clip.ImageEncoder(prepare(untrained, dtype=dtype), device="cpu"), pixels)
+    half = encoded(ImageEncoder(prepare(untrained, dtype=dtype), device="cpu"), pixels)
     assert (half.dtype, np.isfinite(half).all()) == (np.float32, True)
 
     def reference(precision: str) -> npt.NDArray[np.float32]:
         tower = open_clip.create_model(ARCHITECTURE, precision=precision).eval().visual
         tower.load_state_dict(seeded_tower(untrained))
         with torch.inference_mode():
-            planes = clip.normalize(torch.from_numpy(pixels)).to(tower.conv1.weight.dtype)
+            planes = normalize(torch.from_numpy(pixels)).to(tower.conv1.weight.dtype)
             unit: npt.NDArray[np.float32] = torch.nn.functional.normalize(tower(planes).float(), dim=-1).numpy()
         return unit
 
@@ -244,12 +246,12 @@ def test_half_precision_is_as_near_to_float32_as_open_clips(dtype: str, precisio
 
 def test_what_is_prepared_is_what_encodes(tower: Tensors, tmp_path: Path) -> None:
     file = write(transformers_both_towers, tower, tmp_path)
-    encoder = clip.ImageEncoder(prepare(predictor(file), dtype="float32"), device="cpu")
+    encoder = ImageEncoder(prepare(predictor(file), dtype="float32"), device="cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     reference = architectures.empty_tower(ARCHITECTURE).eval()
     reference.load_state_dict(tower, assign=True)
     with torch.inference_mode():
-        expected = torch.nn.functional.normalize(reference(clip.normalize(torch.from_numpy(pixels))), dim=-1)
+        expected = torch.nn.functional.normalize(reference(normalize(torch.from_numpy(pixels))), dim=-1)
     np.testing.assert_allclose(encoded(encoder, pixels), expected.numpy(), rtol=0, atol=1e-6)
 
 
@@ -295,7 +297,7 @@ def test_a_prepared_file_that_is_damaged_is_made_again_and_never_scored_with(
     assert f"{target} differs from its digest and is made again" in caplog.text
     assert target.read_bytes() == content
     pixels = np.zeros((1, 224, 224, 3), dtype=np.uint8)
-    expected = encoded(clip.ImageEncoder(target, device="cpu"), pixels)
+    expected = encoded(ImageEncoder(target, device="cpu"), pixels)
     np.testing.assert_array_equal(encoded(encoder, pixels), expected)
 
 
@@ -316,9 +318,9 @@ def test_a_disk_that_fills_while_weights_are_prepared_is_one_line_and_leaves_not
 
 FULL = """
 import resource, signal
-from spark_aesthetic import weights
+from spark_aesthetic.predictors import weights
 from spark_aesthetic.errors import WeightsError
-from spark_aesthetic.prepare import prepare
+from spark_aesthetic.images.prepare import prepare
 from spark_aesthetic.testing import small_predictor
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
@@ -332,8 +334,8 @@ except WeightsError as error:
 # Forked from one process that has imported torch, as Spark's workers are from their daemon.
 PREPARE = """
 import os
-from spark_aesthetic import weights
-from spark_aesthetic.prepare import prepare
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.images.prepare import prepare
 from spark_aesthetic.testing import small_predictor
 predictor = weights.pin(small_predictor())
 children = []
@@ -384,7 +386,7 @@ def mapped(file: Path) -> list[range]:
 def test_on_a_cpu_the_tensors_of_an_encoder_stay_memory_mapped() -> None:
     file = prepare(weights.pin(small_predictor()), dtype="float32")
     assert mapped(file) == []
-    encoder = clip.ImageEncoder(file, device="cpu")
+    encoder = ImageEncoder(file, device="cpu")
     ranges = mapped(file)
     assert ranges != []
     assert isinstance(encoder.tower, VisionTower)

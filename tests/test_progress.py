@@ -16,9 +16,9 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
-from spark_aesthetic import progress, tables
-from spark_aesthetic.progress import ProgressListener, Tasks
-from spark_aesthetic.sessions import settings
+from spark_aesthetic.delta.sessions import settings
+from spark_aesthetic.scoring import jobs, live
+from spark_aesthetic.scoring.live import ProgressListener, Tasks
 from spark_aesthetic.testing import published_embeddings
 
 
@@ -39,7 +39,7 @@ def test_without_a_terminal_there_is_a_log_line_and_no_live_one(
     # As PySpark does wherever it is installed.
     import ipykernel  # noqa: F401
 
-    monkeypatch.setattr(progress, "_LOG_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(live, "_LOG_EVERY_SECONDS", 0.05)
     file, terminal = StringIO(), Terminal()
     with caplog.at_level("INFO", logger="spark_aesthetic"):
         for shown in (listener(file), listener(terminal)):
@@ -59,11 +59,11 @@ def slow(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         time.sleep(0.4)
         return ids.notna()
 
-    plan = tables._check_and_plan
+    plan = jobs._check_and_plan
     monkeypatch.setattr(
-        tables, "_check_and_plan", lambda *given: F.when(wait.asNondeterministic()(F.col("id")), plan(*given))
+        jobs, "_check_and_plan", lambda *given: F.when(wait.asNondeterministic()(F.col("id")), plan(*given))
     )
-    monkeypatch.setattr(progress, "_LIVE_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(live, "_LIVE_EVERY_SECONDS", 0.1)
     path = str(tmp_path / "source")
     embeddings = published_embeddings().astype(float).tolist()
     rows = spark.createDataFrame([(at, embeddings[at % 10]) for at in range(20)], "id bigint, e array<float>")

@@ -8,7 +8,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from spark_aesthetic.report import ScoredEmbedding, ScoredImage, gallery
+from spark_aesthetic.pages.gallery import ScoredEmbedding, ScoredImage, gallery
 from spark_aesthetic.testing import noise_image
 
 PHOTOGRAPHS = [

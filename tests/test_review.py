@@ -20,12 +20,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
-from spark_aesthetic import submit
-from spark_aesthetic.curation import commands
+from spark_aesthetic.cli import curation, submit
 from spark_aesthetic.curation.labels import _read_csv
-from spark_aesthetic.curation.review import Hundredths, Review, _bands, _columns, _quotas, _sample
-from spark_aesthetic.curation.thumbnails import MAX_BYTES, thumbnail
 from spark_aesthetic.errors import OptionError, TableError
+from spark_aesthetic.images.thumbnails import MAX_BYTES, thumbnail
+from spark_aesthetic.pages.review import Hundredths, Review, _bands, _columns, _quotas, _sample
 from spark_aesthetic.testing import noise_image, photographs
 
 SCORES = "site int, path string, aesthetic_score float, aesthetic_error string, aesthetic_model string"
@@ -257,7 +256,7 @@ def test_the_job_reads_only_the_files_with_sampled_rows_and_prints_one_json_line
     command = f"review --scores {tmp_path}/scores --images {tmp_path}/images --key id --image-col image --n 1"
     monkeypatch.setattr("sys.argv", [*command.split(), "--model", "mine@0", "--out", f"{tmp_path}/page.html"])
     since = last_query(spark)
-    assert submit.run("review", commands.review_once) == 0
+    assert submit.run("review", curation.review_once) == 0
     told = json.loads(capsys.readouterr().out)
     size = (tmp_path / "page.html").stat().st_size
     assert told == {

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-from spark_aesthetic.datasources import compressed, places, shards
-from spark_aesthetic.datasources.samples import files_of, views
-from spark_aesthetic.datasources.shards import ShardError
-from spark_aesthetic.datasources.webdataset import WebDataset, _sidecar
 from spark_aesthetic.errors import MissingDependencyError, OptionError, TableError
+from spark_aesthetic.webdataset import compressed, places, shards
+from spark_aesthetic.webdataset.samples import files_of, views
+from spark_aesthetic.webdataset.shards import ShardError
+from spark_aesthetic.webdataset.source import WebDataset, _sidecar
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

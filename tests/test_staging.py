@@ -16,16 +16,16 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from spark_aesthetic.datasources import staging
-from spark_aesthetic.datasources.lease import Lease, is_alive
-from spark_aesthetic.datasources.places import locate
 from spark_aesthetic.errors import TableError
+from spark_aesthetic.webdataset import staging
+from spark_aesthetic.webdataset.lease import Lease, is_alive
+from spark_aesthetic.webdataset.places import locate
 
 # Dies when the last but one file has moved, or, with 0, before the note is there.
 KILLED = """
 import os, signal, sys
 from fsspec.implementations.local import LocalFileSystem
-from spark_aesthetic.datasources import staging
+from spark_aesthetic.webdataset import staging
 staging.PARALLEL = 1
 folder, replaces, left = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
 move = LocalFileSystem.mv
@@ -368,7 +368,7 @@ def test_a_lease_that_is_none_is_of_nobody(text: bytes) -> None:
 
 FULL = """
 import resource, signal, sys
-from spark_aesthetic.datasources import staging
+from spark_aesthetic.webdataset import staging
 from spark_aesthetic.errors import TableError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 staged = staging.new(sys.argv[1])

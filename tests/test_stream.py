@@ -18,12 +18,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
-from spark_aesthetic.commands import score_once
-from spark_aesthetic.commits import merge_into
+from spark_aesthetic.cli.scoring import score_once
+from spark_aesthetic.delta.commits import merge_into
 from spark_aesthetic.errors import SourceChangedError, TableError
-from spark_aesthetic.predictors import Predictor
-from spark_aesthetic.runs import Run
-from spark_aesthetic.stream import started
+from spark_aesthetic.predictors.recipe import Predictor
+from spark_aesthetic.scoring.chunks import started
+from spark_aesthetic.scoring.runs import Run
 from spark_aesthetic.testing import published_embeddings
 
 FEED = "delta.enableChangeDataFeed"
@@ -125,7 +125,7 @@ def test_a_table_is_scored_in_chunks_and_a_run_reads_what_is_new_alone(
 @pytest.fixture
 def sample(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
     """Makes the sample that tells a wrong predictor small, and gives the most bytes that it reads."""
-    monkeypatch.setattr("spark_aesthetic.preflight._SAMPLE_ROWS", 1)
+    monkeypatch.setattr("spark_aesthetic.functions.inputs._SAMPLE_ROWS", 1)
     # As the Spark UI rounds it.
     return lambda path: (
         1024 + max(Path(file.removeprefix("file:")).stat().st_size for file in load(spark, path).inputFiles())
@@ -529,7 +529,7 @@ def test_in_place_an_update_that_comes_before_the_commit_is_scored_as_it_is_then
             raise PySparkException("[DELTA_CONCURRENT_APPEND] as Delta says it of two commits at once")
         return merge_into(*arguments)
 
-    monkeypatch.setattr("spark_aesthetic.stream.merge_into", conflicts_first)
+    monkeypatch.setattr("spark_aesthetic.scoring.chunks.merge_into", conflicts_first)
     assert score(spark, path, None, max_files_per_chunk=None).scored == 20
     assert len(merges) == 2
     assert_all_scored(spark, path, path)

@@ -13,9 +13,9 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
 import spark_aesthetic as sa
-from spark_aesthetic import weights
+from spark_aesthetic.delta.naming import identifier
 from spark_aesthetic.errors import AestheticError, OptionError, PredictorError, TableError, WeightsNotFoundError
-from spark_aesthetic.preflight import identifier
+from spark_aesthetic.predictors import weights
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings, small_predictor
 
 V2 = weights.pin(sa.resolve("laion-aesthetics-v2")).model_id

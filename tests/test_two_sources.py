@@ -18,8 +18,9 @@ from pyspark.sql import functions as F
 from test_faults import Job, until
 
 import spark_aesthetic as sa
-from spark_aesthetic import submit, weights
+from spark_aesthetic.cli import submit
 from spark_aesthetic.errors import SourceChangedError, TableError
+from spark_aesthetic.predictors import weights
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
 pytestmark = pytest.mark.usefixtures("interpreted")

@@ -26,10 +26,10 @@ from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 from test_shards import make_shard
 
 import spark_aesthetic as sa
-from spark_aesthetic.datasources import shards
-from spark_aesthetic.datasources.webdataset import WebDataset
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.testing import noise_image
+from spark_aesthetic.webdataset import shards
+from spark_aesthetic.webdataset.source import WebDataset
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_a_task_that_has_not_heard_of_the_failure_adds_nothing(spark: SparkSessi
 WRITER = """
 import sys
 from pyspark.sql import SparkSession
-from spark_aesthetic.datasources.webdataset import WebDataset
+from spark_aesthetic.webdataset.source import WebDataset
 spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
 spark.dataSource.register(WebDataset)
 rows = spark.range(0, 4_000_000, numPartitions=2).selectExpr("CAST(id AS STRING) AS __key__", "X'00' AS jpg")

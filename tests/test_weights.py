@@ -15,10 +15,10 @@ import torch
 from safetensors.numpy import save as save_bytes
 from safetensors.torch import save_file as save_torch_file
 
-from spark_aesthetic import cache, weights
-from spark_aesthetic import head as heads
 from spark_aesthetic.errors import ChecksumError, PredictorError, WeightsError, WeightsNotFoundError
-from spark_aesthetic.predictors import BUILT_IN, Predictor, resolve
+from spark_aesthetic.predictors import cache, weights
+from spark_aesthetic.predictors import head as heads
+from spark_aesthetic.predictors.recipe import BUILT_IN, Predictor, resolve
 
 SOME_SHA256 = "0123456789abcdef" * 4
 
@@ -287,7 +287,7 @@ def test_a_packaged_head_is_one_of_the_packages_names_and_never_a_path(way: str,
 
 def test_a_packaged_head_that_was_exchanged_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever the metadata of the other file say of its origin."""
-    with resources.as_file(resources.files("spark_aesthetic.heads")) as folder:
+    with resources.as_file(resources.files("spark_aesthetic.predictors.heads")) as folder:
         original = (folder / "laion-aesthetics-v1.safetensors").read_bytes()
         put(tmp_path / "laion-aesthetics-v2.safetensors", original)
     monkeypatch.setattr(resources, "files", lambda _: tmp_path)

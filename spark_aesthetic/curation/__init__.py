@@ -1,1 +1,1 @@
-"""From scores to a training set: own heads, cuts, review, shards."""
+"""From scores to a training set: labels, cuts, quality, export."""

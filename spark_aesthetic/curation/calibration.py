@@ -29,10 +29,10 @@ from spark_aesthetic.curation.evidence import (
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, Histogram, histograms
 from spark_aesthetic.curation.labels import NO_LABELS, Labels, collect_labels, of_group, open_labels
 from spark_aesthetic.curation.models import is_untrained
+from spark_aesthetic.delta.naming import names
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number, share, whole
-from spark_aesthetic.preflight import names
-from spark_aesthetic.scores import SCORE
+from spark_aesthetic.scoring.target import SCORE
 
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 

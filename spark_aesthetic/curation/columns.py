@@ -21,8 +21,10 @@ from pyspark.sql.types import (
     ShortType,
 )
 
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.schemas import column_path, column_type, path_parts, spelled
 from spark_aesthetic.errors import TableError, nearest
-from spark_aesthetic.preflight import check_image_type, column_path, column_type, path_parts, quoted, spelled
+from spark_aesthetic.functions.inputs import check_image_type
 
 _BITS: dict[DataType, int] = {ByteType(): 8, ShortType(): 16, IntegerType(): 32, LongType(): 64}
 

@@ -15,18 +15,19 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, StructType
 
-from spark_aesthetic import preflight
 from spark_aesthetic.curation.columns import image_column
 from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of_shards
-from spark_aesthetic.datasources import shards, staging
-from spark_aesthetic.datasources.samples import BY_CONTENT
-from spark_aesthetic.datasources.webdataset import KEY, URL, WebDataset
+from spark_aesthetic.delta import access, schemas, tables
+from spark_aesthetic.delta.java import first_line, full_disk_explained
+from spark_aesthetic.delta.naming import names, quoted
+from spark_aesthetic.delta.rows import rows_of_chosen
+from spark_aesthetic.delta.schemas import spelled
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.fetch import rows_of_chosen
-from spark_aesthetic.java import first_line, full_disk_explained
 from spark_aesthetic.options import check_mode, whole
-from spark_aesthetic.preflight import names, quoted, spelled
-from spark_aesthetic.scores import EMBEDDING, MODEL, TYPES
+from spark_aesthetic.scoring.target import EMBEDDING, MODEL, TYPES
+from spark_aesthetic.webdataset import shards, staging
+from spark_aesthetic.webdataset.samples import BY_CONTENT
+from spark_aesthetic.webdataset.source import KEY, URL, WebDataset
 
 # How the error of a Python worker ends its stack.
 _TOLD = re.compile(r"^spark_aesthetic\.errors\.\w+: (webdataset: .+)$", re.MULTILINE)
@@ -116,7 +117,7 @@ def export_webdataset(
     if scores is not None:
         # A view, or a table of another kind, has no files of Delta's to choose from.
         with suppress(TableError):
-            source = preflight.open_source(spark, table, called="table")
+            source = tables.open_source(spark, table, called="table")
     rows = _open(spark, table, "--table") if source is None else source.rows
     image, holder = image_column(rows, image_col, "--image-col")
     key = [spelled(rows, name) for name in names(key)]
@@ -232,7 +233,7 @@ def _check_free(out: str, mode: str, there: Sequence[str]) -> None:
 def _rest(holder: str, kind: DataType) -> dict[str, Column]:
     """The fields beside those with bytes, by the name of their struct; nothing where there are none."""
     inside = kind.fields if isinstance(kind, StructType) else []
-    with_bytes = [field.name for field in inside if preflight.holds_bytes(field.dataType)]
+    with_bytes = [field.name for field in inside if schemas.holds_bytes(field.dataType)]
     if len(with_bytes) == len(inside):
         return {}
     return {holder: F.col(quoted(holder)).dropFields(*map(quoted, with_bytes))}
@@ -262,8 +263,8 @@ def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
 
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
     remedy = "check the name or the path"
-    with preflight.reaching(f"{option} {table}", remedy, missing=f"expected a table, found none; {remedy}"):
-        rows = preflight.read_table(spark, table)
+    with access.reaching(f"{option} {table}", remedy, missing=f"expected a table, found none; {remedy}"):
+        rows = tables.read_table(spark, table)
         # On Connect nothing has been looked up before.
         _ = rows.schema
     return rows

@@ -14,9 +14,9 @@ from pyspark.sql import functions as F
 
 from spark_aesthetic.curation.columns import check_columns, check_score, reaches
 from spark_aesthetic.curation.models import is_score, model_column, one_model, reason
+from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number
-from spark_aesthetic.preflight import quoted
 
 # About a thousandth of a point. A power of two: then an edge is an exact number, also as float32, and what is counted
 # at or above it is what a filter keeps.

@@ -16,18 +16,20 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import AtomicType, BinaryType
 
 import spark_aesthetic
-from spark_aesthetic import preflight
 from spark_aesthetic.curation.calibration import Calibration
 from spark_aesthetic.curation.columns import check_columns, has_column
 from spark_aesthetic.curation.keys import check_keys
 from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
+from spark_aesthetic.delta import fitting, naming, tables
+from spark_aesthetic.delta.identity import BROADCAST_KEYS
+from spark_aesthetic.delta.naming import identifier, quoted
+from spark_aesthetic.delta.rows import rows_of_chosen
+from spark_aesthetic.delta.sessions import in_own_session
+from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import OptionError, TableError
-from spark_aesthetic.fetch import rows_of_chosen
 from spark_aesthetic.options import check_mode
-from spark_aesthetic.preflight import BROADCAST_KEYS, Source, identifier, quoted
-from spark_aesthetic.scores import EMBEDDING, MODEL, SCORE, TYPES
-from spark_aesthetic.sessions import in_own_session
+from spark_aesthetic.scoring.target import EMBEDDING, MODEL, SCORE, TYPES
 
 # What makes sense where a table is written that its rows' keys identify.
 KEPT_MODES = ("errorifexists", "overwrite")
@@ -80,12 +82,12 @@ def read_scores(
     Raises:
         TableError: No such table, column or model.
     """
-    rows = preflight.open_source(spark, scores, called="scores").rows
+    rows = tables.open_source(spark, scores, called="scores").rows
     if model is not None:
         rows = of_model(rows, model)
     elsewhere = [name for name in by if not has_column(rows, name)]
     if elsewhere and table is not None:
-        others = preflight.open_source(spark, table, called="table").rows
+        others = tables.open_source(spark, table, called="table").rows
         if not key:
             raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
         check_columns(rows, key, "--key")
@@ -170,7 +172,7 @@ def write_kept(
     if table is None:
         written = _write(spark, kept, out, told, mode)
     else:
-        images = preflight.open_source(spark, table, called="table")
+        images = tables.open_source(spark, table, called="table")
         check_columns(rows, key, "--key")
         check_columns(images.rows, key, "--key")
         columns = _own_columns(images.rows, score_col if calibration is None else calibration.score_col)
@@ -187,12 +189,12 @@ def write_kept(
 
 
 def _check_out(spark: SparkSession, out: str, read: Sequence[str], mode: str) -> None:
-    there = preflight.detail(spark, out)
+    there = tables.detail(spark, out)
     if there is None:
-        preflight.check_schema(spark, out, f"--out {out!r}")
+        fitting.check_schema(spark, out, f"--out {out!r}")
         return
     # By Delta's ids, for one table has many names: a path, a link to it, a name of the catalog.
-    if there.id in [known.id for known in (preflight.detail(spark, name) for name in read) if known is not None]:
+    if there.id in [known.id for known in (tables.detail(spark, name) for name in read) if known is not None]:
         raise TableError(f"--out {out!r}: expected another table than those that are read; name a new one")
     if mode != "overwrite":
         raise TableError(f"--out {out!r}: expected no table there, found one; --overwrite replaces it")
@@ -245,19 +247,19 @@ def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, ob
     writer = rows.write.format("delta").mode(mode).option("userMetadata", json.dumps(told))
     if mode == "overwrite":
         writer = writer.option("overwriteSchema", "true")
-    if preflight.unusual(rows.columns):
-        there = preflight.detail(spark, out)
+    if naming.unusual(rows.columns):
+        there = tables.detail(spark, out)
         if there is None:
             writer = writer.option("delta.columnMapping.mode", "name")
         else:
-            preflight.check_names(there, rows.columns, f"--out {out!r}")
+            fitting.check_names(there, rows.columns, f"--out {out!r}")
     try:
-        preflight.write_table(writer, out)
+        tables.write_table(writer, out)
     except AnalysisException as error:
-        if mode == "errorifexists" and preflight.is_delta(spark, out):
+        if mode == "errorifexists" and tables.is_delta(spark, out):
             raise TableError(
                 f"--out {out!r}: expected no table there, found one that was made since this run began; --overwrite "
                 "replaces it"
             ) from error
         raise
-    return preflight.read_table(spark, out).count()
+    return tables.read_table(spark, out).count()

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from spark_aesthetic.datasources import shards
-from spark_aesthetic.datasources.webdataset import SIDECAR_KEY
+from spark_aesthetic.delta.identity import has_null, key_text
+from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.preflight import has_null, key_text, quoted
+from spark_aesthetic.webdataset import shards
+from spark_aesthetic.webdataset.source import SIDECAR_KEY
 
 _KEY, _ROWS, _DAMAGE = "_aesthetic_key", "_aesthetic_rows", "_aesthetic_damage"
 

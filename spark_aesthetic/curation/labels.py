@@ -13,13 +13,15 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from spark_aesthetic import preflight
 from spark_aesthetic.curation.columns import check_columns
 from spark_aesthetic.curation.evidence import Bools, Floats
 from spark_aesthetic.curation.histogram import Group, as_group
 from spark_aesthetic.curation.models import is_score
+from spark_aesthetic.delta import access, naming
+from spark_aesthetic.delta.identity import key_text
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.schemas import column_type
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.preflight import column_type, key_text, quoted
 
 # A million are years of one person's work.
 MAX_LABELS = 1_000_000
@@ -179,17 +181,17 @@ def _by_key(
 
 def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
     # Quotes as RFC 4180 has them, which is not Spark's default. All columns are text.
-    spark, place = scores_df.sparkSession, preflight.whole(path)
+    spark, place = scores_df.sparkSession, naming.whole(path)
     missing = "expected a CSV file with a header, found none; check the path"
-    with preflight.reaching(f"labels {path!r}", missing=missing):
+    with access.reaching(f"labels {path!r}", missing=missing):
         # Spark would take the path for a pattern where it looks for the header of such a file itself.
-        first = [row.value for row in preflight.files_reader(spark).text(place).limit(_HEADER_LINES).collect()]
+        first = [row.value for row in access.files_reader(spark).text(place).limit(_HEADER_LINES).collect()]
         header = next(csv.reader(f"{line}\n" for line in first), [])
         if not header:
             raise TableError(f"labels {path!r}: {missing}")
         header[0] = header[0].removeprefix("\ufeff")
         schema = StructType([StructField(name, StringType()) for name in header])
-        reader = preflight.files_reader(spark).options(header=True, multiLine=True, escape='"')
+        reader = access.files_reader(spark).options(header=True, multiLine=True, escape='"')
         frame = reader.schema(schema).csv(place)
         # Connect looks when the columns are asked for.
         frame.columns  # noqa: B018

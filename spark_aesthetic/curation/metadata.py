@@ -8,9 +8,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from spark_aesthetic.delta.naming import names, quoted
+from spark_aesthetic.delta.schemas import column_path, column_type, holds_bytes, path_parts, spelled
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.options import MODES, check_mode
-from spark_aesthetic.preflight import column_path, column_type, holds_bytes, names, path_parts, quoted, spelled
 
 __all__ = ["save_metadata"]
 

@@ -9,9 +9,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from spark_aesthetic.curation.columns import check_columns, has_column
+from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import TableError, nearest
-from spark_aesthetic.preflight import quoted
-from spark_aesthetic.scores import ERROR, MODEL, SCORE
+from spark_aesthetic.scoring.target import ERROR, MODEL, SCORE
 
 NOT_FINITE, UNSCORED = "not finite", "unscored"
 

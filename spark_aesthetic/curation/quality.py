@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Histogram, binned, histograms
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number
-from spark_aesthetic.scores import SCORE
+from spark_aesthetic.scoring.target import SCORE
 
 # Those that published data sets were cut at.
 CUTS = (4.5, 5.0, 5.5, 6.0, 6.25, 6.5, 7.0)

@@ -13,9 +13,9 @@ from spark_aesthetic.curation.calibration import Calibration, check_target, rows
 from spark_aesthetic.curation.columns import check_columns, check_score, has_column, in_type, reaches
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, histograms
 from spark_aesthetic.curation.models import is_score
+from spark_aesthetic.delta.naming import names, quoted
 from spark_aesthetic.errors import OptionError
-from spark_aesthetic.preflight import names, quoted
-from spark_aesthetic.scores import MODEL, SCORE
+from spark_aesthetic.scoring.target import MODEL, SCORE
 
 _CUT, _REST, _RANK = "_aesthetic_cut", "_aesthetic_rest", "_aesthetic_rank"
 

@@ -1,0 +1,1 @@
+"""The jobs: arguments to a call to an exit code."""

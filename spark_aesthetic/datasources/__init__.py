@@ -1,1 +1,0 @@
-"""Python data sources: other formats as tables, read and written by Spark."""

@@ -1,0 +1,1 @@
+"""Delta tables through Spark; knows nothing of predictors or scores."""

@@ -1,0 +1,85 @@
+"""Keys: the columns whose values identify a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import AtomicType
+
+from spark_aesthetic.delta.naming import check_own_name, names, quoted
+from spark_aesthetic.delta.schemas import column_type
+from spark_aesthetic.errors import TableError, nearest
+
+# Up to as many keys go to every executor, so that image bytes are not shuffled to meet them.
+BROADCAST_KEYS = 5_000_000
+
+
+def key_names(key: str | Sequence[str]) -> tuple[str, ...]:
+    """The same of a key; TableError if it has no column."""
+    if not key:
+        raise TableError("--key: expected the columns that together identify a row, found none; name them")
+    return names(key)
+
+
+def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> None:
+    """Raise TableError unless the key columns are there, each once, and none is one that the job writes."""
+    if len({column.lower() for column in key}) < len(key):
+        raise TableError(f"--key {', '.join(key)}: expected each column once; leave out the repeated one")
+    for column in key:
+        if column.lower() not in [name.lower() for name in rows.columns]:
+            raise TableError(f"--key: no column {column!r} in the table: {nearest(column, rows.columns)}")
+        if column.lower() in reserved:
+            raise TableError(f"--key: expected a column of your own, found {column!r}, which the job writes; rename it")
+        check_own_name(column, "--key")
+        found = column_type(rows, quoted(column), "--key")
+        if not isinstance(found, AtomicType):
+            raise TableError(
+                f"--key: expected columns of simple types, which identify a row, found {column!r} of type "
+                f"{found.simpleString()}. Take fields of it as columns, or a hash of it"
+            )
+
+
+def has_null(key: Sequence[str]) -> Column:
+    """Whether one of the key columns is null."""
+    return reduce(Column.__or__, [F.col(quoted(column)).isNull() for column in key])
+
+
+def key_text(columns: Iterable[str]) -> Column:
+    """The values of quoted key columns in one text, for a message."""
+    return F.array_join(F.array(*[F.col(name).cast("string") for name in columns]), ", ")
+
+
+def check_key_values(rows: DataFrame, key: Sequence[str], *, beside: Sequence[str] = ()) -> None:
+    """Check that the key columns identify a row each, reading only them.
+
+    Args:
+        rows: The table.
+        key: The key columns.
+        beside: Columns that identify a row together with the key.
+
+    Raises:
+        TableError: There are nulls or duplicates.
+    """
+    named = ", ".join(key)
+    size = "_aesthetic_rows"
+    groups = rows.groupBy(*[F.col(quoted(column)) for column in (*key, *beside)]).agg(F.count(F.lit(1)).alias(size))
+    found = groups.agg(
+        F.coalesce(F.sum(size), F.lit(0)).alias("rows"),
+        F.coalesce(F.sum(F.when(has_null(key), F.col(size))), F.lit(0)).alias("null_rows"),
+        F.coalesce(F.sum(F.when(F.col(size) > 1, F.col(size))), F.lit(0)).alias("repeated_rows"),
+    ).collect()[0]
+    if found.null_rows or found.repeated_rows:
+        faults = ((found.null_rows, "with a null"), (found.repeated_rows, "with the key of another"))
+        counts = " and ".join(f"{rows} {fault}" for rows, fault in faults if rows)
+        raise TableError(
+            f"--key {named}: expected a value of its own in each of the {found.rows} rows, found {counts}; add a "
+            "column to the key or drop those rows"
+        )
+
+
+def without(rows: DataFrame, keys: DataFrame, key: Sequence[str], count: int) -> DataFrame:
+    """The rows that have none of `count` keys, without a shuffle of image bytes while the keys fit a broadcast."""
+    return rows.join(F.broadcast(keys) if count <= BROADCAST_KEYS else keys, list(key), "left_anti")

@@ -1,0 +1,124 @@
+"""The pandas UDFs behind the column functions and behind their names in SQL.
+
+Each takes a pinned predictor, so that what travels to the workers names its content. Why some are
+nondeterministic to Spark: see `spark_aesthetic.functions.columns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+import pyspark
+from pyspark.sql import SparkSession
+from pyspark.sql.pandas.functions import pandas_udf
+from pyspark.sql.types import ArrayType, DataType, DoubleType, FloatType, StringType, StructField, StructType
+from pyspark.sql.utils import is_remote
+
+from spark_aesthetic.functions import worker
+from spark_aesthetic.options import EncoderName, Options
+from spark_aesthetic.predictors.head import Head
+from spark_aesthetic.predictors.recipe import Predictor
+
+if TYPE_CHECKING:
+    from pyspark.sql._typing import UserDefinedFunctionLike
+
+# The first release with vector_inner_product, vector_cosine_similarity and vector_norm.
+_NATIVE_SINCE = (4, 2)
+
+
+def runs_natively(head: Head) -> bool:
+    """Whether this Spark, and with Spark Connect its server too, scores embeddings with this head without Python."""
+    # Weights of all zeros have no direction, so no cosine similarity to an embedding either.
+    return head.affine and head.norm > 0 and min(map(_release, _versions())) >= _NATIVE_SINCE
+
+
+def _versions() -> list[str]:
+    """Of the client, and of the server that it is connected to: Spark Connect lets them differ."""
+    server = SparkSession.getActiveSession() if is_remote() else None
+    return [pyspark.__version__, *([] if server is None else [server.version])]
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def score_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `aesthetic_score`."""
+
+    def aesthetic_score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["score"] for frame in worker.score_images(batches, pinned, options))
+
+    return _iterator_udf(aesthetic_score, FloatType())
+
+
+def embedding_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `clip_embedding`."""
+
+    def clip_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["embedding"] for frame in worker.clip_embeddings(batches, pinned, options))
+
+    return _iterator_udf(clip_embedding, ArrayType(FloatType())).asNondeterministic()
+
+
+def encoder_udf(name: EncoderName, normalize: bool, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `image_embedding`."""
+
+    def image_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["embedding"] for frame in worker.embed_images(batches, name, normalize, options))
+
+    return _iterator_udf(image_embedding, ArrayType(FloatType())).asNondeterministic()
+
+
+def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
+    """The UDF behind `score_image`."""
+    model = pinned.model_id
+    schema = StructType([*_result_fields(with_embedding), StructField("model", StringType())])
+
+    def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        return (frame.assign(model=model)[schema.names] for frame in worker.score_images(batches, pinned, options))
+
+    return _iterator_udf(score_image, schema).asNondeterministic()
+
+
+def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
+    """The UDF of a job over images: score and reason as `score_image` has them, and what the rows cost."""
+    stages = [StructField(name, DoubleType()) for name in worker.STAGES]
+    schema = StructType([*_result_fields(with_embedding), *stages])
+
+    def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        return (frame[schema.names] for frame in worker.score_images(batches, pinned, options))
+
+    return _iterator_udf(score_image, schema).asNondeterministic()
+
+
+def vector_udf(pinned: Predictor, normalize: bool, model_path: str | None) -> UserDefinedFunctionLike:
+    """The UDF that scores embeddings, with the reason, where Spark's own functions cannot."""
+
+    def score_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        return worker.score_vectors(batches, pinned, normalize, model_path)
+
+    return _iterator_udf(score_embedding, "score float, error string")
+
+
+def vector_score_udf(pinned: Predictor, model_path: str | None) -> UserDefinedFunctionLike:
+    """The same with the score alone."""
+
+    def aesthetic_score_from_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        return (frame["score"] for frame in worker.score_vectors(batches, pinned, True, model_path))
+
+    return _iterator_udf(aesthetic_score_from_embedding, FloatType())
+
+
+def _result_fields(with_embedding: bool) -> list[StructField]:
+    embedding = [StructField("embedding", ArrayType(FloatType()))] if with_embedding else []
+    return [StructField("score", FloatType()), StructField("error", StringType()), *embedding]
+
+
+def _iterator_udf(
+    function: Callable[[Iterator[pd.Series]], Iterator[Any]], returns: DataType | str
+) -> UserDefinedFunctionLike:
+    # The overloads of pandas_udf ask for a functionType, which its documentation has deprecated.
+    make_udf: Any = pandas_udf
+    return cast("UserDefinedFunctionLike", make_udf(function, returns))

@@ -1,1 +1,0 @@
-"""Folded affine heads as package data: one safetensors file a predictor, made by `make.py`."""

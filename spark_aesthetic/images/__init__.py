@@ -1,0 +1,1 @@
+"""Image files to pixels to embeddings. Torch, and no Spark."""

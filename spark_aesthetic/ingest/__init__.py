@@ -1,0 +1,1 @@
+"""Images from folders, shards and addresses into a table."""

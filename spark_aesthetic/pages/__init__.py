@@ -1,0 +1,1 @@
+"""Pages that show images with their scores."""

@@ -1,0 +1,141 @@
+"""Looking at scored images in a notebook: a grid of thumbnails and a histogram."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
+
+from spark_aesthetic.curation.columns import check_score, image_column
+from spark_aesthetic.curation.models import is_score, is_untrained, model_column
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.images.thumbnails import data_uri, thumbnails
+from spark_aesthetic.options import whole
+from spark_aesthetic.pages.gallery import render
+from spark_aesthetic.scoring.target import SCORE
+
+_BAR_WIDTH = 0.25
+_MOST_BARS = 60
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of the grid.
+
+    Attributes:
+        score: Its score.
+        thumbnail: A small WebP as a data URI, or None.
+        reason: Why there is none, in the words of `aesthetic_error`, or None.
+    """
+
+    score: float
+    thumbnail: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Rows whose score is at least `low` and below the next bar's: how many, and as a share of the highest bar."""
+
+    low: float
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Display:
+    """What a notebook shows; printed it is a line.
+
+    Attributes:
+        tiles: From the best to the poorest.
+        bars: From the lowest score to the highest, 60 at most.
+        bar_width: In points of the score: a quarter, or as often twice that as it takes.
+        scored: Rows with a score.
+        unscored: Rows without one, or with one that is not finite.
+        models: Where the table names them, the models of the scores.
+    """
+
+    tiles: list[Tile]
+    bars: list[Bar]
+    bar_width: float
+    scored: int
+    unscored: int
+    models: list[str]
+
+    def __repr__(self) -> str:
+        return f"{self.scored} scored, {self.unscored} without a score, {len(self.tiles)} shown"
+
+    def _repr_html_(self) -> str:
+        untrained = any(map(is_untrained, self.models))
+        return render("display.html.jinja", display=self, untrained=untrained)
+
+
+def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, n: int = 24) -> Display:
+    """Show images from the best score to the poorest, evenly spread over the ranking, and a histogram of all scores.
+
+    Images are scaled down on the executors, so that only thumbnails of some kilobytes reach the driver. Scores are read
+    three times and the images of the chosen rows once: write the scores before, or scoring is repeated each time.
+
+    Args:
+        df: Rows of images and scores. A column aesthetic_model, if there, says whether weights are untrained.
+        image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
+        score_col: Column of numbers.
+        n: How many images to show at most, 1 or more; 1 is the best. Of images with one score any is shown.
+
+    Returns:
+        An object that a notebook shows as HTML, complete in itself.
+
+    Raises:
+        TableError: No such column, or not of that type.
+        OptionError: `n` is no whole number of at least 1.
+    """
+    n = whole("n", n, least=1)
+    image, _ = image_column(df, image_col, "image_col")
+    check_score(df, score_col)
+    given = F.col(quoted(score_col)).cast("double")
+    score = F.when(is_score(given), given)
+    ranks = [at / (n - 1) for at in range(n)] if n > 1 else [1.0]
+    about = df.agg(
+        F.percentile_approx(score, ranks).alias("chosen"), F.count(score).alias("scored"),
+        F.count_if(score.isNull()).alias("unscored"), F.collect_set(model_column(df)).alias("models"),
+        F.min(score).alias("lowest"), F.max(score).alias("highest"),
+    ).collect()[0]  # fmt: skip
+    width = _BAR_WIDTH
+    while about.scored and about.highest // width - about.lowest // width >= _MOST_BARS:
+        width *= 2
+    return Display(
+        tiles=_tiles(df, F.col(image), score, about.chosen or []),
+        bars=_bars(df, score, width),
+        bar_width=width,
+        scored=about.scored,
+        unscored=about.unscored,
+        models=sorted(about.models),
+    )
+
+
+def _tiles(df: DataFrame, image: Column, score: Column, chosen: list[float]) -> list[Tile]:
+    # Of several images with one score any that is there.
+    one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image, True).alias("image"))
+    # Made here: where this module is imported on a worker there is no session to make it with.
+    make_udf: Any = pandas_udf
+    shrink = make_udf(thumbnails, "thumbnail binary, reason string")
+    shown = one_each.select("score", shrink("image").alias("made")).collect()
+    return [
+        Tile(row.score, data_uri(row.made.thumbnail), row.made.reason)
+        for row in sorted(shown, reverse=True, key=lambda row: row.score)
+    ]
+
+
+def _bars(df: DataFrame, score: Column, width: float) -> list[Bar]:
+    bar = F.floor(score / width).alias("bar")
+    counted = {
+        row.bar: row["count"] for row in df.select(bar).where("bar IS NOT NULL").groupBy("bar").count().collect()
+    }
+    if not counted:
+        return []
+    highest = max(counted.values())
+    all_bars = range(min(counted), max(counted) + 1)
+    return [Bar(at * width, counted.get(at, 0), counted.get(at, 0) / highest) for at in all_bars]

@@ -1,0 +1,1 @@
+"""Score tables: what a run does, chunk by chunk."""

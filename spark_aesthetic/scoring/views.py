@@ -1,0 +1,70 @@
+"""Views of a source with its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyspark.sql import SparkSession
+
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.sessions import statement, text_literal
+from spark_aesthetic.delta.tables import Source
+from spark_aesthetic.scoring.target import MODEL, SCORED_AT, Target, same_key
+
+
+def make_view(
+    spark: SparkSession, view: str, source: Source, target: Target, models: Sequence[str], *, suffixed: bool
+) -> None:
+    """Make or replace a view of the source with its scores.
+
+    Args:
+        spark: The session.
+        view: Its name.
+        source: The table of images or embeddings.
+        target: The scores table.
+        models: The models to show.
+        suffixed: Name each model's columns by its predictor too; else there is one model.
+    """
+    made = [name for name in target.written if not suffixed or name not in (MODEL, SCORED_AT)]
+    columns, joins, taken = [], [], {name.lower() for name in target.written}
+    for number, (model, suffix) in enumerate(_suffixes(models) if suffixed else [(model, "") for model in models]):
+        scored = f"scored_{number}"
+        columns += [f"{scored}.{name} AS {quoted(name + suffix)}" for name in made]
+        taken |= {(name + suffix).lower() for name in made}
+        joins.append(
+            f"LEFT JOIN {target.identifier} AS {scored} "
+            f"ON {same_key(target.key, 'source', scored)} AND {scored}.{MODEL} = {text_literal(model)}"
+        )
+    # A source that was saved from such a view has columns of the same names.
+    own = [f"source.{quoted(name)}" for name in source.rows.columns if name.lower() not in taken]
+    columns = [*own, *columns]
+    statement(
+        spark,
+        f"CREATE OR REPLACE VIEW {view} AS SELECT {', '.join(columns)} FROM {source.identifier} AS source "
+        + " ".join(joins),
+    )
+
+
+def _suffixes(models: Sequence[str]) -> list[tuple[str, str]]:
+    """What the columns of each model end in: its predictor's name, or more of its id where that is not unique.
+
+    Examples:
+        >>> _suffixes(["v1@aa", "v2@bb", "v2@cc"])
+        [('v1@aa', '_v1'), ('v2@bb', '_v2_bb'), ('v2@cc', '_v2_cc')]
+        >>> _suffixes(["a-b@aa", "a.b@aa"])
+        [('a-b@aa', '_a_b_aa_0'), ('a.b@aa', '_a_b_aa_1')]
+    """
+
+    def named(text: str) -> str:
+        return "".join(letter if letter.isalnum() else "_" for letter in text)
+
+    def is_one(text: str, of: Sequence[str]) -> bool:
+        # As Spark compares the names of columns.
+        return [other.lower() for other in of].count(text.lower()) == 1
+
+    short, whole = [named(model.split("@")[0]) for model in models], [named(model) for model in models]
+    found = []
+    for at, model in enumerate(models):
+        long = whole[at] if is_one(whole[at], whole) else f"{whole[at]}_{at}"
+        found.append((model, f"_{short[at] if is_one(short[at], short) else long}"))
+    return found

@@ -1,0 +1,1 @@
+"""A head of one's own, from embeddings and ratings."""

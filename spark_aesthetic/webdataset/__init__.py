@@ -1,0 +1,1 @@
+"""Shards of WebDataset as a data source of Spark's."""
