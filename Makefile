@@ -52,19 +52,20 @@ demo: setup ## Score real photographs and published embeddings by spark-submit, 
 	@echo "Open $(OUT)/index.html in a browser."
 
 .PHONY: test
-test: lint docs unit fuzz ## Everything that must pass: lint, types, tests, a minute of fuzzing
+test: lint docs tests fuzz ## Everything that must pass: lint, types, tests, a minute of fuzzing
 
 .PHONY: lint
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 # A file's tests are of one process, and files go out in conftest.py's order: not by their number of tests.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What a session of Spark Connect must do as a classic one does it.
-ON_CONNECT := $(addprefix tests/test_,connect.py functions.py sql.py transformer.py notebook.py)
+ON_CONNECT := $(addprefix tests/spark/,test_connect.py $(addprefix functions/test_,columns.py sql.py stage.py) pages/test_display.py)
 
 # For the test of the review page, which is skipped, with that reason, where this cannot install one.
 .PHONY: browser
@@ -74,20 +75,34 @@ browser:
 		$$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "No Chromium, and apt-get could not install one: the review page is not tested in a browser."
 
-.PHONY: unit
-unit: setup browser
+.PHONY: tests
+tests: setup browser
 	$(PYTEST)
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ON_CONNECT)
 
+.PHONY: test-unit
+test-unit: setup ## The tests that need no JVM
+	$(PYTEST) tests/unit
+
+.PHONY: test-spark
+test-spark: setup ## The tests in one session of Spark, and those of the interfaces on Spark Connect
+	$(PYTEST) tests/spark
+	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ON_CONNECT)
+
+.PHONY: test-system
+test-system: setup browser ## The tests of processes, clusters, kills, notebooks and the browser
+	$(PYTEST) tests/system
+
 # Damaged and built images, tars, addresses, keys and weights. FUZZ_SECONDS is how long each of two fuzz tests runs.
-HOSTILE := $(addprefix tests/test_,hostile_images.py hostile_tars.py hostile_names.py tar.py staging.py allowed.py pace.py \
-	fetching.py cache.py weights.py prepare.py)
+HOSTILE := $(addprefix tests/unit/,images/test_hostile_images.py images/test_prepare.py \
+	$(addprefix webdataset/test_,hostile_tars.py tar.py staging.py) $(addprefix ingest/test_,allowed.py pace.py fetching.py) \
+	$(addprefix predictors/test_,cache.py weights.py)) tests/spark/webdataset/test_hostile_shards.py tests/spark/scoring/test_hostile_names.py
 FUZZ_SECONDS ?= 30
 
 .PHONY: fuzz
 fuzz: setup
 	SPARK_AESTHETIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -q -s --durations=0 -o timeout=0 -m '' -k mutat \
-		tests/test_hostile_images.py tests/test_hostile_tars.py
+		tests/unit/images/test_hostile_images.py tests/unit/webdataset/test_hostile_tars.py
 
 .PHONY: test-hostile
 test-hostile: setup fuzz ## Hostile files, addresses and neighbours: all tests, and fuzzing (FUZZ_SECONDS=600 for longer)
@@ -99,15 +114,16 @@ audit: setup ## Compare the pinned dependencies with published advisories
 
 .PHONY: test-faults
 test-faults: setup ## Kill drivers, workers and executors, fill the disk, run twice: ten kills at random moments
-	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest -m '' tests/test_faults.py
+	SPARK_AESTHETIC_KILLS=10 $(BIN)/pytest -m '' tests/system/scoring/test_faults.py
 
 # What else a session of Spark Connect must do: half an hour.
-ALSO_ON_CONNECT := $(addprefix tests/test_,tables.py stream.py keeping.py estimator.py encoders.py calibration.py quality.py \
-	review.py export.py ingest.py webdataset.py)
+ALSO_ON_CONNECT := $(addprefix tests/spark/,scoring/test_jobs.py scoring/test_chunks.py training/test_estimator.py \
+	functions/test_encoders.py $(addprefix curation/test_,keeping.py calibration.py quality.py export.py) ingest/test_ingest.py \
+	webdataset/test_source.py) tests/system/pages/test_review.py
 
 .PHONY: test-long
 test-long: setup browser ## What make test leaves out for its length, Connect's tables included, but for the faults
-	$(PYTEST) -m long --ignore tests/test_faults.py
+	$(PYTEST) -m long --ignore tests/system/scoring/test_faults.py
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m long $(ON_CONNECT)
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ALSO_ON_CONNECT)
 
@@ -117,7 +133,8 @@ test-long: setup browser ## What make test leaves out for its length, Connect's 
 		delta-spark==$(word 2,$(subst -, ,$*)) 'importlib_metadata<=8.7.1'
 	touch $@
 
-CORE := $(addprefix tests/test_,functions.py sql.py transformer.py notebook.py tables.py stream.py)
+CORE := $(addprefix tests/spark/,$(addprefix functions/test_,columns.py sql.py stage.py) pages/test_display.py \
+	$(addprefix scoring/test_,jobs.py chunks.py))
 
 # PySpark before 4.2 leaves sockets to the garbage collector.
 OLDER := -W ignore::pytest.PytestUnraisableExceptionWarning
@@ -126,7 +143,7 @@ OLDER := -W ignore::pytest.PytestUnraisableExceptionWarning
 test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta, and a client of 4.2 on a server of 4.0
 	for versions in 4.0.5-4.0.1 4.1.1-4.3.1; do \
 		PYTHONPATH=$(CURDIR)/.compat/$$versions $(PYTEST) $(OLDER) $(CORE) || exit 1; done
-	$(PYTEST) -m long tests/test_older_server.py
+	$(PYTEST) -m long tests/system/test_older_server.py
 
 .PHONY: docs
 docs: setup ## Build the documentation (build/site)

@@ -30,7 +30,7 @@ SECOND_COMPILER = (
     "-XX:Tier4CompileThreshold=75000 -XX:Tier4BackEdgeThreshold=200000"
 )
 
-# The same tests on Spark Connect: make unit runs those of the interfaces a second time.
+# The same tests on Spark Connect: make test-spark runs those of the interfaces a second time.
 CONNECT = os.environ.get("SPARK_AESTHETIC_TEST_SESSION") == "connect"
 own_session = pytest.mark.skipif(CONNECT, reason="kills a driver of its own, which starts a classic session")
 
@@ -58,7 +58,7 @@ DELTA_PACKAGE = _delta_package()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: two processes share the files, and one would else end long after the other."""
-    names = ("tables", "stream", "docs", "faults", "functions", "readme", "ingest", "prepare", "calibration")
+    names = ("jobs", "chunks", "docs", "faults", "columns", "readme", "ingest", "prepare", "calibration")
     longest = [f"test_{name}.py" for name in names]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 

@@ -174,3 +174,13 @@ def mutated(seed: int, bases: list[bytes]) -> bytes:
             if content[block + 257 : block + 262] == b"ustar":
                 content[block : block + BLOCK] = summed(content[block : block + BLOCK])
     return bytes(content)
+
+
+# Keys that name another place, or that a terminal or a reader takes for something else; and others that are odd alone.
+BAD_KEYS = [
+    "../../etc/cron.d/x", "/abs", "a/../b", "a/./b", "..", ".", "", "a//b", "a/", "line\nfeed", "line\r", "a\0b",
+    "tab\t", "\x1b[2J", "\x9b2J", "back\\slash", "..\\..\\x", "C:/x", "c:x", "line\u2028break", "turned\u202ejpg",
+    "\u2066x", "\u200fא", "a\u200eb", "a\u061cb",
+    ".. /x", ". ./x", " ", "  ", "\ud800", "n" * 1001, "__notes__/x", "a.b",
+]  # fmt: skip
+GOOD_KEYS = ["a", "x.y/z", "a..b/c", "ü b/c-1", "__x__", "\U0001f600" * 250, "n" * 1000, "a b ", "ab:c", "א"]

@@ -1,6 +1,7 @@
 """CLIP's vision transformer, rewritten to the same function in fewer steps.
 
-The rewrites hold in exact arithmetic; in float32 they move an embedding by less than 1e-6 (see tests/test_prepare.py):
+The rewrites hold in exact arithmetic; in float32 they move an embedding by less than 1e-6
+(see tests/unit/images/test_prepare.py):
 
 - `(pixel / 255 - mean) / std` goes into the patch projection and the position embedding, so uint8 pixels enter
   as they are;

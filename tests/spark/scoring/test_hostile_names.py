@@ -1,6 +1,7 @@
 """Keys, folders and columns with hostile names: a scores table holds what a plain dictionary says.
 
-`SPARK_AESTHETIC_EXAMPLES=50 pytest tests/test_hostile_names.py` draws more examples than `make test` does.
+`SPARK_AESTHETIC_EXAMPLES=50 pytest tests/spark/scoring/test_hostile_names.py` draws more
+examples than `make test` does.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from conftest import CONNECT, RunHere, own_session
+from processes import Job, until
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from test_faults import Job, until
 
 import spark_aesthetic as sa
 from spark_aesthetic.cli import submit

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
-from test_ingest import add, id_of, rows
+from shard_files import add
+from test_ingest import id_of, rows
 
 import spark_aesthetic as sa
 from spark_aesthetic.testing import noise_image

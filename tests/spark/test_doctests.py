@@ -12,9 +12,6 @@ from conftest import REPOSITORY
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-WITH_EXAMPLES = ["", ".errors", ".options", ".predictors", ".head", ".embeddings", ".formats", ".budget", ".testing"]
-WITH_EXAMPLES += [".files", ".preflight", ".functions", ".sql", ".curation.ridge", ".curation.estimator"]
-WITH_EXAMPLES += [".curation.evidence", ".curation.selection", ".curation.quality"]
 PACKAGE = REPOSITORY / "spark_aesthetic"
 WITH_EXAMPLES = [
     ".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")

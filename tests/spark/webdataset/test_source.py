@@ -23,7 +23,7 @@ from conftest import own_session
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
-from test_shards import make_shard
+from shard_files import make_shard
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import TableError

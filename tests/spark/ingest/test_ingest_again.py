@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 from pyspark.sql import SparkSession
-from test_ingest import _run, add, id_of, rows
+from shard_files import add
+from test_ingest import _run, id_of, rows
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import TableError

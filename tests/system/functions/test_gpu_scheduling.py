@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import REPOSITORY
 
 from spark_aesthetic import Options, resolve
 from spark_aesthetic.errors import ResourceError
 from spark_aesthetic.functions.worker import granted, score_images
 
-REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
 DISCOVERY = CONF / "gpu-discovery.sh"
 GPU_CONFS = ("standalone-gpu.conf", "yarn-gpu.conf", "kubernetes-gpu.conf")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from conftest import SHARED
 from make_embeddings import make as make_embeddings
 from make_heads import PUBLISHED_FILES, make
 
@@ -81,7 +82,7 @@ def test_folding_the_published_files_again_gives_the_packaged_ones(published_hea
 
 
 def test_joining_the_published_embeddings_again_gives_the_packaged_file(tmp_path: Path) -> None:
-    published = Path(__file__).parents[2] / "shared" / "data"
+    published = SHARED / "data"
     if not published.is_dir():
         pytest.skip("the published embeddings are not beside the project (../shared/data)")
     make_embeddings(published, tmp_path)

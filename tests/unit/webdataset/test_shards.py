@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 import tracemalloc
@@ -11,26 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
+from shard_files import add, make_shard
 
 from spark_aesthetic.errors import MissingDependencyError, OptionError, TableError
 from spark_aesthetic.webdataset import compressed, places, shards
 from spark_aesthetic.webdataset.samples import files_of, views
 from spark_aesthetic.webdataset.shards import ShardError
 from spark_aesthetic.webdataset.source import WebDataset, _sidecar
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
-
-
-def make_shard(path: Path, samples: int, start: int = 0, mode: str = "w") -> None:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for at in range(start, start + samples):
-            add(tar, f"some/{at:05d}.jpg", bytes([at % 256]) * (700 + at))
-            add(tar, f"some/{at:05d}.txt", f"caption {at} ü".encode())
-            add(tar, f"some/{at:05d}.json", json.dumps({"number": at}).encode())
 
 
 def test_dbfs_is_where_databricks_mounts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

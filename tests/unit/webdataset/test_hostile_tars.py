@@ -15,13 +15,10 @@ from pathlib import Path
 
 import hostile_tars
 import pytest
-from hostile_tars import AFTER, END, GOOD, header, member
-from pyspark.sql import SparkSession
+from hostile_tars import AFTER, BAD_KEYS, END, GOOD, GOOD_KEYS, header, member
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-import spark_aesthetic as sa
 from spark_aesthetic.errors import OptionError, TableError
-from spark_aesthetic.testing import noise_image
 from spark_aesthetic.webdataset import shards
 from spark_aesthetic.webdataset.shards import ShardError
 from spark_aesthetic.webdataset.source import WebDataset
@@ -245,57 +242,6 @@ def test_names_that_differ_in_case_are_two_samples_and_one_column(tmp_path: Path
     assert schema.names == ["__key__", "__url__", "jpg", "\u017feg.txt"]
 
 
-def test_what_is_known_of_shards_comes_from_the_reader(spark: SparkSession, tmp_path: Path) -> None:
-    sa.register(spark)
-    source = tmp_path / "in"
-    source.mkdir()
-    urls = [str(source / f"{at}.tar") for at in range(3)]
-    names = (
-        "__url__",
-        "__key__",
-        "__KEY__",
-        "__version__",
-        "__path__",
-        "__error__",
-        "error",
-        "image_id",
-        "path",
-        "length",
-    )
-    lies = b"".join(member(f"z.{name}", urls[1].encode()) for name in names)
-    texts = (
-        member("z.a b.txt")
-        + member("z.a\nb.txt")
-        + member("z.x,y.json")
-        + member("z.\u017feg.txt")
-        + member("z.seg.txt")
-    )
-    for at, path in enumerate(urls):
-        Path(path).write_bytes(member("a.jpg", noise_image(at)) + END)
-    apart = member("y.jpg", noise_image(8)) + member("z.jpg", noise_image(9)) + lies + texts
-    Path(urls[0]).write_bytes(apart + member("y.txt", b"of y") + member("y.__url__", urls[1].encode()) + END)
-    Path(urls[2]).write_bytes(HOSTILE["size negative, kind 0"])
-    done = sa.ingest_images(spark, str(source), str(tmp_path / "table"), format="webdataset")
-    assert (done.listed, done.skipped, done.added) == (3, 0, 5)
-    table = spark.read.format("delta").load(str(tmp_path / "table"))
-    assert {row["__url__"] for row in table.collect()} == set(urls)
-    (of_z,) = table.where("`__key__` = 'z'").collect()
-    assert (bytes(of_z.image), of_z.path) == (noise_image(9), f"{urls[0]}#z")
-    assert "sample: __url__ is a reserved name" in of_z.error
-    (of_y,) = table.where("`__key__` = 'y'").collect()
-    assert (bytes(of_y.image), of_y.txt, of_y.error) == (noise_image(8), "of y", "sample: __url__ is a reserved name")
-    assert sa.ingest_images(spark, str(source), str(tmp_path / "table"), format="webdataset").chunks == 0
-
-
-BAD_KEYS = [
-    "../../etc/cron.d/x", "/abs", "a/../b", "a/./b", "..", ".", "", "a//b", "a/", "line\nfeed", "line\r", "a\0b",
-    "tab\t", "\x1b[2J", "\x9b2J", "back\\slash", "..\\..\\x", "C:/x", "c:x", "line\u2028break", "turned\u202ejpg",
-    "\u2066x", "\u200fא", "a\u200eb", "a\u061cb",
-    ".. /x", ". ./x", " ", "  ", "\ud800", "n" * 1001, "__notes__/x", "a.b",
-]  # fmt: skip
-GOOD_KEYS = ["a", "x.y/z", "a..b/c", "ü b/c-1", "__x__", "\U0001f600" * 250, "n" * 1000, "a b ", "ab:c", "א"]
-
-
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_a_key_that_names_another_place_is_refused(tmp_path: Path, key: str) -> None:
     with (tmp_path / "x.tar").open("wb") as file:
@@ -324,13 +270,6 @@ def test_a_column_whose_files_readers_would_not_take_is_refused(tmp_path: Path, 
     with pytest.raises(TableError, match=r"webdataset: column .*expected a name that readers take for a sample's"):
         WebDataset({"path": str(tmp_path / "out")}).writer(schema, overwrite=False)
     assert not (tmp_path / "out").exists()
-
-
-def test_spark_finds_the_same_keys(spark: SparkSession) -> None:
-    keys = [(key,) for key in BAD_KEYS + GOOD_KEYS if key != "\ud800"]
-    found = spark.createDataFrame(keys, "key string")
-    good = [row.key for row in found.where(found.key.rlike(shards.WHOLE_KEY)).collect()]
-    assert good == GOOD_KEYS
 
 
 def bases() -> list[bytes]:

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import pytest
 from conftest import bytes_read, last_query, own_session, plan_metrics
 from PIL import Image
+from processes import Job, until
 from pyspark.sql import Row, SparkSession
-from test_faults import Job, until
+from shard_files import add
 
 import spark_aesthetic as sa
 from spark_aesthetic.cli import curation
@@ -180,12 +181,6 @@ def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) ->
     done = ingest()
     assert (done.skipped, done.added, done.left_out) == (4, 1, 1)
     assert set(rows(spark, table)) == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
 
 
 def make_shard(path: Path, samples: dict[str, int]) -> None:

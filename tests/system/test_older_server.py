@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import free_port
+from conftest import REPOSITORY, free_port
 
 import spark_aesthetic as sa
 from spark_aesthetic.predictors import weights
 
-ROOT = Path(__file__).parents[1]
-OLDER = ROOT / ".compat" / "4.0.5-4.0.1" / "pyspark"
+OLDER = REPOSITORY / ".compat" / "4.0.5-4.0.1" / "pyspark"
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not OLDER.exists(), reason="make test-compat installs it")]
 
@@ -45,7 +44,12 @@ for scored in (
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     port, log = free_port(), tmp_path / "log"
-    environment = {**os.environ, "SPARK_HOME": str(OLDER), "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "SPARK_HOME": str(OLDER),
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONPATH": str(REPOSITORY),
+    }
     confs = {"spark.connect.grpc.binding.port": port, "spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false"}
     command = [
         OLDER / "bin" / "spark-submit", "--master", "local[1]",

@@ -10,14 +10,12 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import REPOSITORY
+from processes import Job, until
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -31,46 +29,6 @@ ROWS = 10 * FILES
 # Each kill takes a spark-submit of its own.
 pytestmark = pytest.mark.timeout(300 + 60 * KILLS)
 PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
-
-
-class Job:
-    """A spark-submit that can be killed with all of its processes."""
-
-    def __init__(
-        self, log: Path, *arguments: str, script: str = "jobs/score_table.py", master: str = "local[2]"
-    ) -> None:
-        command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
-        settings = ["--master", master, "--conf", "spark.driver.memory=1g", "--conf", "spark.ui.enabled=false"]
-        self.log = log
-        with log.open("w") as words:
-            self.process = subprocess.Popen(
-                [*command, *settings, script, *arguments],
-                cwd=REPOSITORY, stdout=words, stderr=subprocess.STDOUT, start_new_session=True,
-                env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
-            )  # fmt: skip
-
-    def kill(self) -> None:
-        """SIGKILL to the JVM and all that it started, if it runs; some of those are sessions of their own."""
-        if self.process.poll() is not None:
-            return
-        parent = psutil.Process(self.process.pid)
-        for process in [*parent.children(recursive=True), parent]:
-            process.kill()
-        self.process.wait()
-
-    def wait(self) -> int:
-        return self.process.wait(timeout=240)
-
-    def children(self, word: str) -> list[psutil.Process]:
-        """The processes whose command line has a word."""
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if word in " ".join(process.cmdline()):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-        return found
 
 
 @pytest.fixture
@@ -103,15 +61,6 @@ def assert_undisturbed(spark: SparkSession, source: str, scores: str) -> None:
     assert sorted((at, round(score, 5)) for at, score in found.collect()) == sorted(
         (at, round(score, 5)) for at, score in expected.collect()
     )
-
-
-def until(condition: Callable[[], object], job: Job, seconds: float = 240) -> None:
-    """Waits; the seconds end a job that hangs, they are no measure of speed."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert job.process.poll() is None, job.log.read_text()[-3000:]
-        assert time.monotonic() < ends, job.log.read_text()[-3000:]
-        time.sleep(0.05)
 
 
 def commits(scores: str) -> int:
