@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
@@ -18,6 +17,7 @@ from pyspark.sql.types import BinaryType, DataType, StructType
 from spark_aesthetic.curation.columns import image_column
 from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of_shards
 from spark_aesthetic.delta import access, schemas, tables
+from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import first_line, full_disk_explained
 from spark_aesthetic.delta.naming import names, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
@@ -156,8 +156,7 @@ def export_webdataset(
             without_score = rows.join(scored, key, "left_anti").count()
             # Kept, so that the condition is asked once.
             narrow_columns = [name for name in scored.columns if name != EMBEDDING]
-            of_scores = chosen.select(*map(quoted, [*narrow_columns, *wide])).persist(StorageLevel.DISK_ONLY)
-            held.callback(of_scores.unpersist)
+            of_scores = held.enter_context(on_disk(chosen.select(*map(quoted, [*narrow_columns, *wide]))))
             narrow = of_scores.select(*map(quoted, narrow_columns))
             count = narrow.count()
             check_keys(narrow, key, "--table and --scores", "add a column to the key, or drop those rows")

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql.types import AtomicType, BinaryType
 
 import spark_aesthetic
@@ -22,7 +20,7 @@ from spark_aesthetic.curation.keys import check_keys
 from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
 from spark_aesthetic.delta import fitting, naming, tables
-from spark_aesthetic.delta.identity import BROADCAST_KEYS
+from spark_aesthetic.delta.frames import broadcast_if_few, on_disk
 from spark_aesthetic.delta.naming import identifier, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.sessions import in_own_session
@@ -176,13 +174,10 @@ def write_kept(
         check_columns(rows, key, "--key")
         check_columns(images.rows, key, "--key")
         columns = _own_columns(images.rows, score_col if calibration is None else calibration.score_col)
-        narrow = kept.select(*map(quoted, [*key, *_added_columns(kept, columns)])).persist(StorageLevel.DISK_ONLY)
-        try:
+        with on_disk(kept.select(*map(quoted, [*key, *_added_columns(kept, columns)]))) as narrow:
             count = narrow.count()
             check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
             written = _write_rows(spark, images, columns, narrow, count, key, out, told, mode)
-        finally:
-            narrow.unpersist()
         without_row = count - written
     seconds = round(time.monotonic() - started, 3)
     return Kept(kept=written, without_row=without_row, model=model, out=out, seconds=seconds)
@@ -233,9 +228,7 @@ def _write_rows(
     mode: str,
 ) -> int:
     keys = narrow.select(*map(quoted, key))
-    there = images.rows.select(*map(quoted, key)).join(
-        F.broadcast(keys) if count <= BROADCAST_KEYS else keys, list(key), "left_semi"
-    )
+    there = images.rows.select(*map(quoted, key)).join(broadcast_if_few(keys, count), list(key), "left_semi")
     check_keys(there, key, "--table", "add a column to the key, or drop those rows")
     added = [name for name in narrow.columns if name.lower() not in (known.lower() for known in own)]
     columns = list(map(quoted, [*own, *added]))

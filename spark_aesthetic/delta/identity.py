@@ -13,9 +13,6 @@ from spark_aesthetic.delta.naming import check_own_name, names, quoted
 from spark_aesthetic.delta.schemas import column_type
 from spark_aesthetic.errors import TableError, nearest
 
-# Up to as many keys go to every executor, so that image bytes are not shuffled to meet them.
-BROADCAST_KEYS = 5_000_000
-
 
 def key_names(key: str | Sequence[str]) -> tuple[str, ...]:
     """The same of a key; TableError if it has no column."""
@@ -78,8 +75,3 @@ def check_key_values(rows: DataFrame, key: Sequence[str], *, beside: Sequence[st
             f"--key {named}: expected a value of its own in each of the {found.rows} rows, found {counts}; add a "
             "column to the key or drop those rows"
         )
-
-
-def without(rows: DataFrame, keys: DataFrame, key: Sequence[str], count: int) -> DataFrame:
-    """The rows that have none of `count` keys, without a shuffle of image bytes while the keys fit a broadcast."""
-    return rows.join(F.broadcast(keys) if count <= BROADCAST_KEYS else keys, list(key), "left_anti")

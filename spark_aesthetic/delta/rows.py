@@ -13,12 +13,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from urllib.parse import unquote
 
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from spark_aesthetic.delta.identity import BROADCAST_KEYS
+from spark_aesthetic.delta.frames import broadcast_if_few, on_disk
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.schemas import holds_bytes, spelled
 from spark_aesthetic.delta.tables import Source
@@ -62,7 +61,7 @@ def rows_of_keys(
     key, kept = ([spelled(source.rows, name) for name in given] for given in (key, kept))
     column = spelled(source.rows, column)
     names = list(map(quoted, [*kept, column]))
-    wanted = F.broadcast(keys) if count <= BROADCAST_KEYS else keys
+    wanted = broadcast_if_few(keys, count)
     # Of a partitioned table a file holds but the other columns.
     held_key = [name for name in key if name not in source.partitions]
     in_one = source.rows.join(wanted, list(key), "left_semi").select(*names)
@@ -74,8 +73,7 @@ def rows_of_keys(
     narrow = source.rows.select(
         *map(quoted, kept), metadata["file_path"].alias(_FILE), metadata["file_size"].alias(_SIZE)
     )
-    located = narrow.join(wanted, list(key), "left_semi").persist(StorageLevel.DISK_ONLY)
-    try:
+    with on_disk(narrow.join(wanted, list(key), "left_semi")) as located:
         files = located.groupBy(_FILE).agg(F.max(_SIZE).alias("size"), F.count(F.lit(1)).alias("rows")).collect()
         if any(_PATTERN & set(unquote(row[_FILE])) for row in files):
             yield in_one
@@ -89,8 +87,6 @@ def rows_of_keys(
             held = spark.read.schema(schema).parquet(*map(unquote, paths))
             held = held.select("*", held.metadataColumn("_metadata")["file_path"].alias(_FILE))
             yield held.join(here, [_FILE, *held_key]).select(*names)
-    finally:
-        located.unpersist()
 
 
 def _files_are_ours_to_read(source: Source) -> bool:
@@ -140,5 +136,5 @@ def rows_of_chosen(
             for read in parts:
                 yield read.join(F.broadcast(chosen), list(key))
                 return
-    wanted = F.broadcast(chosen) if count <= BROADCAST_KEYS else chosen
+    wanted = broadcast_if_few(chosen, count)
     yield rows.select(*map(quoted, own)).join(wanted, list(key))

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
@@ -20,7 +21,6 @@ from operator import and_
 from typing import Any
 from uuid import uuid4
 
-from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType
@@ -28,6 +28,7 @@ from pyspark.sql.types import StringType
 import spark_aesthetic
 from spark_aesthetic.delta import access, fitting, naming, sessions, tables
 from spark_aesthetic.delta.commits import Commit, Logged, committed, logged, merge_into
+from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.naming import identifier, quoted
 from spark_aesthetic.delta.sessions import in_own_session
 from spark_aesthetic.errors import TableError
@@ -353,14 +354,13 @@ class _Run:
         Raises:
             TableError: Another run has begun.
         """
-        frames = [self.source.read(entries).withColumn("header", header_udf()("image")).persist(StorageLevel.DISK_ONLY)]
-        try:
-            rows = self._rows_of(entries, frames[0])
+        with ExitStack() as kept:
+            read = kept.enter_context(on_disk(self.source.read(entries).withColumn("header", header_udf()("image"))))
+            rows = self._rows_of(entries, read)
             counts = self._counts(rows)
-            mended = self.source.mend(entries, frames[0], {row.error for row in counts if row.error is not None})
+            mended = self.source.mend(entries, read, {row.error for row in counts if row.error is not None})
             if mended is not None:
-                frames.append(mended.persist(StorageLevel.DISK_ONLY))
-                rows = self._rows_of(entries, mended)
+                rows = self._rows_of(entries, kept.enter_context(on_disk(mended)))
                 counts = self._counts(rows)
             self._take_up([name for name in self.source.further if any(row[name] for row in counts)])
             rows = rows.drop(*self.source.further)
@@ -369,15 +369,11 @@ class _Run:
             if VERSION in self.source.texts:
                 rows = _versioned(rows, entries, counts)
                 if entries[0].changed:
-                    rows, gone = self._changed(rows, entries)
-                    frames += [rows, gone]
+                    rows, gone = self._changed(rows, entries, kept)
                     counts = self._counts(rows)
             count, size = sum(row.rows for row in counts), sum(row.bytes or 0 for row in counts)
             rows = rows.coalesce(max(1, -(-size // _FILE_BYTES)))
             copies = self._commit(rows, gone, count, number, changed=entries[0].changed)
-        finally:
-            for frame in frames:
-                frame.unpersist()
         for row in counts:
             if row.error is not None:
                 self.failed[row.error] += row.rows
@@ -408,8 +404,8 @@ class _Run:
             add_columns(self.spark, identifier(self.table), self._rows(), dict.fromkeys(names, StringType()))
             self.source = self.source.knowing(names)
 
-    def _changed(self, rows: DataFrame, entries: list[Entry]) -> tuple[DataFrame, DataFrame]:
-        """The new and changed rows of modified shards, and the paths that these shards no longer have."""
+    def _changed(self, rows: DataFrame, entries: list[Entry], kept: ExitStack) -> tuple[DataFrame, DataFrame]:
+        """The new and changed rows of modified shards, and the paths that these shards no longer have, both `kept`."""
         compared = ["image_id", "error", *(name for name in self.source.texts if name != VERSION)]
         urls = self.spark.createDataFrame([(entry.path,) for entry in entries], f"`{URL}` string")
         # At a version: Spark computes again what it keeps of a table that is written to.
@@ -425,15 +421,13 @@ class _Run:
             (F.col("path") == F.col("_aesthetic_path")) & _all_equal(compared),
             "left_semi",
         )
-        equal = equal.select("path").persist(StorageLevel.DISK_ONLY)
-        try:
+        with on_disk(equal.select("path")) as equal:
             self.unchanged += equal.count()
-            gone = known.select("path").join(narrow, "path", "left_anti").persist(StorageLevel.DISK_ONLY)
+            gone = kept.enter_context(on_disk(known.select("path").join(narrow, "path", "left_anti")))
             self.removed += gone.count()
-            changed = rows.join(F.broadcast(equal), "path", "left_anti").persist(StorageLevel.DISK_ONLY)
+            changed = kept.enter_context(on_disk(rows.join(F.broadcast(equal), "path", "left_anti")))
+            # While what they are made of is there.
             changed.count()
-        finally:
-            equal.unpersist()
         return changed, gone
 
     def _described(self, read: DataFrame) -> DataFrame:
@@ -453,8 +447,7 @@ class _Run:
         if not self.keep_once:
             self._replace(_marked(rows, None, gone), number) if changed else self._append(rows, number)
             return 0
-        kept = self._kept(rows, changed=changed).persist(StorageLevel.DISK_ONLY)
-        try:
+        with on_disk(self._kept(rows, changed=changed)) as kept:
             copies = count - kept.count()
             marked = _marked(rows, kept, None)
             if changed:
@@ -466,8 +459,6 @@ class _Run:
             if copies:
                 # After the images, so that a kill in between has a file looked at again, and not lost.
                 self._list_copies(marked.where(_DROPPED).drop(_DROPPED, "image"))
-        finally:
-            kept.unpersist()
         return copies
 
     def _kept(self, rows: DataFrame, *, changed: bool) -> DataFrame:

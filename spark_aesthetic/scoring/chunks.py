@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import NoReturn
 
-from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -29,6 +28,7 @@ from pyspark.sql.utils import is_remote
 from spark_aesthetic import errors
 from spark_aesthetic.delta import access, identity, naming, sessions
 from spark_aesthetic.delta.commits import ATTEMPTS, Commit, committed, is_conflict, logged, merge_into, scored_at
+from spark_aesthetic.delta.frames import on_disk, without
 from spark_aesthetic.delta.java import Py4JNetworkError
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.tables import Source
@@ -247,7 +247,7 @@ class Chunks:
         else:
             keys = self.target.keys(spark)
             # Merged, not appended: of two runs that add one key at the same time, Delta lets an append pass.
-            self.merge(spark, identity.without(batch, keys, self.target.key, keys.count()), commit, now)
+            self.merge(spark, without(batch, keys, self.target.key, keys.count()), commit, now)
 
     def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime, progress: Progress) -> None:
         """Score rows whose keys are new."""
@@ -275,14 +275,11 @@ class Chunks:
     @contextmanager
     def _kept(self, rows: DataFrame, *also: str) -> Iterator[tuple[DataFrame, Row]]:
         """What comes of rows, scored once, and how many there are and have failed."""
-        kept = self._scored(rows, *also).persist(StorageLevel.DISK_ONLY)
-        try:
+        with on_disk(self._scored(rows, *also)) as kept:
             with self.tasks.counted(rows.sparkSession):
                 counts = kept.agg(*_counts(kept)).collect()[0]
             self._add_costs(counts)
             yield kept, counts
-        finally:
-            kept.unpersist()
 
     def merge(
         self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime | None = None, *, drops: bool = True

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TextIO
 from uuid import uuid4
 
-from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -22,6 +21,7 @@ from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.delta import access, identity, naming, sessions, tables
 from spark_aesthetic.delta.commits import Commit, logged, merge_into
+from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import Py4JJavaError
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.rows import rows_of_keys
@@ -538,12 +538,9 @@ class Run:
             )  # fmt: skip
             gone = gone.limit(0)
         commit = self._commit()
-        gone = gone.persist(StorageLevel.DISK_ONLY)
-        try:
-            if not gone.isEmpty():
-                self.chunks.drop_keys(spark, gone, commit)
-        finally:
-            gone.unpersist()
+        with on_disk(gone) as dropped:
+            if not dropped.isEmpty():
+                self.chunks.drop_keys(spark, dropped, commit)
         self._score_keys(wanted, commit)
         if version_col is not None:
             self._fill_in(there, version_col)
@@ -605,8 +602,7 @@ class Run:
     def _score_keys(self, wanted: DataFrame, commit: Commit) -> None:
         """Score the rows of some keys, in parts of a chunk's size: a run that is killed finds fewer the next time."""
         chunks = self.chunks
-        wanted = wanted.persist(StorageLevel.DISK_ONLY)
-        try:
+        with on_disk(wanted) as wanted:
             count = wanted.count()
             if count == 0:
                 return
@@ -619,8 +615,6 @@ class Run:
                     before = chunks.rows
                     chunks.replace_rows(self.spark, rows, commit)
                     listener.add(chunks.rows - before)
-        finally:
-            wanted.unpersist()
 
     def _forget(self) -> None:
         """Empty the staged table of this model; the next run begins anew."""

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any, NoReturn
 
 import numpy as np
-from pyspark import StorageLevel, keyword_only
+from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.ml.param import TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasLabelCol, HasOutputCol
@@ -23,6 +23,7 @@ from safetensors.numpy import save
 
 from spark_aesthetic import files
 from spark_aesthetic.delta import schemas
+from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import inputs
 from spark_aesthetic.functions.columns import as_array
@@ -185,11 +186,8 @@ class AestheticEstimator(
             _log.warning(
                 "the best of regParams (--reg-params), %g, is at their end: try others beyond it", fitted.reg_param
             )
-        scored = ratings.score_out_of_fold(rows, width, fitted.by_fold, published_head).persist(StorageLevel.DISK_ONLY)
-        try:
+        with on_disk(ratings.score_out_of_fold(rows, width, fitted.by_fold, published_head)) as scored:
             figures = ratings.figures(scored)
-        finally:
-            scored.unpersist()
 
         predictor = _save_head(fitted.solution, unfitted, folder)
         report = HeadReport(
