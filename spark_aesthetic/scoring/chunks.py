@@ -36,6 +36,7 @@ from spark_aesthetic.errors import AestheticError, SourceChangedError, TableErro
 from spark_aesthetic.functions.worker import STAGES
 from spark_aesthetic.scoring.ledger import Ledger, Progress, load, save_progress
 from spark_aesthetic.scoring.live import Tasks
+from spark_aesthetic.scoring.plan import Way, begins_empty, way_of_chunk
 from spark_aesthetic.scoring.target import (
     CHANGED,
     DELETED,
@@ -231,23 +232,22 @@ class Chunks:
             # Committed by a run that was killed before it could note that: Delta would drop it after all the work.
             if self.known > 0 and self.target.has(spark, progress.checkpoint, number):
                 return
-            # Rows of several sources may have equal keys, so each chunk of theirs looks its keys up.
-            if number == 0 and self.known == 0 and not ledger.others(self.source):
+            if begins_empty(chunk=number, known=self.known, others=bool(ledger.others(self.source))):
                 progress = replace(progress, began_empty=True)
                 save_progress(spark, self.target, {self.source.id: progress})
                 # Another source that came in before this was saved does not know of it.
                 if load(spark, self.target.table).others(self.source):
                     progress = replace(progress, began_empty=False)
                     save_progress(spark, self.target, {self.source.id: progress})
-        if not initial:
-            # Another source may still have the row that is gone from this one.
-            self.merge(spark, batch, commit, now, drops=not ledger.others(self.source))
-        elif progress.began_empty:
-            self._append(spark, batch, commit, now, progress)
-        else:
-            keys = self.target.keys(spark)
-            # Merged, not appended: of two runs that add one key at the same time, Delta lets an append pass.
-            self.merge(spark, without(batch, keys, self.target.key, keys.count()), commit, now)
+        match way_of_chunk(initial=initial, began_empty=progress.began_empty):
+            case Way.APPEND:
+                self._append(spark, batch, commit, now, progress)
+            case Way.MERGE_NEW:
+                keys = self.target.keys(spark)
+                self.merge(spark, without(batch, keys, self.target.key, keys.count()), commit, now)
+            case Way.MERGE_CHANGES:
+                # Another source may still have the row that is gone from this one.
+                self.merge(spark, batch, commit, now, drops=not ledger.others(self.source))
 
     def _append(self, spark: SparkSession, rows: DataFrame, commit: Commit, now: datetime, progress: Progress) -> None:
         """Score rows whose keys are new."""
@@ -303,7 +303,8 @@ class Chunks:
         with self._kept(rows, _CHANGE, _VERSION) as (kept, counts):
             latest = self._latest(self._made(kept, now, _CHANGE, _VERSION))
             if not drops:
-                latest = latest.where(~F.col(DELETED))
+                # A row that is gone keeps its score here, so one that comes again under its key may be another.
+                latest = latest.where(~F.col(DELETED)).withColumn(CHANGED, F.lit(has_changes))
             bounds = self._check_key(latest)
             merged = committed(
                 lambda: self.target.merge(spark, latest, commit, inserts_only=not has_changes, bounds=bounds),

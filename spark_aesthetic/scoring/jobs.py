@@ -25,7 +25,10 @@ from spark_aesthetic.options import OptionArgs, Options, check_files, in_bytes
 from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.recipe import DEFAULT, Predictor, resolve
 from spark_aesthetic.scoring import checks, ledger
+from spark_aesthetic.scoring.beside import bring_up_to_date
 from spark_aesthetic.scoring.chunks import Chunks, never
+from spark_aesthetic.scoring.in_place import score_in_place
+from spark_aesthetic.scoring.plan import Asked
 from spark_aesthetic.scoring.runs import FOLDER, Run
 from spark_aesthetic.scoring.target import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target
 from spark_aesthetic.scoring.views import make_view
@@ -233,11 +236,15 @@ def score_table(
         )  # fmt: skip
     rewritten, skipped = None, None
     if scores is None:
-        rewritten, skipped = run.in_place()
+        rewritten, skipped = score_in_place(run)
     else:
-        skipped = run.beside(
-            reconcile=reconcile, version_col=None if version_col is None else kept[-1], retry_failed=retry_failed
+        asked = Asked(
+            reconcile=reconcile,
+            by_version=version_col is not None,
+            retry_failed=retry_failed,
+            endless=every is not None,
         )
+        skipped = bring_up_to_date(run, asked, None if version_col is None else kept[-1])
         if view is not None:
             _make_view(spark, view, table, chunks.target, view_model)
     return _summary(chunks, started, rows_read=rows_read, skipped=skipped, bytes_rewritten=rewritten)

@@ -1,0 +1,288 @@
+"""Bring a scores table up to date with its source: does what `plan` decides."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from pyspark.errors import PySparkException
+from pyspark.sql import functions as F
+
+from spark_aesthetic.delta import identity
+from spark_aesthetic.delta.commits import logged
+from spark_aesthetic.delta.java import Py4JJavaError
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.errors import SourceChangedError
+from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring.chunks import raise_explained
+from spark_aesthetic.scoring.compare import compare
+from spark_aesthetic.scoring.disturbances import checked_until, read_until, restored_to, restored_until, taken_away
+from spark_aesthetic.scoring.ledger import Progress
+from spark_aesthetic.scoring.plan import (
+    Asked,
+    Begin,
+    Do,
+    Look,
+    Lost,
+    Others,
+    Phase,
+    Refuse,
+    State,
+    Step,
+    Wait,
+    after,
+    next_step,
+)
+from spark_aesthetic.scoring.runs import Run
+from spark_aesthetic.scoring.target import ERROR, SCORED_AT
+
+_log = logging.getLogger("spark_aesthetic")
+
+# As far back the history of the scores is read at first; Delta reads a file for each commit.
+_LAST_COMMITS = 50
+
+# Keys that a warning shows.
+_SHOWN_KEYS = 3
+
+
+def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | None:
+    """Bring a scores table up to date with the source.
+
+    Args:
+        run: The run.
+        asked: What its user asked for.
+        version_col: The column of the rows' versions, if there is one.
+
+    Returns:
+        Rows of the source that this run found with a score or a reason, and left alone; None for a run that was
+        told to end.
+
+    Raises:
+        TableError: The source has changed in a way that it does not tell, or another run is at work.
+    """
+    spark, source, target = run.spark, run.chunks.source, run.chunks.target
+    try:
+        folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)))
+        ledger.register(spark, target.table, source, target.key, shared_keys=run.shared_keys)
+        steps = Steps(run=run, folder=folder, version_col=version_col)
+        steps.go(asked)
+    # The second is how Delta's conflicts arrive that have no condition of their own.
+    except (PySparkException, Py4JJavaError) as error:
+        raise_explained(error, run.chunks)
+    return steps.skipped
+
+
+@dataclass(kw_only=True)
+class Steps:
+    """The steps of a run, done.
+
+    Attributes:
+        run: The run.
+        folder: Of all checkpoints.
+        version_col: The column of the rows' versions, if there is one.
+        looked_at: The version of the scores that was looked at for what others did, where scores may be missing.
+        shared: Other sources have rows in the scores table too.
+        skipped: Rows that the run left alone; None if it was told to end.
+    """
+
+    run: Run
+    folder: str
+    version_col: str | None = None
+    looked_at: int | None = None
+    shared: bool = False
+    skipped: int | None = None
+
+    def go(self, asked: Asked, first: Phase = Phase.LOOK_BACK, last: Phase = Phase.END) -> None:
+        """Do one step after the other, from a phase to another one."""
+        run = self.run
+        version, replaced = run.chunks.source.version, bool(run.replaced())
+        state = State(asked=asked, version=version, progress=run.known(), replaced=replaced, phase=first)
+        while True:
+            state, step = next_step(replace(state, stopping=run.chunks.stopping()))
+            if step is None or state.phase > last:
+                return
+            state = after(state, step, self._done(state, step))
+
+    def _done(self, state: State, step: Step) -> object:
+        """Do a step, and give what it found."""
+        run, chunks = self.run, self.run.chunks
+        match step:
+            case Look.OTHERS:
+                return self._others(state.progress)
+            case Look.CHECKPOINT:
+                assert state.progress is not None, "it names the checkpoint"
+                return run.has_begun(self.folder, state.progress)
+            case Look.LOST:
+                return self._lost(state)
+            case Begin():
+                return run.begin(step)
+            case Wait():
+                return run.wait_for(step.version)
+            case Refuse():
+                raise self._refused(step, state)
+            case Do.STREAM:
+                return self._streamed(state)
+            case Do.REOPEN:
+                run.reopen()
+                return chunks.source.version
+            case Do.COUNT:
+                return self._counted()
+            case Do.CHECK_KEYS:
+                identity.check_key_values(chunks.source.rows, chunks.target.key)
+            case Do.COMPARE:
+                compare(run, self.version_col)
+            case Do.END_COMPARISON:
+                run.note(comparing=False)
+            case Do.RETRY:
+                failed = chunks.target.rows(run.spark).where(F.col(ERROR).isNotNull())
+                run.score_keys(failed.select(*map(quoted, chunks.target.key)), run.commit())
+            case Do.SCORE_MISSING:
+                run.score_missing()
+            case Do.NOTE:
+                self._note(state.missing or 0)
+        return None
+
+    def _streamed(self, state: State) -> bool:
+        """Whether all was read that the feed, or the stream, had to tell."""
+        assert state.progress is not None, "a stream goes on from somewhere"
+        try:
+            self.run.stream(self.folder, state.progress)
+        except SourceChangedError as error:
+            if state.phase is not Phase.FOLLOW:
+                raise
+            self._warn_of_updates(error)
+            return False
+        return True
+
+    def _warn_of_updates(self, error: SourceChangedError) -> None:
+        _log.warning("%s; rows that were updated since then are found by --version-col alone", error)
+
+    def _others(self, progress: Progress | None) -> Others:
+        """What others did to the scores since the last run."""
+        run, chunks = self.run, self.run.chunks
+        spark, source, target = run.spark, chunks.source, chunks.target
+        commits = logged(spark, target.identifier, last=_LAST_COMMITS)
+        if progress is None:
+            # The model has no scores of this source that could be missing.
+            chunks.info["checked"] = commits[0].version
+            return Others()
+        since = checked_until(commits, target.model, source.id, progress.checked)
+        if since is None or commits[-1].version > since + 1:
+            commits = logged(spark, target.identifier, since=-1 if since is None else since)
+            since = checked_until(commits, target.model, source.id, progress.checked)
+        taken = taken_away(commits, 0 if since is None else since)
+        chunks.info["checked"] = since if taken else commits[0].version
+        if not taken:
+            return Others()
+        _log.warning(
+            "%s: other writers may have taken scores away (%s); the rows whose scores are missing are scored again",
+            target.identifier, ", ".join(f"{commit.operation} in version {commit.version}" for commit in taken[::-1]),
+        )  # fmt: skip
+        self.looked_at = commits[0].version
+        version = restored_to(taken)
+        if version is None:
+            return Others(took=True)
+        until = restored_until(logged(spark, target.identifier), target.model, source.id, version)
+        is_current = (until is not None and run.only_grown_since(until)) or target.rows(spark).isEmpty()
+        return Others(took=True, restored=True, until=until, current=is_current)
+
+    def _lost(self, state: State) -> Lost:
+        """What two histories tell in the place of a checkpoint."""
+        run, source, target = self.run, self.run.chunks.source, self.run.chunks.target
+        if target.rows(run.spark).isEmpty():
+            return Lost(scored=False)
+        commits = logged(run.spark, target.identifier)
+        until = read_until(commits, target.model, source.id)
+        lost = Lost(
+            until=until,
+            known=until is not None or commits[-1].version == 0,
+            only_grown=until is None or run.only_grown_since(until),
+        )
+        if state.phase is Phase.FOLLOW and not lost.known:
+            self._warn_of_updates(self._refused(Refuse.NO_HISTORY, state))
+        return lost
+
+    def _refused(self, why: Refuse, state: State) -> SourceChangedError:
+        source, target = self.run.chunks.source, self.run.chunks.target
+        match why:
+            case Refuse.RESTORED:
+                until = None if state.others is None else state.others.until
+                return SourceChangedError(
+                    f"scores {target.table!r}: expected scores that nobody restored to an older version, found RESTORE "
+                    f"and a source whose rows were updated or deleted since its version {until}. Run once with "
+                    "--reconcile and --version-col, a column that differs where the image does, or delete the scores "
+                    "of this model, which scores all rows again"
+                )
+            case Refuse.COMPARISON_STOPPED:
+                return SourceChangedError(
+                    f"scores {target.table!r}: expected the last --reconcile to have ended, found that it was stopped "
+                    "before; run with --reconcile, and the --version-col of that run, again"
+                )
+            case Refuse.REPLACED:
+                return SourceChangedError(
+                    f"source {source.identifier}: expected the table of the last run, found one that was made anew in "
+                    "its place; run once with --reconcile, which drops the scores of rows that are gone, and finds "
+                    "rows that are others under the same key by --version-col alone"
+                )
+            case Refuse.NO_HISTORY:
+                return SourceChangedError(
+                    f"scores {target.table!r}: expected a checkpoint, or a history that tells how far "
+                    f"{source.identifier} was read, found neither; run once with --reconcile"
+                )
+            case Refuse.CHECKPOINT_LOST:
+                name = None if state.progress is None else state.progress.checkpoint
+                until = None if state.lost is None else state.lost.until
+                return SourceChangedError(
+                    f"scores {target.table!r}: expected the checkpoint {self.folder}/{name}, found none, and a source "
+                    f"whose rows were updated or deleted since version {until}, which was scored last; run once with "
+                    "--reconcile"
+                )
+
+    def _counted(self) -> int:
+        """Count what this run wrote, in the scores: a row that it scored twice is one row.
+
+        Returns:
+            Rows of the source that have neither a score nor a reason.
+        """
+        run, chunks = self.run, self.run.chunks
+        source, target, times = chunks.source, chunks.target, chunks.times
+        self.shared = bool(ledger.load(run.spark, target.table).others(source))
+        rows, is_new = target.rows(run.spark), F.col(SCORED_AT).isin(*times) if times else F.lit(False)
+        key = list(map(quoted, target.key))
+        counted = rows.select(*(key if self.shared else []), is_new.alias("_aesthetic_new"), F.col(ERROR))
+        if self.shared:
+            # Other sources have rows there too, so only the keys tell which are this one's.
+            counted = source.rows.select(*key).join(counted, list(target.key), "left")
+        found = counted.groupBy("_aesthetic_new", ERROR).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).collect()
+        by_age: Counter[bool | None] = Counter()
+        failed: Counter[str] = Counter()
+        for row in found:
+            by_age[row["_aesthetic_new"]] += row["_aesthetic_rows"]
+            if row["_aesthetic_new"] and row[ERROR] is not None:
+                failed[row[ERROR]] += row["_aesthetic_rows"]
+        chunks.rows, chunks.failed, self.skipped = by_age[True], failed, by_age[False]
+        return by_age[None] if self.shared else max(run.rows_read - by_age.total(), 0)
+
+    def _note(self, missing: int) -> None:
+        """Tell of rows without a score of their own, and note that the history has been looked at."""
+        if missing or self.shared:
+            self._tell_of_repeated_keys(missing)
+        if self.looked_at is not None:
+            self.run.note(checked=self.looked_at)
+
+    def _tell_of_repeated_keys(self, missing: int) -> None:
+        """Warn of rows without a score of their own: each key has one, of the row that came first."""
+        source, key = self.run.chunks.source, list(map(quoted, self.run.chunks.target.key))
+        groups = source.rows.groupBy(*key).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).where("_aesthetic_rows > 1")
+        repeated = groups.count()
+        if repeated:
+            text = identity.key_text(key).alias("_aesthetic_key")
+            first = groups.orderBy(*key).limit(_SHOWN_KEYS).select(text, "_aesthetic_rows").collect()
+            _log.warning(
+                "%s: %d keys are of several rows (%s), and each of them has the score of its first row alone; add a "
+                "column to --key, or drop those rows", source.identifier, repeated,
+                ", ".join(f"{row[1]} of {row[0]!r}" for row in first),
+            )  # fmt: skip
+        elif missing:
+            _log.warning("%s: %d rows have neither a score nor a reason", source.identifier, missing)

@@ -1,0 +1,92 @@
+"""Compare the keys of a source, and perhaps the versions of its rows, with those of its scores."""
+
+from __future__ import annotations
+
+import logging
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from spark_aesthetic.delta.commits import merge_into
+from spark_aesthetic.delta.frames import on_disk
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.sessions import text_literal
+from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring.runs import Run
+from spark_aesthetic.scoring.target import MODEL, same_key
+
+_log = logging.getLogger("spark_aesthetic")
+
+
+def compare(run: Run, version_col: str | None) -> None:
+    """Score what is missing or changed, and drop what is gone.
+
+    Args:
+        run: The run, whose source was opened for this.
+        version_col: A column of the source that differs where the image does; None is that keys alone are compared.
+    """
+    spark, source, target = run.spark, run.chunks.source, run.chunks.target
+    _forget_replaced(run, version_col)
+    key = list(target.key)
+    there, known = source.rows.select(*map(quoted, target.kept)), target.rows(spark)
+    keys = there.select(*map(quoted, key))
+    wanted = keys.join(target.keys(spark), key, "left_anti")
+    if version_col is not None:
+        wanted = wanted.union(_changed(run, there, known, version_col))
+    commit = run.commit()
+    with on_disk(_gone(run, keys)) as gone:
+        if not gone.isEmpty():
+            run.chunks.drop_keys(spark, gone, commit)
+    run.score_keys(wanted, commit)
+    if version_col is not None:
+        _fill_in(run, there, version_col)
+
+
+def _forget_replaced(run: Run, version_col: str | None) -> None:
+    """Know nothing any more of earlier tables in the source's place."""
+    replaced = run.replaced()
+    if not replaced:
+        return
+    ledger.forget_sources(run.spark, run.chunks.target, replaced)
+    if version_col is None:
+        _log.warning(
+            "%s: the table was made anew since the last run; rows whose keys it had before keep their scores, "
+            "for without --version-col nothing tells which are others", run.chunks.source.identifier,
+        )  # fmt: skip
+
+
+def _gone(run: Run, keys: DataFrame) -> DataFrame:
+    """The keys of scores whose rows are gone, unless other sources may still have those."""
+    source, target = run.chunks.source, run.chunks.target
+    gone = target.keys(run.spark).join(keys, list(target.key), "left_anti")
+    others = ledger.load(run.spark, target.table).others(source)
+    if not others:
+        return gone
+    _log.warning(
+        "%s: the scores of rows that are gone from %s are kept, because %s has scores here too",
+        target.identifier, source.identifier, " and ".join(other.table for other in others),
+    )  # fmt: skip
+    return gone.limit(0)
+
+
+def _changed(run: Run, there: DataFrame, known: DataFrame, version_col: str) -> DataFrame:
+    """Keys of rows whose version is another one than that of their score."""
+    key, version = list(run.chunks.target.key), quoted(version_col)
+    before = known.select(*map(quoted, key), F.col(version).alias("_aesthetic_before"))
+    before = before.where(F.col("_aesthetic_before").isNotNull())
+    both = there.select(*map(quoted, key), F.col(version).alias("_aesthetic_now")).join(before, key)
+    changed = ~F.col("_aesthetic_now").eqNullSafe(F.col("_aesthetic_before"))
+    return both.where(changed).select(*map(quoted, key))
+
+
+def _fill_in(run: Run, there: DataFrame, version_col: str) -> None:
+    """Note the version of rows that were scored without it: from now on they can be compared."""
+    target, name = run.chunks.target, quoted(version_col)
+    if target.rows(run.spark).where(F.col(name).isNull()).isEmpty():
+        return
+    clauses = (
+        f"ON {same_key(target.key, 'target')} AND target.{MODEL} = {text_literal(target.model)} "
+        f"AND target.{name} IS NULL AND scored.{name} IS NOT NULL "
+        f"WHEN MATCHED THEN UPDATE SET {name} = scored.{name}"
+    )
+    merge_into(run.spark, target.identifier, there, clauses, run.commit())

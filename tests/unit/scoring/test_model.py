@@ -1,0 +1,161 @@
+"""No sequence of what may happen to two sources and their scores ends in a row with two scores, a stale one, or none.
+
+`SPARK_AESTHETIC_SEQUENCES=2000 pytest tests/unit/scoring/test_model.py -s` tries more sequences than `make test`, and
+says how many.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import ClassVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from simulation import RefusedError, Run, Source, World, finished
+
+from spark_aesthetic.scoring.plan import Asked
+
+SEQUENCES = int(os.environ.get("SPARK_AESTHETIC_SEQUENCES", "300"))
+
+PLAIN, REMEDY = Asked(), Asked(reconcile=True, by_version=True)
+WAYS = st.sampled_from([PLAIN, PLAIN, PLAIN, Asked(retry_failed=True), REMEDY])
+KEYS = st.integers(0, 5)
+
+
+class Tables(RuleBasedStateMachine):
+    """Each rule is something that a user, another writer or a power cut does."""
+
+    tried: ClassVar[int] = 0
+
+    @initialize(feed=st.booleans(), shared=st.booleans())
+    def begin(self, feed: bool, shared: bool) -> None:
+        Tables.tried += 1
+        self.world, self.images = World(), 0
+        self.source = self.world.sources["a"] = Source("a", "/a", feed)
+        # A second source, whose equal keys mean the same image.
+        self.other = Source("b", "/b", feed) if shared else None
+        self.paused: list[tuple[Run, Iterator[None]]] = []
+
+    def image(self) -> int:
+        self.images += 1
+        return self.images
+
+    @rule(keys=st.sets(KEYS, min_size=1, max_size=4))
+    def append(self, keys: set[int]) -> None:
+        known = {} if self.other is None else self.other.rows
+        new = [("insert", key, known.get(key, self.image())) for key in sorted(keys - set(self.source.rows))]
+        if new:
+            self.source.commit("add", new)
+
+    @rule(key=KEYS)
+    def update(self, key: int) -> None:
+        # An image that two sources share is the same in both.
+        if key in self.source.rows and (self.other is None or key not in self.other.rows):
+            self.source.commit("update", [("update", key, self.image())])
+
+    @rule(key=KEYS)
+    def delete(self, key: int) -> None:
+        if key in self.source.rows:
+            self.source.commit("delete", [("delete", key, self.source.rows[key])])
+
+    @rule()
+    def optimize(self) -> None:
+        self.source.commit("optimize", [])
+        self.world.scores.commit(ours=False, adds_only=True)
+
+    @precondition(lambda self: self.other is not None)
+    @rule(keys=st.sets(KEYS, min_size=1, max_size=3))
+    def append_to_the_other(self, keys: set[int]) -> None:
+        assert self.other is not None
+        new = [("insert", key, self.source.rows.get(key, self.image())) for key in sorted(keys - set(self.other.rows))]
+        if new:
+            self.other.commit("add", new)
+
+    @rule(back=st.integers(1, 6))
+    def restore_the_scores(self, back: int) -> None:
+        self.world.restore(max(0, len(self.world.scores.history) - 1 - back))
+
+    @rule(keys=st.sets(KEYS, min_size=1, max_size=3))
+    def take_scores_away(self, keys: set[int]) -> None:
+        self.world.take_away(keys)
+
+    @rule()
+    def lose_the_checkpoints(self) -> None:
+        self.world.checkpoints = {}
+
+    @rule()
+    def lose_the_scores(self) -> None:
+        self.world.lose_scores()
+
+    @rule()
+    def make_the_source_anew(self) -> None:
+        made = Source(f"a{self.world.tick()}", "/a", self.source.feed)
+        if self.source.rows:
+            made.commit("add", [("insert", key, image) for key, image in self.source.rows.items()])
+        self.source = made
+
+    @rule(asked=WAYS)
+    def run(self, asked: Asked) -> None:
+        if finished(Run(self.world, self.source, asked)) is None:
+            self.check(self.source)
+
+    @rule(asked=WAYS, steps=st.integers(1, 25))
+    def run_and_be_killed(self, asked: Asked, steps: int) -> None:
+        """Or to its end, or until another run comes between."""
+        going = Run(self.world, self.source, asked).go()
+        try:
+            for _ in range(steps):
+                if next(going, "ended") == "ended":
+                    return
+        except RefusedError:
+            return
+        self.paused.append((Run(self.world, self.source, asked), going))
+
+    @precondition(lambda self: self.paused)
+    @rule(steps=st.integers(1, 25))
+    def go_on_with_a_run_that_was_slow(self, steps: int) -> None:
+        _, going = self.paused[-1]
+        try:
+            for _ in range(steps):
+                if next(going, "ended") == "ended":
+                    self.paused.pop()
+                    return
+        except RefusedError:
+            self.paused.pop()
+
+    @precondition(lambda self: self.other is not None)
+    @rule()
+    def run_over_the_other(self) -> None:
+        assert self.other is not None
+        if finished(Run(self.world, self.other, PLAIN)) is None:
+            self.check(self.other)
+
+    def check(self, source: Source) -> None:
+        faults = self.world.faults(source)
+        assert not faults, faults
+
+    def teardown(self) -> None:
+        """Whatever has happened: the next run, or the remedy that it names, brings all scores up to date."""
+        if not hasattr(self, "world"):
+            return
+        for source in filter(None, (self.source, self.other)):
+            if finished(Run(self.world, source, PLAIN)) is not None:
+                assert finished(Run(self.world, source, REMEDY)) is None
+            self.check(source)
+            assert finished(Run(self.world, source, PLAIN)) is None
+            self.check(source)
+
+
+def test_no_sequence_of_twelve_steps_breaks_the_scores() -> None:
+    Tables.tried = 0
+    run_state_machine_as_test(
+        Tables,
+        settings=settings(
+            max_examples=SEQUENCES, stateful_step_count=12, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
+    print(f"{Tables.tried} sequences of up to 12 steps")
+    assert Tables.tried >= SEQUENCES
