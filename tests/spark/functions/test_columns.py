@@ -21,7 +21,7 @@ import spark_aesthetic as sa
 from spark_aesthetic import functions
 from spark_aesthetic.delta import schemas
 from spark_aesthetic.errors import OptionError, PredictorError, TableError
-from spark_aesthetic.functions import inputs, udfs
+from spark_aesthetic.functions import columns, inputs, udfs
 from spark_aesthetic.images.pipeline import ImageScorer
 from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.recipe import BUILT_IN, PACKAGED
@@ -221,7 +221,7 @@ def score_rows(column: object, frame: DataFrame) -> list[tuple[float | None, str
 
 def both_ways(frame: DataFrame, *, vector: bool = False) -> list[list[tuple[float | None, str | None]]]:
     pinned = weights.pin(sa.resolve(sa.DEFAULT))
-    native = functions.embedding_columns("e", predictor=pinned, vector=vector)
+    native = columns.embedding_columns("e", predictor=pinned, vector=vector)
     return [score_rows(native, frame), score_rows(udfs.vector_udf(pinned, True, None)("e"), frame)]
 
 
@@ -306,7 +306,7 @@ def test_an_embedding_is_read_once(
     sa.register(spark)
     in_sql = F.expr("aesthetic_score_from_embedding(e)")
     score = functions.aesthetic_score_from_embedding("e", normalize=normalize)
-    with_reason = functions.embedding_columns("e", predictor=weights.pin(sa.resolve(sa.DEFAULT)))
+    with_reason = columns.embedding_columns("e", predictor=weights.pin(sa.resolve(sa.DEFAULT)))
     for column in [score, *([in_sql, with_reason] if normalize else [])]:
         capsys.readouterr()
         frame.select(column).explain("codegen")

@@ -504,7 +504,7 @@ def test_in_place_an_update_meanwhile_is_scored_as_it_is_then(
     spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch, max_files: int | None
 ) -> None:
     path, updates = source(), iter(["UPDATE delta.`{}` SET e = array_repeat(0.1F, 768) WHERE id = 5"])
-    decide = Run._only_grown_since
+    decide = Run.only_grown_since
 
     def updated_first(run: Run, version: int) -> bool:
         for update in updates:
@@ -512,7 +512,7 @@ def test_in_place_an_update_meanwhile_is_scored_as_it_is_then(
             break
         return decide(run, version)
 
-    monkeypatch.setattr(Run, "_only_grown_since", updated_first)
+    monkeypatch.setattr(Run, "only_grown_since", updated_first)
     assert score(spark, path, None, max_files_per_chunk=max_files).scored == 20
     assert_all_scored(spark, path, path)
 
@@ -539,13 +539,13 @@ def test_in_place_an_update_that_comes_before_the_commit_is_scored_as_it_is_then
 def test_in_place_a_source_that_never_rests_is_told(
     spark: SparkSession, source: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, decide = source(), Run._only_grown_since
+    path, decide = source(), Run.only_grown_since
 
     def updated_first(run: Run, version: int) -> bool:
         spark.sql(f"DELETE FROM delta.`{path}` WHERE id = {version}")
         return decide(run, version)
 
-    monkeypatch.setattr(Run, "_only_grown_since", updated_first)
+    monkeypatch.setattr(Run, "only_grown_since", updated_first)
     with pytest.raises(TableError, match="found some in each of 3 attempts"):
         score(spark, path, None, max_files_per_chunk=None)
     assert "aesthetic_score" not in load(spark, path).columns
