@@ -43,20 +43,33 @@ def restored_to(taken: Sequence[Logged]) -> int | None:
     return min((int(text) if text and text.isdecimal() else -1 for text in restored), default=None)
 
 
-def read_until(commits: Sequence[Logged], model: str, source_id: str, version: int | None = None) -> int | None:
-    """The version of the source that the last chunk ended in, of those that the scores table had at a version.
+def read_until(commits: Sequence[Logged], model: str, source_id: str) -> int | None:
+    """The version of the source that the last chunk ended in; None where no chunk is in the history."""
+    return max(_chunks(commits, model, source_id), default=None)
+
+
+def restored_until(commits: Sequence[Logged], model: str, source_id: str, version: int) -> int | None:
+    """A version of the source that is in all of the scores which a table had at one of its versions.
+
+    Args:
+        commits: All of the history.
+        model: The model's id.
+        source_id: Delta's id of the source.
+        version: Of the scores table; -1 if that is not known.
 
     Returns:
-        None where no such chunk is in the history.
+        The version; None where the history does not tell.
     """
-    chunks = [
-        int(commit.told["source_version"])
-        for commit in commits
-        if _is_of(commit, model, source_id)
-        and commit.told.get("chunk") is not None
-        and (version is None or commit.version <= version)
-    ]
-    return max(chunks, default=None)
+    if version >= 0:
+        return read_until([commit for commit in commits if commit.version <= version], model, source_id)
+    # Every score is of the first chunk or of a later one, if the history has the first.
+    return min(_chunks(commits, model, source_id), default=None) if commits[-1].version == 0 else None
+
+
+def _chunks(commits: Sequence[Logged], model: str, source_id: str) -> list[int]:
+    """The versions of the source that chunks ended in."""
+    own = [commit for commit in commits if _is_of(commit, model, source_id)]
+    return [int(commit.told["source_version"]) for commit in own if commit.told.get("chunk") is not None]
 
 
 def _is_of(commit: Logged, model: str, source_id: str) -> bool:

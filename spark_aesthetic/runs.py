@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TextIO
+from typing import TextIO, cast
 from uuid import uuid4
 
 from pyspark import StorageLevel
@@ -22,7 +22,7 @@ from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import ledger, preflight
 from spark_aesthetic.commits import Commit, logged, merge_into
-from spark_aesthetic.disturbances import checked_until, read_until, restored_to, taken_away
+from spark_aesthetic.disturbances import checked_until, read_until, restored_to, restored_until, taken_away
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.fetch import rows_of_keys
 from spark_aesthetic.java import Py4JJavaError
@@ -255,9 +255,9 @@ class Run:
         Rows that were updated since then have the scores of their old images again, which no key tells.
         """
         source, target = self.chunks.source, self.chunks.target
-        until = read_until(logged(self.spark, target.identifier), target.model, source.id, version)
-        if progress.feed:
-            self._begin(None if until is None else until + 1, feed=True)
+        until = restored_until(logged(self.spark, target.identifier), target.model, source.id, version)
+        if progress.feed and until is not None:
+            self._begin(until + 1, feed=True, comparing=progress.comparing)
         elif not may_compare and not self._is_current(until):
             raise SourceChangedError(
                 f"scores {target.table!r}: expected scores that nobody restored to an older version, found RESTORE and "
@@ -265,10 +265,12 @@ class Run:
                 "--version-col, a column that differs where the image does, or delete the scores of this model, which "
                 "scores all rows again"
             )
+        elif progress.feed:
+            self._begin(None, feed=True, comparing=progress.comparing)
 
     def _is_current(self, until: int | None) -> bool:
         """Whether no score can be that of an older image, if the source was read until one of its versions."""
-        if until is None or self._only_grown_since(until):
+        if until is not None and self._only_grown_since(until):
             return True
         return self.chunks.target.rows(self.spark).isEmpty()
 
@@ -457,6 +459,8 @@ class Run:
     def _begin(self, starting_version: int | None, *, feed: bool | None = None, comparing: bool = False) -> Progress:
         """Another beginning: from all rows of the source, or from one of its versions on."""
         source, before = self.chunks.source, self._known()
+        # What others did before a first beginning took nothing away that this model has written.
+        looked_at = cast("int | None", self.chunks.info.get("checked"))
         progress = Progress(
             checkpoint=uuid4().hex[:12],
             # Milliseconds of the clock, for a staged table has forgotten its last one.
@@ -469,7 +473,7 @@ class Run:
             backbone=self.backbone,
             location=source.location,
             comparing=comparing,
-            checked=None if before is None else before.checked,
+            checked=looked_at if before is None else before.checked,
         )
         target = self.chunks.target
         ended = ledger.ended_beginnings(self.spark, target, but=source.id)

@@ -304,7 +304,8 @@ class Chunks:
         with self._kept(rows, _CHANGE, _VERSION) as (kept, counts):
             latest = self._latest(self._made(kept, now, _CHANGE, _VERSION))
             if not drops:
-                latest = latest.where(~F.col(DELETED))
+                # A row that is gone keeps its score here, so one that comes again under its key may be another.
+                latest = latest.where(~F.col(DELETED)).withColumn(CHANGED, F.lit(has_changes))
             bounds = self._check_key(latest)
             merged = committed(
                 lambda: self.target.merge(spark, latest, commit, inserts_only=not has_changes, bounds=bounds),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spark_aesthetic.commits import Logged
-from spark_aesthetic.disturbances import checked_until, read_until, restored_to, taken_away
+from spark_aesthetic.disturbances import checked_until, read_until, restored_to, restored_until, taken_away
 
 OWN = {"spark_aesthetic": "1", "model": "m", "source_id": "s"}
 
@@ -88,6 +88,9 @@ def test_the_last_chunk_that_a_version_had_tells_how_far_the_source_was_read() -
         commit(1, told=OWN | {"chunk": 0, "source_version": 6}),
     ]
     assert read_until(chunks, "m", "s") == 8
-    assert read_until(chunks, "m", "s", 3) == 6
-    assert read_until(chunks, "m", "s", 0) is None
     assert read_until(chunks, "other", "s") is None
+    assert restored_until(chunks, "m", "s", 3) == 6
+    assert restored_until(chunks, "m", "s", 0) is None
+    # To a time: all scores are of the first chunk or later ones, if that is in the history.
+    assert restored_until(chunks, "m", "s", -1) is None
+    assert restored_until([*chunks, commit(0)], "m", "s", -1) == 6
