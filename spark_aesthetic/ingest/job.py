@@ -301,15 +301,16 @@ class _Run:
     def list_new(self) -> tuple[int, Iterator[Entry]]:
         """How much the source has, and what of it is new; where something is, all older runs have been ended."""
         before = self._version()
-        self.source = self.source.knowing(self._rows(before).columns)
-        listed, new = self._list(self._rows(before))
+        there = self._rows(before)
+        self.source = self.source.knowing(there.columns)
+        listed, new = self._list(there)
         first = next(new, None)
         if first is None:
             return listed, iter(())
         # A clock may be behind that of an earlier run.
         self.generation = max(int(1000 * self.began.timestamp()), self._last_generation() + 1)
         # From here on Delta drops what older runs commit: their numbers are lower. MERGE adds no columns, this does.
-        self._append(self._rows(before).limit(0).select("*", *self._missing()), 0)
+        self._append(there.limit(0).select("*", *self._missing()), 0)
         self.began_at = self._version()
         if self.began_at == before + 1:
             return listed, chain([first], new)

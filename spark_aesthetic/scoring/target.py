@@ -134,7 +134,8 @@ class Target:
         place, remedy = f"scores {self.table!r}", "grant access to it, or name another"
         try:
             with access.reaching(place, remedy, errors=(Py4JJavaError,)):
-                # Of runs that make it at once some find another's folder before its first commit, or see it later.
+                # Several runs may create it at once. One may find the folder of another before its first commit, and
+                # one may not see the table yet.
                 committed(lambda: statement(spark, create), also=occupied[:1])
                 committed(lambda: properties(spark, self.identifier), also=occupied[1:])
         except PySparkException as error:
