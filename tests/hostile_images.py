@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -232,6 +233,69 @@ def avif_items(count: int) -> bytes:
     handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
     items = box(b"iinf", struct.pack(">IH", 0, count), entries)
     return box(b"ftyp", b"avif\0\0\0\0avifmif1miaf") + box(b"meta", bytes(4), handler, items)
+
+
+def avif_that_lies(data: bytes, size: tuple[int, int]) -> bytes:
+    """An AVIF file whose boxes say that its pictures, all of one size, are of 64 x 48 pixels."""
+    for said, form in (("ispe", ">II"), ("av01", ">HH"), ("tkhd", ">II")):
+        # Of a track the size is in parts of 65,536.
+        unit = 65_536 if said == "tkhd" else 1
+        stated, lie = (struct.pack(form, unit * w, unit * h) for w, h in (size, (64, 48)))
+        for found in [at for at in range(len(data)) if data.startswith(said.encode(), at)]:
+            at = data.find(stated, found, found + 100)
+            data = data if at < 0 else data[:at] + lie + data[at + len(lie) :]
+    return data
+
+
+def av1(*fields: tuple[int, int], kind: int) -> bytes:
+    """A unit of AV1 data of some numbers, each of so many bits."""
+    bits = "".join(f"{value:0{count}b}" for value, count in fields)
+    bits += "0" * (-len(bits) % 8)
+    body = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    return bytes((kind << 3 | 2, len(body))) + body
+
+
+# The first fields of a frame header: a key frame that is not shown, so it says whether it resists errors.
+AV1_FRAME = [(0, 1), (0, 2), (0, 1), (1, 1), (1, 1), (0, 1)]
+
+
+def av1_sequence(width: int, height: int, *, timed: bool = False, even: bool = False) -> bytes:
+    """A sequence header of AV1 whose frames may be of up to 65,536 x 65,536 pixels if they say so themselves.
+
+    Timed frames have a clock. Its ticks are even, or each shown frame has a time of 8 bits.
+    """
+    ticks = [(1, 1), (0b00101, 5)] if even else [(0, 1)]
+    clock = [(1, 32), (1, 32), *ticks, (1, 1), (9, 5), (1, 32), (0, 5), (7, 5)] if timed else []
+    points = [(1, 12), (9, 5), (1, 1), *([(1, 1), (3, 20), (0, 1)] if timed else []), (1, 1), (5, 4)]
+    sizes = [(15, 4), (15, 4), (width - 1, 16), (height - 1, 16)]
+    # No numbers of frames, no order, and a choice of screen content that each frame makes.
+    tools = [(0, 1), (0, 7), (0, 1), (1, 1), (1, 1)]
+    head = [(0, 5), (int(timed), 1), *clock, (1, 1), (1, 5)]
+    return av1(*head, *points, *points, *sizes, *tools, kind=1)
+
+
+def avif_of(*pictures: bytes, inside: bool = False, halves: bool = False) -> bytes:
+    """An AVIF file of such AV1 data, in the file or in its description, each in one piece or in two."""
+    handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
+    entries = [
+        box(b"infe", struct.pack(">IIH4sB", 3 << 24, n, 0, b"av01", 0)) for n in range(1, 1 + len(pictures))
+    ]  # fmt: skip
+    items = box(b"iinf", struct.pack(">II", 1 << 24, len(pictures)), *entries)
+
+    def located(start: int) -> bytes:
+        found = struct.pack(">IHI", 2 << 24, 0x4440, len(pictures))
+        for n, picture in enumerate(pictures, 1):
+            cuts = [0, len(picture) // 2, len(picture)] if halves else [0, len(picture)]
+            found += struct.pack(">IHHIH", n, int(inside), 0, start, len(cuts) - 1)
+            found += b"".join(struct.pack(">II", a, b - a) for a, b in pairwise(cuts))
+            start += len(picture)
+        return box(b"iloc", found)
+
+    brands, body = box(b"ftyp", b"avif\0\0\0\0avifmif1miaf"), b"".join(pictures)
+    if inside:
+        return brands + box(b"meta", bytes(4), handler, items, located(0), box(b"idat", body))
+    before = len(brands + box(b"meta", bytes(4), handler, items, located(0)))
+    return brands + box(b"meta", bytes(4), handler, items, located(before + 8)) + box(b"mdat", body)
 
 
 def nested(depth: int) -> bytes:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
 
-from spark_aesthetic.images import bmp, jpeg, tiff, webp
+from spark_aesthetic.images import avif, bmp, jpeg, tiff, webp
 from spark_aesthetic.images.formats import MAX_EXIF_BYTES
 from spark_aesthetic.images.refused import Refused
 
@@ -22,13 +21,6 @@ _MAX_CHUNKS = 65_536
 
 # Parts of a GIF's comments and extensions are of 255 bytes at most: 64 MB of them.
 _MAX_BLOCKS = 262_144
-
-# An AVIF of 256 tiles, with transparency and thumbnails, describes itself in 40 kB.
-_MAX_META_BYTES = 1 << 20
-# libavif looks for each item among all before it.
-_MAX_ITEMS = 4096
-_MAX_BOXES = 16_384
-_MAX_DEPTH = 12
 
 
 class Plain(NamedTuple):
@@ -51,7 +43,7 @@ def plain(data: bytes, name: str, *, max_pixels: int = 0, header_only: bool = Fa
     Args:
         data: The bytes of a whole file.
         name: Its format, one of `formats.READ`.
-        max_pixels: Nothing is made of a larger image, which is for the caller to refuse.
+        max_pixels: Nothing is made of a larger image, which is for the caller to refuse; 0 if no pixel is wanted.
         header_only: Stop where the pixels begin, where that saves something.
 
     Raises:
@@ -68,7 +60,7 @@ def plain(data: bytes, name: str, *, max_pixels: int = 0, header_only: bool = Fa
     try:
         if name in ("PNG", "GIF"):
             return (_png if name == "PNG" else _gif)(data, header_only)
-        return _avif(data)
+        return Plain(data, fault=avif.fault(data, max_pixels))
     except struct.error:
         # Cut off within a header: its decoder finds the words.
         return Plain(data)
@@ -145,70 +137,3 @@ def _gif(data: bytes, header_only: bool) -> Plain:
             if len(ranges) > _MAX_CHUNKS:
                 raise Refused("too many blocks")
     return Plain(_joined(data, ranges), fault="truncated GIF")
-
-
-def _avif(data: bytes) -> Plain:
-    boxes = _Boxes(data)
-    fault = None
-    for kind, start, end in boxes.within(0, len(data)):
-        # What stands behind the last box looks like one, too.
-        if end > len(data):
-            fault = "truncated AVIF" if kind in _AVIF_NEEDED else None
-            break
-        if kind in (b"meta", b"moov"):
-            if end - start > _MAX_META_BYTES:
-                raise Refused("too much metadata")
-            # A full box: version and flags come first.
-            boxes.descend(start + 4 if kind == b"meta" else start, end, _MAX_DEPTH)
-    return Plain(data, fault=fault)
-
-
-_AVIF_NEEDED = (b"ftyp", b"meta", b"moov", b"mdat")
-
-# Boxes of boxes, and how many bytes stand before the first.
-_AVIF_OUTER = {
-    b"iprp": 0,
-    b"ipco": 0,
-    b"iref": 4,
-    b"dinf": 0,
-    b"trak": 0,
-    b"mdia": 0,
-    b"minf": 0,
-    b"stbl": 0,
-    b"grpl": 0,
-}
-
-
-class _Boxes:
-    """The boxes of an ISO file, counted."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.passed = data, 0
-
-    def within(self, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-        """Kind, start of the content and end of each box; the last may end behind the file's end."""
-        while start + 8 <= end:
-            self.passed += 1
-            if self.passed > _MAX_BOXES:
-                raise Refused("too many boxes")
-            length, kind = struct.unpack_from(">I4s", self.data, start)
-            head = 8
-            if length == 1 and start + 16 <= end:
-                head, length = 16, int.from_bytes(self.data[start + 8 : start + 16], "big")
-            after = start + length if length else end
-            if after < start + head:
-                raise Refused("damaged AVIF")
-            yield kind, start + head, after
-            start = after
-
-    def descend(self, start: int, end: int, depth: int) -> None:
-        if depth == 0:
-            raise Refused("too many boxes")
-        for kind, inner, after in self.within(start, end):
-            if after > end:
-                raise Refused("damaged AVIF")
-            if kind in _AVIF_OUTER:
-                self.descend(inner + _AVIF_OUTER[kind], after, depth - 1)
-            # Version and flags, then the number: of 16 bits in the first version.
-            if kind == b"iinf" and int.from_bytes(self.data[inner + 4 : inner + 6], "big") > _MAX_ITEMS:
-                raise Refused("too many items")

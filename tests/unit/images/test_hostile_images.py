@@ -37,6 +37,7 @@ from PIL import Image
 from spark_aesthetic.images import formats
 from spark_aesthetic.images.decode import Header, Rejection, decode, read_header
 from spark_aesthetic.images.guards import plain
+from spark_aesthetic.images.refused import Refused
 from spark_aesthetic.images.thumbnails import thumbnail
 from spark_aesthetic.options import PILLOW_WARNS_PIXELS
 from spark_aesthetic.testing import noise_image
@@ -364,6 +365,73 @@ def test_no_file_takes_more_than_two_seconds_or_a_gigabyte(name: str) -> None:
 )
 def test_each_budget_has_its_reason(data: bytes, expected: str) -> None:
     assert reason(data) == f"decode: {expected}"
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_avif_is_as_large_as_its_pictures(mode: str, frames: int) -> None:
+    image, *others = (hostile_images.noise(n, 320, 240).convert(mode) for n in range(frames))
+    if mode == "RGBA":
+        image.putalpha(hostile_images.noise(9, 320, 240, "L"))
+    data = encoded(image, "AVIF", speed=10, save_all=frames > 1, append_images=others)
+    lie = hostile_images.avif_that_lies(data, (320, 240))
+    assert [read_header(each)[:2] for each in (data, lie)] == [(320, 240), (64, 48)]
+    for each in (data, lie):
+        assert not isinstance(decode(each, side=32, max_pixels=320 * 240), str)
+        assert decode(each, side=32, max_pixels=320 * 240 - 1) == "decode: more pixels than max_pixels"
+    # Without its items a sequence still has its tracks.
+    if frames > 1:
+        with pytest.raises(Refused, match="more pixels than max_pixels"):
+            plain(lie.replace(b"iloc", b"free"), "AVIF", max_pixels=320 * 240 - 1)
+
+
+SMALL = hostile_images.av1_sequence(64, 48)
+TIMED = hostile_images.av1_sequence(64, 48, timed=True)
+LARGE = hostile_images.av1_sequence(20_000, 20_000, timed=True, even=True)
+# Screen content, whole motion, and a size of its own or not.
+OWN_SIZE, GIVEN_SIZE = (
+    hostile_images.av1(*hostile_images.AV1_FRAME, (1, 1), (0, 1), (own, 1), kind=3) for own in (1, 0)
+)  # fmt: skip
+SHOWN_AT_A_TIME = hostile_images.av1((0, 1), (0, 2), (1, 1), (5, 8), (0, 1), (0, 1), (1, 1), kind=6)
+PADDING = hostile_images.av1((1, 8), kind=15)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_large"),
+    [
+        (hostile_images.avif_of(SMALL), False),
+        (hostile_images.avif_of(LARGE), True),
+        (hostile_images.avif_of(SMALL, LARGE, inside=True), True),
+        (hostile_images.avif_of(SMALL, LARGE, halves=True), True),
+        (hostile_images.avif_of(PADDING + SMALL + GIVEN_SIZE), False),
+        (hostile_images.avif_of(PADDING + SMALL + GIVEN_SIZE + LARGE), True),
+        (hostile_images.avif_of(SMALL + OWN_SIZE), True),
+        (hostile_images.avif_of(TIMED + SHOWN_AT_A_TIME, inside=True), True),
+        (hostile_images.avif_of(b"".join([SMALL, PADDING[:1], b"\xff" * 9, LARGE])), False),
+        (hostile_images.avif_of(SMALL, b"", b"\x0a", b"\x0a\xff"), False),
+    ],
+    ids=[
+        "small", "large", "second", "in halves", "frame", "second sequence", "own size", "timed", "endless", "cut off",
+    ],
+)  # fmt: skip
+def test_the_pictures_of_an_avif_are_found_wherever_they_stand(data: bytes, is_large: bool) -> None:
+    if is_large:
+        with pytest.raises(Refused, match="more pixels than max_pixels"):
+            plain(data, "AVIF", max_pixels=PILLOW_WARNS_PIXELS)
+    else:
+        assert plain(data, "AVIF", max_pixels=PILLOW_WARNS_PIXELS).fault is None
+
+
+def test_items_of_an_avif_cannot_multiply_its_bytes() -> None:
+    data = hostile_images.avif_of(*[bytes([n]) * 1000 for n in range(200)], halves=True)
+    at = data.index(b"iloc") + 14
+    for n in range(200):
+        # Of the place where each begins, and of the length of its first half.
+        data = data[: at + 8] + struct.pack(">I", n) + data[at + 12 :]
+        data = data[: at + 18] + struct.pack(">I", len(data) // 2) + data[at + 22 :]
+        at += 30
+    with pytest.raises(Refused, match="damaged AVIF"):
+        plain(data, "AVIF", max_pixels=PILLOW_WARNS_PIXELS)
 
 
 @pytest.mark.parametrize(("width", "height", "scans"), [(10_000, 8000, 14), (4000, 3000, 15), (1000, 1000, 100)])
