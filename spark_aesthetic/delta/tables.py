@@ -15,13 +15,30 @@ from spark_aesthetic.errors import TableError
 
 
 @dataclass(frozen=True)
-class Source:
-    """A Delta table at one version, so that every pass of a run sees the same rows.
+class Origin:
+    """Which Delta table rows come from; a value that can be sent anywhere.
 
     Attributes:
         table: As the user names it.
         id: Delta's own, which no other table ever has.
         location: Its folder.
+    """
+
+    table: str
+    id: str
+    location: str
+
+    @property
+    def identifier(self) -> str:
+        """The table as SQL takes it."""
+        return identifier(self.table)
+
+
+@dataclass(frozen=True)
+class Source(Origin):
+    """A Delta table at one version, so that every pass of a run sees the same rows.
+
+    Attributes:
         size: Bytes of its files.
         files: How many those are.
         feed: Whether it has a change data feed.
@@ -32,9 +49,6 @@ class Source:
         rows: All of its rows and columns.
     """
 
-    table: str
-    id: str
-    location: str
     size: int
     files: int
     feed: bool
@@ -45,9 +59,9 @@ class Source:
     rows: DataFrame
 
     @property
-    def identifier(self) -> str:
-        """The table as SQL takes it."""
-        return identifier(self.table)
+    def origin(self) -> Origin:
+        """The table alone, without its rows."""
+        return Origin(table=self.table, id=self.id, location=self.location)
 
 
 def open_source(spark: SparkSession, table: str, called: str = "source") -> Source:

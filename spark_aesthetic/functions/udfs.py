@@ -16,7 +16,7 @@ from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import ArrayType, DataType, DoubleType, FloatType, StringType, StructField, StructType
 from pyspark.sql.utils import is_remote
 
-from spark_aesthetic.functions import worker
+from spark_aesthetic.functions import costs, worker
 from spark_aesthetic.options import EncoderName, Options
 from spark_aesthetic.predictors.head import Head
 from spark_aesthetic.predictors.recipe import Predictor
@@ -84,8 +84,8 @@ def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -
 
 def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
     """The UDF of a job over images: score and reason as `score_image` has them, and what the rows cost."""
-    stages = [StructField(name, DoubleType()) for name in worker.STAGES]
-    schema = StructType([*_result_fields(with_embedding), *stages])
+    spent = [StructField(name, DoubleType()) for name in costs.NAMES]
+    schema = StructType([*_result_fields(with_embedding), *spent])
 
     def score_image(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return (frame[schema.names] for frame in worker.score_images(batches, pinned, options))

@@ -19,6 +19,7 @@ import pandas as pd
 from pyspark import TaskContext
 
 from spark_aesthetic.errors import MissingDependencyError, ResourceError, TableError
+from spark_aesthetic.functions import costs
 from spark_aesthetic.options import EncoderName, Options
 from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.embeddings import score_embeddings
@@ -26,9 +27,6 @@ from spark_aesthetic.predictors.recipe import Predictor
 
 if TYPE_CHECKING:
     from spark_aesthetic.images.pipeline import Pipeline
-
-# Seconds of threads (see `spark_aesthetic.images.pipeline.Stages`), and a high-water mark of memory.
-STAGES = ("decode_seconds", "transfer_seconds", "infer_seconds", "wait_seconds", "peak_memory_bytes")
 
 
 def granted(options: Options) -> Options:
@@ -53,7 +51,7 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
 
     Yields:
         Frames with the columns score (float32), error (text or None), embedding (float32 arrays or None) and those
-        of `STAGES`, together as many rows as came in, in their order but in batches of their own.
+        of `costs.Costs`, together as many rows as came in, in their order but in batches of their own.
     """
 
     def load(granted: Options) -> Pipeline:
@@ -133,7 +131,7 @@ def _piped(
             }
         )
         # Of a whole batch, so on its first row: a sum over any rows then is what they cost.
-        for name, value in zip(STAGES, (*astuple(rows.stages), float(peak_memory_bytes())), strict=True):
+        for name, value in zip(costs.NAMES, (*astuple(rows.stages), float(peak_memory_bytes())), strict=True):
             frame[name] = [value] + [0.0] * (len(frame) - 1)
         yield frame
 

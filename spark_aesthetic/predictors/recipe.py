@@ -105,6 +105,11 @@ class Predictor:
         content = hashlib.sha256((self.head_sha256 + self.backbone_sha256).encode()).hexdigest()
         return f"{self.name}@{content[:12]}"
 
+    @property
+    def embedding_id(self) -> str:
+        """What its embeddings depend on: the architecture and the content of the backbone's weights."""
+        return f"{self.backbone}@{self.backbone_sha256}"
+
     def to_json(self) -> str:
         """This predictor as JSON text, one field a line."""
         return json.dumps(asdict(self), indent=2)

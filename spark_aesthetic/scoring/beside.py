@@ -15,9 +15,9 @@ from spark_aesthetic.delta.java import Py4JJavaError
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import SourceChangedError
 from spark_aesthetic.scoring import ledger
-from spark_aesthetic.scoring.chunks import raise_explained
 from spark_aesthetic.scoring.compare import compare
 from spark_aesthetic.scoring.disturbances import checked_until, read_until, restored_to, restored_until, taken_away
+from spark_aesthetic.scoring.explained import raise_explained
 from spark_aesthetic.scoring.ledger import Progress
 from spark_aesthetic.scoring.plan import (
     Asked,
@@ -61,7 +61,7 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
     Raises:
         TableError: The source has changed in a way that it does not tell, or another run is at work.
     """
-    spark, source, target = run.spark, run.chunks.source, run.chunks.target
+    spark, source, target = run.spark, run.source, run.target
     try:
         folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)))
         ledger.register(spark, target.table, source, target.key, shared_keys=run.shared_keys)
@@ -69,7 +69,7 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
         steps.go(asked)
     # The second is how Delta's conflicts arrive that have no condition of their own.
     except (PySparkException, Py4JJavaError) as error:
-        raise_explained(error, run.chunks)
+        raise_explained(error, source=source.identifier, scores=target.table, failure=run.tally.failure)
     return steps.skipped
 
 
@@ -96,17 +96,17 @@ class Steps:
     def go(self, asked: Asked, first: Phase = Phase.LOOK_BACK, last: Phase = Phase.END) -> None:
         """Do one step after the other, from a phase to another one."""
         run = self.run
-        version, replaced = run.chunks.source.version, bool(run.replaced())
+        version, replaced = run.source.version, bool(run.replaced())
         state = State(asked=asked, version=version, progress=run.known(), replaced=replaced, phase=first)
         while True:
-            state, step = next_step(replace(state, stopping=run.chunks.stopping()))
+            state, step = next_step(replace(state, stopping=run.stopping()))
             if step is None or state.phase > last:
                 return
             state = after(state, step, self._done(state, step))
 
     def _done(self, state: State, step: Step) -> object:
         """Do a step, and give what it found."""
-        run, chunks = self.run, self.run.chunks
+        run = self.run
         match step:
             case Look.OTHERS:
                 return self._others(state.progress)
@@ -125,18 +125,18 @@ class Steps:
                 return self._streamed(state)
             case Do.REOPEN:
                 run.reopen()
-                return chunks.source.version
+                return run.source.version
             case Do.COUNT:
                 return self._counted()
             case Do.CHECK_KEYS:
-                identity.check_key_values(chunks.source.rows, chunks.target.key)
+                identity.check_key_values(run.source.rows, run.target.key)
             case Do.COMPARE:
                 compare(run, self.version_col)
             case Do.END_COMPARISON:
                 run.note(comparing=False)
             case Do.RETRY:
-                failed = chunks.target.rows(run.spark).where(F.col(ERROR).isNotNull())
-                run.score_keys(failed.select(*map(quoted, chunks.target.key)), run.commit())
+                failed = run.target.rows(run.spark).where(F.col(ERROR).isNotNull())
+                run.score_keys(failed.select(*map(quoted, run.target.key)), run.commit())
             case Do.SCORE_MISSING:
                 run.score_missing()
             case Do.NOTE:
@@ -160,19 +160,19 @@ class Steps:
 
     def _others(self, progress: Progress | None) -> Others:
         """What others did to the scores since the last run."""
-        run, chunks = self.run, self.run.chunks
-        spark, source, target = run.spark, chunks.source, chunks.target
+        run = self.run
+        spark, source, target = run.spark, run.source, run.target
         commits = logged(spark, target.identifier, last=_LAST_COMMITS)
         if progress is None:
             # The model has no scores of this source that could be missing.
-            chunks.info["checked"] = commits[0].version
+            run.writer = run.writer.telling(checked=commits[0].version)
             return Others()
         since = checked_until(commits, target.model, source.id, progress.checked)
         if since is None or commits[-1].version > since + 1:
             commits = logged(spark, target.identifier, since=-1 if since is None else since)
             since = checked_until(commits, target.model, source.id, progress.checked)
         taken = taken_away(commits, 0 if since is None else since)
-        chunks.info["checked"] = since if taken else commits[0].version
+        run.writer = run.writer.telling(checked=since if taken else commits[0].version)
         if not taken:
             return Others()
         _log.warning(
@@ -189,7 +189,7 @@ class Steps:
 
     def _lost(self, state: State) -> Lost:
         """What two histories tell in the place of a checkpoint."""
-        run, source, target = self.run, self.run.chunks.source, self.run.chunks.target
+        run, source, target = self.run, self.run.source, self.run.target
         if target.rows(run.spark).isEmpty():
             return Lost(scored=False)
         commits = logged(run.spark, target.identifier)
@@ -204,7 +204,7 @@ class Steps:
         return lost
 
     def _refused(self, why: Refuse, state: State) -> SourceChangedError:
-        source, target = self.run.chunks.source, self.run.chunks.target
+        source, target = self.run.source, self.run.target
         match why:
             case Refuse.RESTORED:
                 until = None if state.others is None else state.others.until
@@ -245,8 +245,8 @@ class Steps:
         Returns:
             Rows of the source that have neither a score nor a reason.
         """
-        run, chunks = self.run, self.run.chunks
-        source, target, times = chunks.source, chunks.target, chunks.times
+        run, tally = self.run, self.run.tally
+        source, target, times = run.source, run.target, tally.times
         self.shared = bool(ledger.load(run.spark, target.table).others(source))
         rows, is_new = target.rows(run.spark), F.col(SCORED_AT).isin(*times) if times else F.lit(False)
         key = list(map(quoted, target.key))
@@ -261,7 +261,7 @@ class Steps:
             by_age[row["_aesthetic_new"]] += row["_aesthetic_rows"]
             if row["_aesthetic_new"] and row[ERROR] is not None:
                 failed[row[ERROR]] += row["_aesthetic_rows"]
-        chunks.rows, chunks.failed, self.skipped = by_age[True], failed, by_age[False]
+        tally.rows, tally.failed, self.skipped = by_age[True], failed, by_age[False]
         return by_age[None] if self.shared else max(run.rows_read - by_age.total(), 0)
 
     def _note(self, missing: int) -> None:
@@ -273,7 +273,7 @@ class Steps:
 
     def _tell_of_repeated_keys(self, missing: int) -> None:
         """Warn of rows without a score of their own: each key has one, of the row that came first."""
-        source, key = self.run.chunks.source, list(map(quoted, self.run.chunks.target.key))
+        source, key = self.run.source, list(map(quoted, self.run.target.key))
         groups = source.rows.groupBy(*key).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).where("_aesthetic_rows > 1")
         repeated = groups.count()
         if repeated:

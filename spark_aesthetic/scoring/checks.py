@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from pyspark.sql import SparkSession
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from spark_aesthetic.delta.fitting import check_name
-from spark_aesthetic.delta.naming import name_parts
+from spark_aesthetic.delta import access, fitting, naming, schemas, tables
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError
 from spark_aesthetic.predictors.recipe import Predictor
+from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring.target import SCORED_AT, TYPES, Target
 
 
 def check_gpu_scheduling(spark: SparkSession) -> None:
@@ -33,6 +38,67 @@ def check_gpu_scheduling(spark: SparkSession) -> None:
         )
 
 
+def check_combination(
+    *,
+    image_col: str | None,
+    embedding_col: str | None,
+    scores: str | None,
+    view: str | None,
+    view_model: str | None,
+    with_embedding: bool,
+    reconcile: bool,
+    version_col: str | None,
+    every: str | None,
+    shared_keys: bool,
+) -> None:
+    """Check that the options of a run go together.
+
+    Raises:
+        OptionError: An option never comes to its turn.
+        TableError: An option is missing, or has no use without another one.
+    """
+    if (image_col is None) == (embedding_col is None):
+        raise TableError("expected either --image-col or --embedding-col, found both or neither; give one")
+    if scores is None:
+        needing = {
+            "--view": view, "--reconcile": reconcile or None, "--version-col": version_col, "--every": every,
+            "--shared-keys": shared_keys or None,
+        }  # fmt: skip
+        for option, value in needing.items():
+            if value is not None:
+                raise TableError(
+                    f"{option}: expected --scores with it, found none; without it the source has the columns itself"
+                )
+    if every is not None:
+        for option, given in {"--view": view is not None, "--reconcile": reconcile}.items():
+            if given:
+                raise OptionError(
+                    f"{option}: expected no --every with it, which never comes to it; run once with {option}, then "
+                    "--every"
+                )
+    if view_model is not None and view is None:
+        raise TableError("--view-model: expected --view with it, found none; name the view")
+    if with_embedding and embedding_col is not None:
+        raise TableError("--with-embedding: expected --image-col, found --embedding-col, which holds them already")
+
+
+def check_session(spark: SparkSession, *, every: str | None, view: str | None, checkpoint: str | None) -> None:
+    """Check what Spark itself is to do for a run.
+
+    Raises:
+        OptionError: It takes no such interval.
+        ResourceError: Its tasks would never start.
+        TableError: No view can go by this name, or nothing can reach the checkpoint's folder.
+    """
+    check_gpu_scheduling(spark)
+    if every is not None:
+        check_interval(spark, every)
+    if view is not None:
+        check_view(spark, view)
+    if checkpoint is not None:
+        check_checkpoint(spark, checkpoint)
+
+
 def check_interval(spark: SparkSession, every: str) -> None:
     """Raise OptionError unless Spark takes it for a time between two looks for new rows."""
     start = "TIMESTAMP '2000-01-01'"
@@ -45,13 +111,13 @@ def check_interval(spark: SparkSession, every: str) -> None:
 
 def check_view(spark: SparkSession, view: str) -> None:
     """Raise TableError unless a view can go by this name."""
-    if name_parts(view) is None:
+    if naming.name_parts(view) is None:
         raise TableError(
             f"--view: expected a name for a view, found {view!r}; put other characters than letters, digits and _ "
             "between backquotes, and a schema that is there before it"
         )
     # Not by check_schema, for a view has no path, whatever is between its backquotes.
-    check_name(spark, view, "--view")
+    fitting.check_name(spark, view, "--view")
     if spark.catalog.tableExists(view) and spark.catalog.getTable(view).tableType != "VIEW":
         raise TableError(f"--view: expected a free name or that of a view, found the table {view!r}; choose another")
 
@@ -74,3 +140,58 @@ def check_weights(predictor: Predictor, model_path: str | None) -> None:
     from spark_aesthetic.images import prepare
 
     prepare.check(predictor, model_path)
+
+
+def check_target(spark: SparkSession, source: Source, target: Target, *, is_source: bool, shared_keys: bool) -> None:
+    """Check where the scores go, before any work.
+
+    Args:
+        spark: The session.
+        source: The table of images or embeddings.
+        target: The scores table, or the one in which scores wait for the source.
+        is_source: The source gets the columns itself.
+        shared_keys: Equal keys mean the same image in all sources of the scores table.
+
+    Raises:
+        TableError: The source takes no updates in place, or the scores table does not fit the run.
+    """
+    if is_source:
+        if source.append_only:
+            raise TableError(
+                f"source {source.table!r}: expected a table whose rows can be updated in place, found the property "
+                "delta.appendOnly = true. Score into a table of its own (--scores), or unset it"
+            )
+        own = {name: TYPES[name] for name in target.written if name != SCORED_AT}
+        fitting.check_columns(source.rows, own, source.table, required=())
+        return
+    found = tables.detail(spark, target.table)
+    # One table has many names: a path, a link to it, a name of the catalog.
+    if found is not None and found.location == source.location:
+        raise TableError("--scores: expected another table than --source; leave it out to score in place")
+    if found is not None:
+        known = ledger.load(spark, target.table)
+        ledger.check_copy(spark, known, target.table, source)
+        ledger.check(known, target.table, source, target.key, shared_keys=shared_keys)
+    target.check(spark, found)
+
+
+def check_checkpoint(spark: SparkSession, checkpoint: str) -> None:
+    """Raise TableError unless the file system of the checkpoint's folder can be reached."""
+    with access.reaching(f"--checkpoint {checkpoint!r}"):
+        try:
+            access.files_reader(spark).text(naming.whole(checkpoint)).schema  # noqa: B018
+        except AnalysisException as error:
+            if not access.is_missing(error):
+                raise
+
+
+def version_column(rows: DataFrame, column: str, key: Sequence[str]) -> str:
+    """The column of the rows' versions as the table spells it; TableError if it cannot be one."""
+    name = schemas.spelled(rows, column)
+    schemas.column_type(rows, quoted(name), "--version-col")
+    naming.check_own_name(name, "--version-col")
+    if name in key or name.lower() in TYPES:
+        raise TableError(
+            f"--version-col: expected a column that is no key and that the job does not write, found {name!r}"
+        )
+    return name

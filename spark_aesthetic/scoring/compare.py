@@ -7,11 +7,11 @@ import logging
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_aesthetic.delta.commits import merge_into
+from spark_aesthetic.delta.commits import Commit, merge_into
 from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.sessions import text_literal
-from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring import changes, ledger
 from spark_aesthetic.scoring.runs import Run
 from spark_aesthetic.scoring.target import MODEL, same_key
 
@@ -25,7 +25,7 @@ def compare(run: Run, version_col: str | None) -> None:
         run: The run, whose source was opened for this.
         version_col: A column of the source that differs where the image does; None is that keys alone are compared.
     """
-    spark, source, target = run.spark, run.chunks.source, run.chunks.target
+    spark, source, target = run.spark, run.source, run.target
     _forget_replaced(run, version_col)
     key = list(target.key)
     there, known = source.rows.select(*map(quoted, target.kept)), target.rows(spark)
@@ -36,7 +36,7 @@ def compare(run: Run, version_col: str | None) -> None:
     commit = run.commit()
     with on_disk(_gone(run, keys)) as gone:
         if not gone.isEmpty():
-            run.chunks.drop_keys(spark, gone, commit)
+            _drop(run, gone, commit)
     run.score_keys(wanted, commit)
     if version_col is not None:
         _fill_in(run, there, version_col)
@@ -47,17 +47,17 @@ def _forget_replaced(run: Run, version_col: str | None) -> None:
     replaced = run.replaced()
     if not replaced:
         return
-    ledger.forget_sources(run.spark, run.chunks.target, replaced)
+    ledger.forget_sources(run.spark, run.target, replaced)
     if version_col is None:
         _log.warning(
             "%s: the table was made anew since the last run; rows whose keys it had before keep their scores, "
-            "for without --version-col nothing tells which are others", run.chunks.source.identifier,
+            "for without --version-col nothing tells which are others", run.source.identifier,
         )  # fmt: skip
 
 
 def _gone(run: Run, keys: DataFrame) -> DataFrame:
     """The keys of scores whose rows are gone, unless other sources may still have those."""
-    source, target = run.chunks.source, run.chunks.target
+    source, target = run.source, run.target
     gone = target.keys(run.spark).join(keys, list(target.key), "left_anti")
     others = ledger.load(run.spark, target.table).others(source)
     if not others:
@@ -69,9 +69,17 @@ def _gone(run: Run, keys: DataFrame) -> DataFrame:
     return gone.limit(0)
 
 
+def _drop(run: Run, gone: DataFrame, commit: Commit) -> None:
+    """Drop the scores of rows that are no longer in the source."""
+    writer, target, rows = run.writer, run.target, run.source.rows
+    column = F.lit(None).cast(rows.schema[writer.column].dataType).alias(writer.column)
+    rest = [F.lit(None).cast(target.kept[name]).alias(name) for name in target.kept if name not in target.key]
+    writer.merge(run.spark, changes.said(gone.select("*", *rest, column), "delete"), commit, run.tally)
+
+
 def _changed(run: Run, there: DataFrame, known: DataFrame, version_col: str) -> DataFrame:
     """Keys of rows whose version is another one than that of their score."""
-    key, version = list(run.chunks.target.key), quoted(version_col)
+    key, version = list(run.target.key), quoted(version_col)
     before = known.select(*map(quoted, key), F.col(version).alias("_aesthetic_before"))
     before = before.where(F.col("_aesthetic_before").isNotNull())
     both = there.select(*map(quoted, key), F.col(version).alias("_aesthetic_now")).join(before, key)
@@ -81,7 +89,7 @@ def _changed(run: Run, there: DataFrame, known: DataFrame, version_col: str) -> 
 
 def _fill_in(run: Run, there: DataFrame, version_col: str) -> None:
     """Note the version of rows that were scored without it: from now on they can be compared."""
-    target, name = run.chunks.target, quoted(version_col)
+    target, name = run.target, quoted(version_col)
     if target.rows(run.spark).where(F.col(name).isNull()).isEmpty():
         return
     clauses = (

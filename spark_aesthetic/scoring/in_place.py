@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_aesthetic.delta import identity, tables
-from spark_aesthetic.delta.commits import merge_into
+from spark_aesthetic.delta import identity, naming, tables
+from spark_aesthetic.delta.commits import committed, merge_into
 from spark_aesthetic.delta.java import Py4JJavaError
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.beside import Steps
-from spark_aesthetic.scoring.chunks import raise_explained
+from spark_aesthetic.scoring.explained import raise_explained
 from spark_aesthetic.scoring.plan import Asked, Phase
-from spark_aesthetic.scoring.runs import Run
-from spark_aesthetic.scoring.target import MODEL
+from spark_aesthetic.scoring.runs import FOLDER, Run
+from spark_aesthetic.scoring.target import ERROR, MODEL, SCORED_AT, TYPES, add_columns, same_key
+from spark_aesthetic.scoring.writer import SCORED, now
 
 _log = logging.getLogger("spark_aesthetic")
 
@@ -35,8 +39,7 @@ def score_in_place(run: Run) -> tuple[int, int]:
     Raises:
         TableError: The source is updated faster than it is scored, or another run is at work.
     """
-    chunks = run.chunks
-    todo = _todo(run)
+    todo, name = _todo(run), run.source.identifier
     metadata = todo.metadataColumn("_metadata")
     files = todo.select(metadata["file_path"].alias("path"), metadata["file_size"].alias("size"))
     found = files.groupBy("path", "size").count().agg(F.sum("size").alias("size"), F.sum("count").alias("rows"))
@@ -46,7 +49,7 @@ def score_in_place(run: Run) -> tuple[int, int]:
         return 0, skipped
     _log.info(
         "%s: the commit will rewrite %.1f MB of files in place; a scores table (--scores) rewrites none, and suits "
-        "tables of images", chunks.source.identifier, size / 1e6,
+        "tables of images", name, size / 1e6,
     )  # fmt: skip
     # One chunk: to stage it would save nothing from a kill.
     directly = size <= run.max_bytes_per_chunk and run.max_files_per_chunk is None
@@ -54,37 +57,43 @@ def score_in_place(run: Run) -> tuple[int, int]:
         for _ in range(_ATTEMPTS):
             if _score_directly(run) if directly else _score_staged(run):
                 return size, skipped
-            _log.warning("%s: rows were updated or deleted meanwhile; scoring begins again", chunks.source.identifier)
-            chunks.forget_counts()
+            _log.warning("%s: rows were updated or deleted meanwhile; scoring begins again", name)
+            run.tally.forget_rows()
             run.reopen()
     except (PySparkException, Py4JJavaError) as error:
-        raise_explained(error, chunks)
+        raise_explained(error, source=name, scores=run.target.table, failure=run.tally.failure)
     raise TableError(
-        f"source {chunks.source.identifier}: expected no updates while it is scored in place, found some in each of "
+        f"source {name}: expected no updates while it is scored in place, found some in each of "
         f"{_ATTEMPTS} attempts; pause them, or score into a table of its own (--scores)"
     )
 
 
 def _todo(run: Run) -> DataFrame:
-    assert run.chunks.where is not None, "in place there is a condition"
-    return run.chunks.source.rows.where(run.chunks.where)
+    assert run.where is not None, "in place there is a condition"
+    return run.source.rows.where(run.where)
 
 
 def _score_directly(run: Run) -> bool:
     """Score and commit at once; whether the source allowed it."""
-    chunks, source = run.chunks, run.chunks.source
-    identity.check_key_values(source.rows, chunks.target.key)
-    todo = _todo(run)
-    with run.shown("scoring in place", todo.count(), in_one=True) as listener:
-        done = chunks.merge_into_source(run.spark, todo, partial(run.only_grown_since, source.version))
-        listener.add(chunks.rows)
-        return done
+    writer, tally, todo = run.writer, run.tally, _todo(run)
+    identity.check_key_values(run.source.rows, run.target.key)
+    unchanged = partial(run.only_grown_since, run.source.version)
+    with (
+        run.shown("scoring in place", todo.count(), in_one=True) as listener,
+        writer.kept(todo.select(*map(quoted, writer.inputs)), tally) as (kept, counts),
+    ):
+        if not _take_over(run, writer.made(kept, now()), unchanged):
+            return False
+        tally.rows, tally.commits = counts.rows, 1
+        if counts.failed:
+            tally.add_reasons(kept, f"{SCORED}.error")
+        listener.add(tally.rows)
+        return True
 
 
 def _score_staged(run: Run) -> bool:
     """Score chunk by chunk beside the source, then commit; whether the source allowed it."""
-    spark, chunks = run.spark, run.chunks
-    source, target = chunks.source, chunks.target
+    spark, source, target = run.spark, run.source, run.target
     folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)))
     try:
         version = run.current_version()
@@ -95,16 +104,66 @@ def _score_staged(run: Run) -> bool:
     if unchanged:
         # Rows may have come meanwhile, or since a run that was killed: two of one key would get one score.
         identity.check_key_values(tables.read_table(spark, source.table), target.key)
-        unchanged = chunks.take_over(spark, target.rows(spark), partial(run.only_grown_since, version))
+        unchanged = _take_over(run, target.rows(spark), partial(run.only_grown_since, version))
     # A staged score may else be that of an image which is no longer there.
     _forget(run)
     return unchanged
 
 
+def _take_over(run: Run, scored: DataFrame, unchanged: Callable[[], bool]) -> bool:
+    """Write scores into the source's own columns: a commit of narrow rows, which can be repeated.
+
+    Args:
+        run: The run.
+        scored: The key, and the columns that are made.
+        unchanged: Whether the scores are still those of the source's rows; asked before each attempt. An update that is
+            committed after that and before Delta has begun its MERGE, within a second, is not seen.
+
+    Returns:
+        Whether it was so, and the scores are written.
+    """
+    if not unchanged():
+        return False
+    spark, source, target, commit = run.spark, run.source, run.target, run.commit()
+    names = [name for name in target.written if name != SCORED_AT]
+    add_columns(spark, source.identifier, source.rows, {name: TYPES[name] for name in names})
+    updates = ", ".join(f"{name} = scored.{name}" for name in map(quoted, names))
+    clauses = f"ON {same_key(target.key, 'target')} WHEN MATCHED THEN UPDATE SET {updates}"
+
+    def write() -> bool:
+        if not unchanged():
+            return False
+        merge_into(spark, source.identifier, scored, clauses, commit)
+        return True
+
+    return committed(write)
+
+
 def _forget(run: Run) -> None:
     """Empty the staged table of this model; the next run begins anew."""
-    target = run.chunks.target
+    target = run.target
     ledger.forget_sources(run.spark, target, run.all_known())
     model = run.spark.createDataFrame([(target.model,)], f"{MODEL} string")
     clauses = f"ON target.{MODEL} = scored.{MODEL} WHEN MATCHED THEN DELETE"
     merge_into(run.spark, target.identifier, model, clauses, run.commit())
+
+
+def staged(table: Source, checkpoint: str | None) -> str:
+    """Where scores wait for the commit in place: beside the source, in which Delta allows no other table."""
+    if checkpoint is not None:
+        return f"{naming.whole(checkpoint).rstrip('/')}/{table.id}/staged"
+    _, _, folders = table.location.partition("://")
+    if "__unitystorage" in table.location or (folders and "/" not in folders.strip("/")):
+        raise TableError(
+            f"source {table.table!r}: expected --checkpoint, a folder such as /Volumes/… or s3://bucket/folder, for a "
+            "table beside whose own folder no other can be; or score into a table of its own (--scores)"
+        )
+    return f"{table.location.rstrip('/')}{FOLDER}/staged"
+
+
+def unscored(rows: DataFrame, model: str, *, retry_failed: bool) -> Column:
+    """Which rows of the source have no score of a model in its own columns."""
+    if MODEL not in [name.lower() for name in rows.columns]:
+        return F.lit(True)
+    other = ~F.col(MODEL).eqNullSafe(model)
+    return other | F.col(ERROR).isNotNull() if retry_failed else other

@@ -17,7 +17,7 @@ from spark_aesthetic.delta import identity, tables
 from spark_aesthetic.delta.commits import committed, properties, properties_clause
 from spark_aesthetic.delta.naming import identifier
 from spark_aesthetic.delta.sessions import statement
-from spark_aesthetic.delta.tables import Source
+from spark_aesthetic.delta.tables import Origin
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring.target import MODEL, Target
 
@@ -103,13 +103,13 @@ class Ledger:
         """How far a model has come, by the source's id."""
         return {source: progress for (of, source), progress in self.progress.items() if of == model}
 
-    def others(self, source: Source) -> list[KnownSource]:
+    def others(self, source: Origin) -> list[KnownSource]:
         """The sources that are neither this one nor an earlier table in its place."""
         return [
             known for id, known in self.sources.items() if id != source.id and known.location != source.location
         ]  # fmt: skip
 
-    def admits(self, source: Source, *, shared_keys: bool) -> bool:
+    def admits(self, source: Origin, *, shared_keys: bool) -> bool:
         """Whether the rows of a source may go to this table.
 
         Equal keys of two sources would pass for one image. So a table takes the sources that it knows, its first one,
@@ -134,7 +134,7 @@ def load(spark: SparkSession, table: str) -> Ledger:
     return Ledger.of(properties(spark, identifier(table)))
 
 
-def check(ledger: Ledger, scores: str, source: Source, key: Sequence[str], *, shared_keys: bool) -> None:
+def check(ledger: Ledger, scores: str, source: Origin, key: Sequence[str], *, shared_keys: bool) -> None:
     """Check that rows of a source may go to a scores table under a key.
 
     Raises:
@@ -145,7 +145,7 @@ def check(ledger: Ledger, scores: str, source: Source, key: Sequence[str], *, sh
     check_key(ledger, scores, key)
 
 
-def check_copy(spark: SparkSession, ledger: Ledger, scores: str, source: Source) -> None:
+def check_copy(spark: SparkSession, ledger: Ledger, scores: str, source: Origin) -> None:
     """Raise TableError if a source is a copy of one that the scores table knows, file by file.
 
     Delta knows a table by an id in its files. A copy of the files has it too, and its rows would pass for read.
@@ -175,7 +175,7 @@ def check_key(ledger: Ledger, scores: str, key: Sequence[str]) -> None:
         )
 
 
-def _foreign(ledger: Ledger, scores: str, source: Source) -> TableError:
+def _foreign(ledger: Ledger, scores: str, source: Origin) -> TableError:
     known = ", ".join(sorted({repr(other.table) for other in ledger.others(source)}))
     return TableError(
         f"--scores {scores!r}: expected the scores of {source.table!r} alone, found those of {known}, where equal keys "
@@ -184,13 +184,13 @@ def _foreign(ledger: Ledger, scores: str, source: Source) -> TableError:
     )
 
 
-def described(source: Source, key: Sequence[str]) -> dict[str, str]:
+def described(source: Origin, key: Sequence[str]) -> dict[str, str]:
     """The properties of a scores table that is made for a source."""
     known = KnownSource(table=source.table, location=source.location)
     return {_KEY: _encoded(list(key)), f"{_SOURCE}{source.id}": _encoded(asdict(known))}
 
 
-def register(spark: SparkSession, scores: str, source: Source, key: Sequence[str], *, shared_keys: bool) -> None:
+def register(spark: SparkSession, scores: str, source: Origin, key: Sequence[str], *, shared_keys: bool) -> None:
     """Note the key and the source in a scores table that does not know them yet.
 
     Raises:

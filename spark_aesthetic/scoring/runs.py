@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TextIO, cast
 from uuid import uuid4
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.delta import access, naming, sessions, tables
@@ -22,25 +20,31 @@ from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import Py4JJavaError
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.rows import rows_of_keys
+from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.chunks import Chunks, wait
 from spark_aesthetic.scoring.ledger import Progress
 from spark_aesthetic.scoring.live import ProgressListener
 from spark_aesthetic.scoring.plan import Begin
-from spark_aesthetic.scoring.target import ERROR
+from spark_aesthetic.scoring.tally import Tally
+from spark_aesthetic.scoring.target import ERROR, Target
+from spark_aesthetic.scoring.writer import Writer
 
 # In the folder of the table that scores go to; Delta leaves alone what begins with an underscore.
 FOLDER = "_spark_aesthetic"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Run:
     """One run over one source.
 
     Attributes:
         spark: The session.
-        chunks: How rows become scores.
+        source: As it was opened last.
+        writer: How rows become scores.
+        where: In place, the rows of the source that are to be scored; None where scores have a table of their own.
+        stopping: Asked before each chunk (not on Spark Connect), and between them, whether to end.
         folder: Where checkpoints go; None is beside the scores.
         max_bytes_per_chunk: As Delta's maxBytesPerTrigger.
         max_files_per_chunk: As Delta's maxFilesPerTrigger, or None.
@@ -49,10 +53,14 @@ class Run:
         backbone: What the embeddings of the model depend on.
         shared_keys: Equal keys mean the same image in all sources of the scores table.
         progress_file: Where progress is shown.
+        tally: What has been done so far.
     """
 
     spark: SparkSession
-    chunks: Chunks
+    source: Source
+    writer: Writer
+    where: Column | None
+    stopping: Callable[[], bool]
     folder: str | None
     max_bytes_per_chunk: int
     max_files_per_chunk: int | None
@@ -61,12 +69,18 @@ class Run:
     backbone: str
     shared_keys: bool
     progress_file: TextIO | None
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def target(self) -> Target:
+        """The part of the scores table that the run fills."""
+        return self.writer.target
 
     def count_unscored(self, *, retry_failed: bool) -> int:
         """Rows that a run would score; reads narrow columns alone."""
-        spark, target, rows = self.spark, self.chunks.target, self.chunks.source.rows
-        if self.chunks.where is not None:
-            return rows.where(self.chunks.where).count()
+        spark, target, rows = self.spark, self.target, self.source.rows
+        if self.where is not None:
+            return rows.where(self.where).count()
         if not tables.is_delta(spark, target.table):
             return self.rows_read
         known = target.rows(spark)
@@ -81,42 +95,42 @@ class Run:
             return naming.whole(self.folder).rstrip("/")
         if "__unitystorage" in location:
             raise TableError(
-                f"scores {self.chunks.target.table!r}: expected --checkpoint, a folder such as /Volumes/…, for a "
+                f"scores {self.target.table!r}: expected --checkpoint, a folder such as /Volumes/…, for a "
                 "table whose own folder Unity Catalog keeps to itself"
             )
         return f"{location}/{FOLDER}"
 
     def known(self) -> Progress | None:
         """How far the model has come with the source, as the scores table notes it now."""
-        return self.all_known().get(self.chunks.source.id)
+        return self.all_known().get(self.source.id)
 
     def all_known(self) -> dict[str, Progress]:
         """The same for all of its sources, by their id."""
-        return ledger.load(self.spark, self.chunks.target.table).of_model(self.chunks.target.model)
+        return ledger.load(self.spark, self.target.table).of_model(self.target.model)
 
     def replaced(self) -> list[str]:
         """The ids of earlier tables in the source's place."""
-        source = self.chunks.source
+        source = self.source
         known = self.all_known().items()
         return [name for name, progress in known if progress.location == source.location and name != source.id]
 
     def current_version(self) -> int:
         """The version that the source has now."""
-        return tables.current_version(self.spark, self.chunks.source.identifier)
+        return tables.current_version(self.spark, self.source.identifier)
 
     def only_grown_since(self, version: int) -> bool:
         """Whether the history tells that no row of the source was updated or deleted since one of its versions.
 
         Asked right before a MERGE, which reads the newest version: what comes after its beginning is a conflict.
         """
-        commits = logged(self.spark, self.chunks.source.identifier, since=version)
+        commits = logged(self.spark, self.source.identifier, since=version)
         # Delta forgets its oldest commits after a while.
         is_whole = len(commits) == (commits[0].version if commits else self.current_version()) - version
         return is_whole and all(commit.adds_only for commit in commits)
 
     def reopen(self) -> None:
         """Open the source at its current version."""
-        self.chunks.source = tables.open_source(self.spark, self.chunks.source.table)
+        self.source = tables.open_source(self.spark, self.source.table)
 
     def has_begun(self, folder: str, progress: Progress) -> bool:
         """Whether the checkpoint is still there."""
@@ -130,9 +144,9 @@ class Run:
 
     def begin(self, step: Begin) -> Progress:
         """Another beginning: from all rows of the source, or from one of its versions on."""
-        source, before = self.chunks.source, self.known()
+        source, before = self.source, self.known()
         # What others did before a first beginning took nothing away that this model has written.
-        looked_at = cast("int | None", self.chunks.info.get("checked"))
+        looked_at = cast("int | None", self.writer.info.get("checked"))
         progress = Progress(
             checkpoint=uuid4().hex[:12],
             # Milliseconds of the clock, for a staged table has forgotten its last one.
@@ -140,14 +154,14 @@ class Run:
             # Its first chunk looks, when no run that this one replaces can commit any more.
             began_empty=False,
             # In place the run's own commit would be a change of every row.
-            feed=source.feed and self.chunks.where is None if step.feed is None else step.feed,
+            feed=source.feed and self.where is None if step.feed is None else step.feed,
             starting_version=step.starting_version,
             backbone=self.backbone,
             location=source.location,
             comparing=step.comparing,
             checked=looked_at if before is None else before.checked,
         )
-        target = self.chunks.target
+        target = self.target
         ended = ledger.ended_beginnings(self.spark, target, but=source.id)
         ledger.save_progress(self.spark, target, {**ended, source.id: progress})
         return progress
@@ -156,11 +170,11 @@ class Run:
         """Change the progress in some of its fields, if there is any."""
         progress = self.known()
         if progress is not None:
-            ledger.save_progress(self.spark, self.chunks.target, {self.chunks.source.id: replace(progress, **changed)})
+            ledger.save_progress(self.spark, self.target, {self.source.id: replace(progress, **changed)})
 
     def wait_for(self, version: int) -> int:
         """Wait until the source has a version, or the run is to end; give the version that it has."""
-        while (current := self.current_version()) < version and not self.chunks.stopping():
+        while (current := self.current_version()) < version and not self.stopping():
             time.sleep(1)
         return current
 
@@ -174,64 +188,65 @@ class Run:
         Raises:
             TableError: The source has changed in a way that it does not tell, or another run is at work.
         """
-        spark, target = self.spark, self.chunks.target
+        spark = self.spark
         limits = {"maxBytesPerTrigger": str(self.max_bytes_per_chunk)}
         if self.max_files_per_chunk is not None:
             limits["maxFilesPerTrigger"] = str(self.max_files_per_chunk)
-        listener = self._listener(
-            "scoring", lambda: None if self.chunks.known is None else self.rows_read - self.chunks.known
-        )
+        chunks = Chunks(
+            writer=self.writer, progress=progress, checkpoint=f"{folder}/{progress.checkpoint}", tally=self.tally,
+            stopping=self.stopping,
+        )  # fmt: skip
+        listener = self._listener("scoring", self._rows_to_do)
         spark.streams.addListener(listener)
-        before = tables.current_version(spark, target.identifier) if is_remote() else 0
+        before = tables.current_version(spark, self.target.identifier) if is_remote() else 0
         try:
-            query = self._start(progress, folder, limits)
+            remedy = "grant access to it, or name another (--checkpoint)"
+            with access.reaching(f"checkpoint {folder!r}", remedy, errors=(Py4JJavaError,)):
+                query = chunks.start(spark, where=self.where, limits=limits, every=self.every)
             listener.follow(str(query.runId))
             try:
-                wait(self.chunks, query)
+                wait(chunks, query)
             finally:
                 if is_remote():
-                    self.chunks.count_committed(spark, before)
+                    chunks.count_committed(spark, before)
             # A run that was replaced before its last chunk had it refused without a word.
-            self.chunks.check_alone(spark)
+            chunks.check_alone(spark)
         finally:
-            self.chunks.progress = None
             listener.close()
             spark.streams.removeListener(listener)
 
-    def _start(self, progress: Progress, folder: str, limits: dict[str, str]) -> StreamingQuery:
-        remedy = "grant access to it, or name another (--checkpoint)"
-        with access.reaching(f"checkpoint {folder!r}", remedy, errors=(Py4JJavaError,)):
-            return self.chunks.start(self.spark, progress, f"{folder}/{progress.checkpoint}", limits, self.every)
+    def _rows_to_do(self) -> int | None:
+        return None if self.tally.known is None else self.rows_read - self.tally.known
 
     def commit(self) -> Commit:
         """What a commit outside of a stream says of itself."""
-        return Commit(info=json.dumps({**self.chunks.info, "source_version": self.chunks.source.version}))
+        return self.writer.commit(self.source.version)
 
     def score_missing(self) -> None:
         """Score the rows that have neither a score nor a reason."""
-        key = list(self.chunks.target.key)
-        keys = self.chunks.source.rows.select(*map(quoted, key))
-        self.score_keys(keys.join(self.chunks.target.keys(self.spark), key, "left_anti"), self.commit())
+        key = list(self.target.key)
+        keys = self.source.rows.select(*map(quoted, key))
+        self.score_keys(keys.join(self.target.keys(self.spark), key, "left_anti"), self.commit())
 
     def score_keys(self, wanted: DataFrame, commit: Commit) -> None:
         """Score the rows of some keys, in parts of a chunk's size: a run that is killed finds fewer the next time."""
-        chunks = self.chunks
+        writer, tally = self.writer, self.tally
         with on_disk(wanted) as wanted:
             count = wanted.count()
             if count == 0:
                 return
             parts = rows_of_keys(
-                self.spark, chunks.source, wanted, count, key=chunks.target.key, kept=tuple(chunks.target.kept),
-                column=chunks.column, max_bytes=self.max_bytes_per_chunk,
+                self.spark, self.source, wanted, count, key=self.target.key, kept=tuple(self.target.kept),
+                column=writer.column, max_bytes=self.max_bytes_per_chunk,
             )  # fmt: skip
             with self.shown("scoring keys of", count) as listener:
                 for rows in parts:
-                    before = chunks.rows
-                    chunks.replace_rows(self.spark, rows, commit)
-                    listener.add(chunks.rows - before)
+                    before = tally.rows
+                    writer.replace_rows(self.spark, rows, commit, tally)
+                    listener.add(tally.rows - before)
 
     def _listener(self, doing: str, rows_to_do: Callable[[], int | None], *, in_one: bool = False) -> ProgressListener:
-        source, rows = self.chunks.source, self.rows_read
+        source, rows = self.source, self.rows_read
         share = self.max_bytes_per_chunk / max(source.size, 1)
         if self.max_files_per_chunk is not None:
             share = min(share, self.max_files_per_chunk / max(source.files, 1))
@@ -240,8 +255,8 @@ class Run:
             rows_to_do=rows_to_do,
             bytes_a_row=source.size / max(rows, 1),
             rows_a_chunk=rows * (1.0 if in_one else min(share, 1.0)),
-            tasks=self.chunks.tasks,
-            failed=self.chunks.failed,
+            tasks=self.tally.tasks,
+            failed=self.tally.failed,
             file=self.progress_file,
         )
 
@@ -250,7 +265,7 @@ class Run:
         """Progress of what no stream does, and its name in the Spark UI."""
         listener = self._listener(doing, lambda: rows_to_do, in_one=in_one)
         try:
-            with sessions.described(self.spark, f"spark-aesthetic: {doing} {self.chunks.source.identifier}"):
+            with sessions.described(self.spark, f"spark-aesthetic: {doing} {self.source.identifier}"):
                 yield listener
         finally:
             listener.close()

@@ -1,4 +1,4 @@
-"""Views of a source with its scores."""
+"""Views of a source with its scores, and the models that they can show."""
 
 from __future__ import annotations
 
@@ -6,13 +6,46 @@ from collections.abc import Sequence
 
 from pyspark.sql import SparkSession
 
+from spark_aesthetic.delta import fitting, tables
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.sessions import statement, text_literal
 from spark_aesthetic.delta.tables import Source
-from spark_aesthetic.scoring.target import MODEL, SCORED_AT, Target, same_key
+from spark_aesthetic.errors import TableError, nearest
+from spark_aesthetic.scoring.target import MODEL, SCORED_AT, TYPES, Target, same_key
+
+ALL = "all"
 
 
-def make_view(
+def models_of(spark: SparkSession, scores: str) -> list[str]:
+    """The models of a scores table, if there is one."""
+    if not tables.is_delta(spark, scores):
+        return []
+    rows = tables.read_table(spark, scores)
+    fitting.check_columns(rows, {MODEL: TYPES[MODEL]}, scores, required=[MODEL])
+    return sorted(row[0] for row in rows.select(MODEL).distinct().dropna().collect())
+
+
+def check_shown(shown: str, models: Sequence[str]) -> None:
+    """Raise TableError unless a view can show this, one of some models or all."""
+    if shown not in (ALL, *models):
+        raise TableError(f"--view-model: no model {shown!r} in the scores: {nearest(shown, [*models, ALL])}")
+
+
+def show(spark: SparkSession, view: str, source: Source, target: Target, shown: str | None) -> None:
+    """Make or replace a view of the source with the scores of a model, of all, or by default of the target's.
+
+    Raises:
+        TableError: The scores table has no such model.
+    """
+    if shown is None:
+        _make(spark, view, source, target, [target.model], suffixed=False)
+        return
+    models = models_of(spark, target.table)
+    check_shown(shown, models)
+    _make(spark, view, source, target, models if shown == ALL else [shown], suffixed=shown == ALL)
+
+
+def _make(
     spark: SparkSession, view: str, source: Source, target: Target, models: Sequence[str], *, suffixed: bool
 ) -> None:
     """Make or replace a view of the source with its scores.

@@ -529,7 +529,7 @@ def test_in_place_an_update_that_comes_before_the_commit_is_scored_as_it_is_then
             raise PySparkException("[DELTA_CONCURRENT_APPEND] as Delta says it of two commits at once")
         return merge_into(*arguments)
 
-    monkeypatch.setattr("spark_aesthetic.scoring.chunks.merge_into", conflicts_first)
+    monkeypatch.setattr("spark_aesthetic.scoring.in_place.merge_into", conflicts_first)
     assert score(spark, path, None, max_files_per_chunk=None).scored == 20
     assert len(merges) == 2
     assert_all_scored(spark, path, path)

@@ -15,7 +15,6 @@ from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.scoring.chunks import Chunks
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -103,7 +102,7 @@ def test_in_place_a_key_that_came_again_before_the_end_is_refused(
 
     # After the last chunk, and before the commit of all.
     with monkeypatch.context() as patched:
-        patched.setattr(Chunks, "take_over", killed)
+        patched.setattr("spark_aesthetic.scoring.in_place._take_over", killed)
         with pytest.raises(KeyboardInterrupt):
             sa.score_table(spark, **given)
     put(keyed(spark, [1], "int", first=8), source)

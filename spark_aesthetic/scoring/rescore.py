@@ -1,0 +1,119 @@
+"""Score with another head the embeddings that a scores table has kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from spark_aesthetic.delta import identity, schemas, tables
+from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.sessions import in_own_session
+from spark_aesthetic.delta.tables import Source
+from spark_aesthetic.errors import TableError
+from spark_aesthetic.functions.columns import embedding_columns
+from spark_aesthetic.predictors import weights
+from spark_aesthetic.predictors.recipe import Predictor, resolve
+from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring.summary import Summary, summed_up
+from spark_aesthetic.scoring.tally import Tally
+from spark_aesthetic.scoring.target import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target
+from spark_aesthetic.scoring.writer import Writer
+
+
+@in_own_session
+def rescore_from_embeddings(
+    spark: SparkSession,
+    *,
+    scores: str,
+    key: str | Sequence[str],
+    predictor: str | Predictor,
+    model_path: str | None = None,
+) -> Summary:
+    """Score with another head the embeddings that a scores table has kept, in one commit, without opening an image.
+
+    Those of every model with the predictor's backbone count, of each key the newest. A score that this model has is
+    left alone, unless it is older than the embedding; one whose embedding is gone stays.
+
+    Args:
+        spark: A session with Delta Lake.
+        scores: Delta table that a run with `with_embedding` has filled, by name or by path.
+        key: The column or columns that identify its rows, beside the model.
+        predictor: The new predictor, its name, or the path of its JSON file.
+        model_path: See `spark_aesthetic.Options`.
+
+    Returns:
+        Counts; `rows_read` are the keys that have an embedding.
+
+    Raises:
+        TableError: There is no such table, or it has no embedding of this backbone.
+    """
+    began, key = time.monotonic(), identity.key_names(key)
+    pinned = weights.pin(resolve(predictor), model_path)
+    table = tables.open_source(spark, scores, called="scores")
+    models = _with_embeddings(spark, table, pinned)
+    key = _checked_key(spark, table, key)
+    target = Target(
+        table=scores,
+        key=tuple(key),
+        model=pinned.model_id,
+        kept={name: schemas.column_type(table.rows, quoted(name), "--key") for name in key},
+        written=(SCORE, ERROR, MODEL, SCORED_AT),
+    )
+    target.check(spark, tables.detail(spark, scores))
+    writer = Writer(
+        source=table.origin,
+        target=target,
+        struct=embedding_columns(EMBEDDING, predictor=pinned, model_path=model_path),
+        column=EMBEDDING,
+        info=Writer.told(pinned, table),
+    )
+    tally = Tally()
+    newest = _newest(table, key, models)
+    rows_read = newest.count()
+    ledger.save_progress(spark, target, ledger.ended_beginnings(spark, target))
+    writer.replace_rows(spark, _outdated(newest, target.rows(spark), key), writer.commit(table.version), tally)
+    return summed_up(tally, model=target.model, began=began, rows_read=rows_read, skipped=rows_read - tally.rows)
+
+
+def _with_embeddings(spark: SparkSession, table: Source, pinned: Predictor) -> list[str]:
+    """The models whose embeddings the predictor takes; TableError if there are none."""
+    backbones = ledger.load(spark, table.table).backbones()
+    models = [model for model, backbone in backbones.items() if backbone == pinned.embedding_id]
+    if EMBEDDING not in table.rows.columns or not models:
+        raise TableError(
+            f"scores {table.table!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
+            f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
+            "--with-embedding first"
+        )
+    return models
+
+
+def _checked_key(spark: SparkSession, table: Source, key: Sequence[str]) -> list[str]:
+    """The key as the table spells it; TableError if it is another one."""
+    known = ledger.load(spark, table.table)
+    identity.check_key_columns(table.rows, key, reserved=list(TYPES))
+    ledger.check_key(known, table.table, key)
+    key = [schemas.spelled(table.rows, name) for name in key]
+    if known.key is None:
+        # A table of an earlier release; its rows alone tell what identifies them.
+        identity.check_key_values(table.rows, key, beside=(MODEL,))
+    return key
+
+
+def _newest(table: Source, key: Sequence[str], models: Sequence[str]) -> DataFrame:
+    """The newest embedding of each key that some models have made, and its time."""
+    names, newest = list(map(quoted, key)), "_aesthetic_newest"
+    embedded = table.rows.where(F.col(MODEL).isin(*models) & F.col(EMBEDDING).isNotNull())
+    latest = F.max_by(F.struct(EMBEDDING, SCORED_AT), SCORED_AT).alias(newest)
+    return embedded.groupBy(*names).agg(latest).select(*names, f"{newest}.*")
+
+
+def _outdated(newest: DataFrame, scored: DataFrame, key: Sequence[str]) -> DataFrame:
+    """The embeddings whose key has no score, or one that is older."""
+    names, made_at = list(map(quoted, key)), "_aesthetic_made_at"
+    current = scored.select(*names, F.col(SCORED_AT).alias(made_at))
+    is_outdated = F.col(made_at).isNull() | (F.col(made_at) < F.col(SCORED_AT))
+    return newest.join(current, list(key), "left").where(is_outdated).select(*names, EMBEDDING)
