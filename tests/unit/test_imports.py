@@ -72,7 +72,8 @@ def test_a_misspelt_name_is_an_attribute_error() -> None:
 
 def test_embeddings_are_scored_without_torch() -> None:
     code = WITHOUT_TORCH + (
-        "from spark_aesthetic import weights, resolve, testing\n"
+        "from spark_aesthetic import resolve, testing\n"
+        "from spark_aesthetic.predictors import weights\n"
         "head = weights.load_head(weights.pin(resolve('laion-aesthetics-v2')))\n"
         "print([round(float(score), 3) for score in head(testing.published_embeddings())])"
     )

@@ -95,7 +95,7 @@ def test_two_users_of_one_machine_do_not_meet() -> None:
 
 def _published_by(user: int, shared: str) -> list[str]:
     code = (
-        "import os, sys, blake3; from spark_aesthetic import cache\n"
+        "import os, sys, blake3; from spark_aesthetic.predictors import cache\n"
         "os.setuid(int(sys.argv[1])); target = cache.cache_path() / 'prepared' / 'file'\n"
         "with cache.locked(target): cache.publish(target, lambda path: path.write_bytes(b'content'))\n"
         "print(cache.is_whole(target), target)"
@@ -164,7 +164,7 @@ def test_a_write_that_fails_leaves_nothing(error: BaseException) -> None:
 
 def test_a_disk_that_is_full_is_one_line_with_the_remedy() -> None:
     code = (
-        "import resource, signal; from spark_aesthetic import cache\n"
+        "import resource, signal; from spark_aesthetic.predictors import cache\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "target = cache.cache_path() / 'prepared' / 'file'\n"
         "try:\n"
@@ -184,7 +184,7 @@ def test_a_lock_that_another_process_holds_is_named(
     monkeypatch.setattr(cache, "_WAITING_SECONDS", 0.2)
     target = cache.cache_path() / "prepared" / "file"
     code = (
-        "import sys; from pathlib import Path; from spark_aesthetic import cache\n"
+        "import sys; from pathlib import Path; from spark_aesthetic.predictors import cache\n"
         "with cache.locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
