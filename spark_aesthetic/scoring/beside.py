@@ -18,7 +18,7 @@ from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.compare import compare
 from spark_aesthetic.scoring.disturbances import checked_until, read_until, restored_to, restored_until, taken_away
 from spark_aesthetic.scoring.explained import raise_explained
-from spark_aesthetic.scoring.ledger import Progress
+from spark_aesthetic.scoring.ledger import Ledger, Progress
 from spark_aesthetic.scoring.plan import (
     Asked,
     Begin,
@@ -64,9 +64,9 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
     spark, source, target = run.spark, run.source, run.target
     try:
         folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)))
-        ledger.register(spark, target.table, source, target.key, shared_keys=run.shared_keys)
+        known = ledger.register(spark, target.table, source, target.key, shared_keys=run.shared_keys)
         steps = Steps(run=run, folder=folder, version_col=version_col)
-        steps.go(asked)
+        steps.go(asked, known)
     # The second is how Delta's conflicts arrive that have no condition of their own.
     except (PySparkException, Py4JJavaError) as error:
         raise_explained(error, source=source.identifier, scores=target.table, failure=run.tally.failure)
@@ -93,11 +93,20 @@ class Steps:
     shared: bool = False
     skipped: int | None = None
 
-    def go(self, asked: Asked, first: Phase = Phase.LOOK_BACK, last: Phase = Phase.END) -> None:
-        """Do one step after the other, from a phase to another one."""
-        run = self.run
-        version, replaced = run.source.version, bool(run.replaced())
-        state = State(asked=asked, version=version, progress=run.known(), replaced=replaced, phase=first)
+    def go(self, asked: Asked, known: Ledger, first: Phase = Phase.LOOK_BACK, last: Phase = Phase.END) -> None:
+        """Do one step after the other, from a phase to another one.
+
+        Args:
+            asked: What the run's user asked for.
+            known: What the scores table knows of itself.
+            first: The phase to begin with.
+            last: The phase to end with.
+        """
+        run, source, model = self.run, self.run.source, self.run.target.model
+        state = State(
+            asked=asked, version=source.version, progress=known.progress.get((model, source.id)),
+            replaced=bool(known.replaced_by(source, model)), phase=first,
+        )  # fmt: skip
         while True:
             state, step = next_step(replace(state, stopping=run.stopping()))
             if step is None or state.phase > last:
@@ -247,22 +256,23 @@ class Steps:
         """
         run, tally = self.run, self.run.tally
         source, target, times = run.source, run.target, tally.times
-        self.shared = bool(ledger.load(run.spark, target.table).others(source))
+        self.shared = bool(run.ledger().others(source))
         rows, is_new = target.rows(run.spark), F.col(SCORED_AT).isin(*times) if times else F.lit(False)
-        key = list(map(quoted, target.key))
+        key, new = list(map(quoted, target.key)), F.col("_aesthetic_new")
         counted = rows.select(*(key if self.shared else []), is_new.alias("_aesthetic_new"), F.col(ERROR))
         if self.shared:
             # Other sources have rows there too, so only the keys tell which are this one's.
             counted = source.rows.select(*key).join(counted, list(target.key), "left")
-        found = counted.groupBy("_aesthetic_new", ERROR).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).collect()
-        by_age: Counter[bool | None] = Counter()
-        failed: Counter[str] = Counter()
-        for row in found:
-            by_age[row["_aesthetic_new"]] += row["_aesthetic_rows"]
-            if row["_aesthetic_new"] and row[ERROR] is not None:
-                failed[row[ERROR]] += row["_aesthetic_rows"]
-        tally.rows, tally.failed, self.skipped = by_age[True], failed, by_age[False]
-        return by_age[None] if self.shared else max(run.rows_read - by_age.total(), 0)
+        # Without groups there is no shuffle; reasons are rare, and are asked for where there are some.
+        found = counted.agg(
+            F.count_if(new).alias("new"), F.count_if(~new).alias("old"), F.count_if(new.isNull()).alias("missing"),
+            F.count_if(new & F.col(ERROR).isNotNull()).alias("failed"),
+        ).collect()[0]  # fmt: skip
+        tally.rows, tally.failed, self.skipped = found.new, Counter(), found.old
+        if found.failed:
+            tally.add_reasons(counted.where(new), ERROR)
+        missing: int = found.missing if self.shared else max(run.rows_read - found.new - found.old, 0)
+        return missing
 
     def _note(self, missing: int) -> None:
         """Tell of rows without a score of their own, and note that the history has been looked at."""

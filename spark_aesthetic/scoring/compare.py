@@ -44,7 +44,7 @@ def compare(run: Run, version_col: str | None) -> None:
 
 def _forget_replaced(run: Run, version_col: str | None) -> None:
     """Know nothing any more of earlier tables in the source's place."""
-    replaced = run.replaced()
+    replaced = run.ledger().replaced_by(run.source, run.target.model)
     if not replaced:
         return
     ledger.forget_sources(run.spark, run.target, replaced)
@@ -59,7 +59,7 @@ def _gone(run: Run, keys: DataFrame) -> DataFrame:
     """The keys of scores whose rows are gone, unless other sources may still have those."""
     source, target = run.source, run.target
     gone = target.keys(run.spark).join(keys, list(target.key), "left_anti")
-    others = ledger.load(run.spark, target.table).others(source)
+    others = run.ledger().others(source)
     if not others:
         return gone
     _log.warning(

@@ -97,7 +97,7 @@ def _score_staged(run: Run) -> bool:
     folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)))
     try:
         version = run.current_version()
-        Steps(run=run, folder=folder).go(Asked(), first=Phase.STREAM, last=Phase.STREAM)
+        Steps(run=run, folder=folder).go(Asked(), run.ledger(), first=Phase.STREAM, last=Phase.STREAM)
         unchanged = run.only_grown_since(version)
     except SourceChangedError:
         unchanged = False
@@ -142,7 +142,7 @@ def _take_over(run: Run, scored: DataFrame, unchanged: Callable[[], bool]) -> bo
 def _forget(run: Run) -> None:
     """Empty the staged table of this model; the next run begins anew."""
     target = run.target
-    ledger.forget_sources(run.spark, target, run.all_known())
+    ledger.forget_sources(run.spark, target, run.ledger().of_model(target.model))
     model = run.spark.createDataFrame([(target.model,)], f"{MODEL} string")
     clauses = f"ON target.{MODEL} = scored.{MODEL} WHEN MATCHED THEN DELETE"
     merge_into(run.spark, target.identifier, model, clauses, run.commit())

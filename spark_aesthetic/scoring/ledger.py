@@ -103,6 +103,11 @@ class Ledger:
         """How far a model has come, by the source's id."""
         return {source: progress for (of, source), progress in self.progress.items() if of == model}
 
+    def replaced_by(self, source: Origin, model: str) -> list[str]:
+        """The ids of earlier tables in a source's place that a model has scored."""
+        known = self.of_model(model).items()
+        return [id for id, progress in known if progress.location == source.location and id != source.id]
+
     def others(self, source: Origin) -> list[KnownSource]:
         """The sources that are neither this one nor an earlier table in its place."""
         return [
@@ -190,8 +195,11 @@ def described(source: Origin, key: Sequence[str]) -> dict[str, str]:
     return {_KEY: _encoded(list(key)), f"{_SOURCE}{source.id}": _encoded(asdict(known))}
 
 
-def register(spark: SparkSession, scores: str, source: Origin, key: Sequence[str], *, shared_keys: bool) -> None:
+def register(spark: SparkSession, scores: str, source: Origin, key: Sequence[str], *, shared_keys: bool) -> Ledger:
     """Note the key and the source in a scores table that does not know them yet.
+
+    Returns:
+        What the table knew before.
 
     Raises:
         TableError: As `check` raises it, also if another source came in at the same time.
@@ -207,12 +215,11 @@ def register(spark: SparkSession, scores: str, source: Origin, key: Sequence[str
         identity.check_key_values(tables.read_table(spark, scores), key, beside=(MODEL,))
     if not is_new:
         del noted[f"{_SOURCE}{source.id}"]
-    if not noted:
-        return
     save(spark, scores, noted)
     if is_new and not shared_keys and (found := load(spark, scores)).others(source):
         forget(spark, scores, noted)
         raise _foreign(found, scores, source)
+    return ledger
 
 
 def save_progress(spark: SparkSession, target: Target, changed: Mapping[str, Progress]) -> None:

@@ -24,7 +24,7 @@ from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.chunks import Chunks, wait
-from spark_aesthetic.scoring.ledger import Progress
+from spark_aesthetic.scoring.ledger import Ledger, Progress
 from spark_aesthetic.scoring.live import ProgressListener
 from spark_aesthetic.scoring.plan import Begin
 from spark_aesthetic.scoring.tally import Tally
@@ -102,17 +102,11 @@ class Run:
 
     def known(self) -> Progress | None:
         """How far the model has come with the source, as the scores table notes it now."""
-        return self.all_known().get(self.source.id)
+        return self.ledger().of_model(self.target.model).get(self.source.id)
 
-    def all_known(self) -> dict[str, Progress]:
-        """The same for all of its sources, by their id."""
-        return ledger.load(self.spark, self.target.table).of_model(self.target.model)
-
-    def replaced(self) -> list[str]:
-        """The ids of earlier tables in the source's place."""
-        source = self.source
-        known = self.all_known().items()
-        return [name for name, progress in known if progress.location == source.location and name != source.id]
+    def ledger(self) -> Ledger:
+        """What the scores table knows of itself now."""
+        return ledger.load(self.spark, self.target.table)
 
     def current_version(self) -> int:
         """The version that the source has now."""
