@@ -227,6 +227,20 @@ def rows_of(target: str, wanted: float, scored: int) -> int:
     return int(wanted) if target == "top_k" else math.ceil(round(wanted * scored, 6))
 
 
+def check_agreement(*options: tuple[str, object, object]) -> None:
+    """Check options that were given beside a calibration, which has values of its own for them.
+
+    Args:
+        options: Of each its name, the value given or None, and the calibration's value.
+
+    Raises:
+        OptionError: A value that was given is not the calibration's.
+    """
+    for name, given, known in options:
+        if given is not None and given != known:
+            raise OptionError(f"{name}: expected that of the calibration, {known}, found {given}; leave it out")
+
+
 def _cuts(
     counted: Mapping[Group, Histogram],
     labelled: Collected | None,

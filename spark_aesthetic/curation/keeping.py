@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import AtomicType, BinaryType
 
 import spark_aesthetic
-from spark_aesthetic.curation.calibration import Calibration
+from spark_aesthetic.curation.calibration import Calibration, check_agreement
 from spark_aesthetic.curation.columns import check_columns, has_column
 from spark_aesthetic.curation.keys import check_keys
 from spark_aesthetic.curation.models import of_model
@@ -149,9 +149,7 @@ def write_kept(
     if table is not None and not key:
         raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
     if calibration is not None:
-        for name, own, known in (("--model", model, calibration.model), ("--by", tuple(by) or None, calibration.by)):
-            if own is not None and own != known:
-                raise OptionError(f"{name}: expected that of the calibration, {known}, found {own}; leave it out")
+        check_agreement(("--model", model, calibration.model), ("--by", tuple(by) or None, calibration.by))
         model, by = calibration.model, calibration.by
     rows = read_scores(spark, scores, model=model, by=by, table=table, key=key)
     given = {name: value for name, value in wanted.items() if value is not None}
