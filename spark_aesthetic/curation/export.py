@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from spark_aesthetic.delta.java import first_line, full_disk_explained
 from spark_aesthetic.delta.naming import names, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.schemas import spelled
+from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.options import check_mode, whole
 from spark_aesthetic.scoring.target import EMBEDDING, MODEL, TYPES
@@ -113,6 +114,65 @@ def export_webdataset(
     started = time.monotonic()
     mode = check_mode("mode", mode)
     samples_per_shard = whole("samples_per_shard", samples_per_shard, least=1)
+    pool = _open_pool(spark, table, image_col, scores, key, model)
+    chosen = _filtered(pool.joined(), where)
+    sample = _sample(pool, chosen, image_col, key_col, columns)
+    # What an export that was killed has left is none of this one's.
+    staging.settle(shards.absolute(out))
+    there = [] if mode == "overwrite" else _shards_at(out)
+    _check_free(out, mode, there)
+    counted = None if sample.key_col is None else _count_keys(chosen, sample.key_col, there)
+    without_score = pool.count_without_score()
+    with _read(pool, chosen, sample, counted) as (rows, count):
+        # Again, because the passes before may take an hour.
+        _check_free(out, mode, _shards_at(out))
+        tasks = max(-(-count // samples_per_shard), _slots(spark))
+        options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
+        written = _write(sample.of(rows), sample.called, tasks, out, mode, options)
+    return ExportSummary(
+        rows=written["images"],
+        without_image=written["rows"] - written["images"],
+        image_bytes=written["bytes"] or 0,
+        shards=len(_shards_at(out)) - len(there),
+        out=out,
+        seconds=round(time.monotonic() - started, 3),
+        without_score=without_score,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """The rows to choose from: those of the table, and the scores of one model if there are any.
+
+    Attributes:
+        source: The table at one version, from whose files single rows can be read; None without scores, and for what is
+            no Delta table.
+        rows: The rows of the table, without the columns that the scores replace.
+        image: The column with the bytes of images, as `F.col` takes it.
+        holder: The top-level column that holds it.
+        scored: The key and the scores; None without scores.
+        key: Columns that identify a row in both, as the table spells them.
+    """
+
+    source: Source | None
+    rows: DataFrame
+    image: str
+    holder: str
+    scored: DataFrame | None
+    key: list[str]
+
+    def joined(self) -> DataFrame:
+        """The rows of the table that have scores, with them; all rows without scores."""
+        return self.rows if self.scored is None else self.rows.join(self.scored, self.key)
+
+    def count_without_score(self) -> int | None:
+        """How many rows of the table `joined` leaves out; None without scores."""
+        return None if self.scored is None else self.rows.join(self.scored, self.key, "left_anti").count()
+
+
+def _open_pool(
+    spark: SparkSession, table: str, image_col: str, scores: str | None, key: str | Sequence[str], model: str | None
+) -> _Pool:
     source = None
     if scores is not None:
         # A view, or a table of another kind, has no files of Delta's to choose from.
@@ -127,75 +187,103 @@ def export_webdataset(
         rows = rows.drop(*(name for name in scored.columns if name not in key))
     elif key or model is not None:
         raise OptionError("--key, --model: expected --scores with them, found none; they say what to join")
-    chosen = rows if scored is None else rows.join(scored, key)
-    if where is not None:
-        chosen = _filtered(chosen, where)
+    return _Pool(source=source, rows=rows, image=image, holder=holder, scored=scored, key=key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What a chosen row gives its sample.
+
+    Attributes:
+        key_col: The column of the samples' keys; None where they are counted.
+        image: The column with the bytes, as `F.col` takes it.
+        called: The name that the image goes out by.
+        others: Columns that go out beside key and image.
+        rest: Structs that go out without the bytes in them, by name.
+        wide: Those of `others` that are no broadcast beyond some hundred thousand rows: embeddings of the scores.
+    """
+
+    key_col: str | None
+    image: str
+    called: str
+    others: list[str]
+    rest: dict[str, Column]
+    wide: set[str]
+
+    def of(self, rows: DataFrame) -> DataFrame:
+        """The samples of rows, as the data source writes them."""
+        keys = [] if self.key_col is None else [F.col(quoted(self.key_col)).cast("string").alias(KEY)]
+        others = [self.rest.get(name, F.col(quoted(name))).alias(name) for name in self.others]
+        return rows.select(*keys, F.col(self.image).alias(self.called), *others)
+
+
+def _sample(
+    pool: _Pool, chosen: DataFrame, image_col: str, key_col: str | None, columns: str | Sequence[str] | None
+) -> _Sample:
     key_col = None if key_col is None else spelled(chosen, key_col)
-    # Of the scores these are no broadcast beyond some hundred thousand rows.
-    wide = {EMBEDDING} if scored is not None and EMBEDDING in scored.columns else set()
+    wide = {EMBEDDING} if pool.scored is not None and EMBEDDING in pool.scored.columns else set()
     asked = [name for name in chosen.columns if name not in wide] if columns is None else names(columns)
     # The other fields of a struct with the image go out under the struct's name.
-    rest = _rest(holder, rows.schema[holder].dataType)
-    others = _others(chosen, asked, [] if rest else [holder], key_col)
-    called = _called(chosen, others, spelled(rows, image_col))
-    wide &= set(others)
-    # What an export that was killed has left is none of this one's.
-    staging.settle(shards.absolute(out))
-    there = [] if mode == "overwrite" else _shards_at(out)
-    _check_free(out, mode, there)
-    without_score = None
-    with ExitStack() as held:
-        in_shards = None
-        if key_col is not None and there:
-            in_shards = keys_of_shards(spark, there)
-            held.callback(in_shards.unpersist)
-        checked = None if key_col is None else check_sample_keys(chosen, key_col, in_shards)
-        if scored is None:
-            count = chosen.count() if checked is None else checked
-        else:
-            without_score = rows.join(scored, key, "left_anti").count()
-            # Kept, so that the condition is asked once.
-            narrow_columns = [name for name in scored.columns if name != EMBEDDING]
-            of_scores = held.enter_context(on_disk(chosen.select(*map(quoted, [*narrow_columns, *wide]))))
-            narrow = of_scores.select(*map(quoted, narrow_columns))
-            count = narrow.count()
-            check_keys(narrow, key, "--table and --scores", "add a column to the key, or drop those rows")
-            wanted = [*others, *([] if key_col is None else [key_col])]
-            own = [name for name in dict.fromkeys([*key, *wanted, holder]) if name in rows.columns]
-            chosen = held.enter_context(rows_of_chosen(source, rows, narrow, count, key=key, own=own))
-            if wide:
-                chosen = chosen.join(of_scores.select(*map(quoted, [*key, *wide])), key)
-        keys = [] if key_col is None else [F.col(quoted(key_col)).cast("string").alias(KEY)]
-        beside = [rest.get(name, F.col(quoted(name))).alias(name) for name in others]
-        samples = chosen.select(*keys, F.col(image).alias(called), *beside)
-        told = Observation()
-        content = F.col(quoted(called))
-        # Above the count of all, so that Spark counts before it leaves any out.
-        samples = samples.observe(
-            told,
-            F.count(F.lit(1)).alias("rows"),
-            F.count(content).alias("images"),
-            F.sum(F.length(content)).alias("bytes"),
-        ).where(content.isNotNull())
-        spark.dataSource.register(WebDataset)
-        # Again, because the passes before may take an hour.
-        _check_free(out, mode, _shards_at(out))
-        options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
-        tasks = max(-(-count // samples_per_shard), _slots(spark))
-        # Spark lets sources in Python have no mode errorifexists.
-        writing = "overwrite" if mode == "overwrite" else "append"
-        with full_disk_explained(), _one_line(out):
-            samples.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
-        found = told.get
-    return ExportSummary(
-        rows=found["images"],
-        without_image=found["rows"] - found["images"],
-        image_bytes=found["bytes"] or 0,
-        shards=len(_shards_at(out)) - len(there),
-        out=out,
-        seconds=round(time.monotonic() - started, 3),
-        without_score=without_score,
-    )
+    rest = _rest(pool.holder, pool.rows.schema[pool.holder].dataType)
+    others = _others(chosen, asked, [] if rest else [pool.holder], key_col)
+    called = _called(chosen, others, spelled(pool.rows, image_col))
+    return _Sample(
+        key_col=key_col, image=pool.image, called=called, others=others, rest=rest, wide=wide & set(others)
+    )  # fmt: skip
+
+
+def _count_keys(chosen: DataFrame, key_col: str, there: Sequence[str]) -> int:
+    """Count the rows by the pass that checks their samples' keys, also against those of the shards that are there."""
+    if not there:
+        return check_sample_keys(chosen, key_col, None)
+    in_shards = keys_of_shards(chosen.sparkSession, there)
+    try:
+        return check_sample_keys(chosen, key_col, in_shards)
+    finally:
+        in_shards.unpersist()
+
+
+@contextmanager
+def _read(pool: _Pool, chosen: DataFrame, sample: _Sample, counted: int | None) -> Iterator[tuple[DataFrame, int]]:
+    """Rows to write with all that their samples need, while it is open, and how many there are.
+
+    With scores the condition is asked of narrow columns, and the images are then read by the keys that it chooses.
+    """
+    if pool.scored is None:
+        yield chosen, chosen.count() if counted is None else counted
+        return
+    narrow_columns = [name for name in pool.scored.columns if name != EMBEDDING]
+    # Kept, so that the condition is asked once.
+    with on_disk(chosen.select(*map(quoted, [*narrow_columns, *sample.wide]))) as of_scores:
+        narrow = of_scores.select(*map(quoted, narrow_columns))
+        count = narrow.count()
+        check_keys(narrow, pool.key, "--table and --scores", "add a column to the key, or drop those rows")
+        needed = [*pool.key, *sample.others, *([] if sample.key_col is None else [sample.key_col]), pool.holder]
+        own = [name for name in dict.fromkeys(needed) if name in pool.rows.columns]
+        with rows_of_chosen(pool.source, pool.rows, narrow, count, key=pool.key, own=own) as rows:
+            if sample.wide:
+                rows = rows.join(of_scores.select(*map(quoted, [*pool.key, *sample.wide])), pool.key)
+            yield rows, count
+
+
+def _write(
+    samples: DataFrame, image: str, tasks: int, out: str, mode: str, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write the samples that have an image, in one job, and count: rows, images, and bytes of images."""
+    told, content = Observation(), F.col(quoted(image))
+    # Above the count of all, so that Spark counts before it leaves any out.
+    with_image = samples.observe(
+        told,
+        F.count(F.lit(1)).alias("rows"),
+        F.count(content).alias("images"),
+        F.sum(F.length(content)).alias("bytes"),
+    ).where(content.isNotNull())
+    samples.sparkSession.dataSource.register(WebDataset)
+    # Spark lets sources in Python have no mode errorifexists.
+    writing = "overwrite" if mode == "overwrite" else "append"
+    with full_disk_explained(), _one_line(out):
+        with_image.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
+    return told.get
 
 
 @contextmanager
@@ -290,7 +378,9 @@ def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str
     return of_model.select(*(F.col(quoted(name)).alias(name) for name in key), *made)
 
 
-def _filtered(rows: DataFrame, where: str) -> DataFrame:
+def _filtered(rows: DataFrame, where: str | None) -> DataFrame:
+    if where is None:
+        return rows
     try:
         chosen = rows.where(where)
         _ = chosen.schema
