@@ -19,7 +19,7 @@ from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of
 from spark_aesthetic.delta import access, schemas, tables
 from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import first_line, full_disk_explained
-from spark_aesthetic.delta.naming import names, quoted
+from spark_aesthetic.delta.naming import has_column, lacking, names, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.schemas import spelled
 from spark_aesthetic.delta.tables import Source
@@ -337,8 +337,8 @@ def _others(rows: DataFrame, columns: Sequence[str], left_out: Sequence[str], ke
 
 def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
     """The name under which the image goes out: one for which the data source looks at the bytes."""
-    taken = [name for name in others if name.lower() in BY_CONTENT]
-    free = [name for name in BY_CONTENT if name not in map(str.lower, taken)]
+    taken = [name for name in others if has_column(BY_CONTENT, name)]
+    free = lacking(taken, BY_CONTENT)
     of_bytes = [name for name in taken if isinstance(rows.schema[name].dataType, BinaryType)]
     if of_bytes or not free:
         raise TableError(
@@ -362,7 +362,7 @@ def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str
     found = _open(spark, scores, "--scores")
     for side, known in (("--table", rows), ("--scores", found)):
         for name in key:
-            if spelled(known, name) not in known.columns:
+            if not has_column(known.columns, name):
                 raise TableError(f"--key: no column {name!r} in {side}: {nearest(name, known.columns)}")
     if not key:
         raise OptionError("--scores: expected --key with it, found none; name the columns that identify a row in both")

@@ -16,13 +16,13 @@ from pyspark.sql.types import AtomicType, BinaryType
 
 import spark_aesthetic
 from spark_aesthetic.curation.calibration import Calibration, check_agreement
-from spark_aesthetic.curation.columns import check_columns, has_column
+from spark_aesthetic.curation.columns import check_columns
 from spark_aesthetic.curation.keys import check_keys
 from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
 from spark_aesthetic.delta import fitting, naming, tables
 from spark_aesthetic.delta.frames import broadcast_if_few, on_disk
-from spark_aesthetic.delta.naming import identifier, quoted
+from spark_aesthetic.delta.naming import folded, has_column, identifier, lacking, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.sessions import in_own_session
 from spark_aesthetic.delta.tables import Source
@@ -84,7 +84,7 @@ def read_scores(
     rows = tables.open_source(spark, scores, called="scores").rows
     if model is not None:
         rows = of_model(rows, model)
-    elsewhere = [name for name in by if not has_column(rows, name)]
+    elsewhere = lacking(rows.columns, by)
     if elsewhere and table is not None:
         others = tables.open_source(spark, table, called="table").rows
         _check_joined_by(key)
@@ -213,23 +213,21 @@ def _beside_images(
 
 def _own_columns(images: DataFrame, score_col: str) -> list[str]:
     """Those of the images that are written: all but scores, which may be of another model than those that are kept."""
-    of_scores = {*TYPES, score_col.lower()}
-    if not has_column(images, MODEL):
+    of_scores = {*TYPES, folded(score_col)}
+    if not has_column(images.columns, MODEL):
         # It was there before any score.
         of_scores.discard(EMBEDDING)
-    return [name for name in images.columns if name.lower() not in of_scores]
+    return lacking(of_scores, images.columns)
 
 
 def _added_columns(kept: DataFrame, own: Sequence[str]) -> list[str]:
     """Those of the scores that go beside them: no arrays or bytes, of which millions of rows are no broadcast."""
-    known = [name.lower() for name in own]
-    return [
+    simple = [
         field.name
         for field in kept.schema
-        if isinstance(field.dataType, AtomicType)
-        and not isinstance(field.dataType, BinaryType)
-        and field.name.lower() not in known
+        if isinstance(field.dataType, AtomicType) and not isinstance(field.dataType, BinaryType)
     ]
+    return lacking(own, simple)
 
 
 def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, object], mode: str) -> int:

@@ -10,10 +10,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DoubleType, StringType, StructField, StructType
 
 from spark_aesthetic.curation.calibration import Calibration, check_agreement, check_target, rows_of
-from spark_aesthetic.curation.columns import check_columns, check_score, has_column, in_type, reaches
+from spark_aesthetic.curation.columns import check_columns, check_score, in_type, reaches
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, histograms
 from spark_aesthetic.curation.models import is_score
-from spark_aesthetic.delta.naming import names, quoted
+from spark_aesthetic.delta.naming import has_column, names, quoted
 from spark_aesthetic.errors import OptionError
 from spark_aesthetic.scoring.target import MODEL, SCORE
 
@@ -92,7 +92,7 @@ def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
     score = F.col(quoted(calibration.score_col))
     # By a number, for the files' statistics: no row below it can be kept.
     kept = df.where(is_score(score) & reaches(df, calibration.score_col, min(known.values())))
-    if calibration.model is not None and has_column(df, MODEL):
+    if calibration.model is not None and has_column(df.columns, MODEL):
         message = F.concat(
             F.lit(f"curate: expected scores of {calibration.model}, which the calibration is of, found "),
             F.coalesce(F.col(MODEL), F.lit("no model")),
