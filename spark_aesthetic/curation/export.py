@@ -17,6 +17,7 @@ from pyspark.sql.types import BinaryType, DataType, StructType
 from spark_aesthetic.curation.columns import image_column
 from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of_shards
 from spark_aesthetic.delta import access, schemas, tables
+from spark_aesthetic.delta.connect import analysed
 from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import first_line, full_disk_explained
 from spark_aesthetic.delta.naming import has_column, lacking, names, quoted
@@ -351,10 +352,7 @@ def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
 def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
     remedy = "check the name or the path"
     with access.reaching(f"{option} {table}", remedy, missing=f"expected a table, found none; {remedy}"):
-        rows = tables.read_table(spark, table)
-        # On Connect nothing has been looked up before.
-        _ = rows.schema
-    return rows
+        return analysed(tables.read_table(spark, table))
 
 
 def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str], model: str | None) -> DataFrame:
@@ -382,8 +380,6 @@ def _filtered(rows: DataFrame, where: str | None) -> DataFrame:
     if where is None:
         return rows
     try:
-        chosen = rows.where(where)
-        _ = chosen.schema
+        return analysed(rows.where(where))
     except AnalysisException as error:
         raise OptionError(f"--where {where!r}: {first_line(error)}") from error
-    return chosen

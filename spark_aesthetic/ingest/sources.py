@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from spark_aesthetic.delta import access, naming, tables
+from spark_aesthetic.delta.connect import analysed
 from spark_aesthetic.delta.naming import column_named, lacking, quoted
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.ingest import fetching
@@ -319,19 +320,13 @@ def _table(spark: SparkSession, source: str) -> DataFrame:
     with access.reaching(f"--source {source!r}", missing=missing):
         path = naming.path_of(source)
         if path is None or tables.is_delta(spark, source):
-            rows = tables.read_table(spark, source)
-        else:
-            rows = _parquet(spark, path)
-        # Spark Connect looks no sooner.
-        _ = rows.schema
-        return rows
+            return analysed(tables.read_table(spark, source))
+        return _parquet(spark, path)
 
 
 def _parquet(spark: SparkSession, path: str) -> DataFrame:
     """Files of what is called so, else of a pattern."""
     try:
-        rows = spark.read.parquet(naming.literal(path))
-        _ = rows.schema
-        return rows
+        return analysed(spark.read.parquet(naming.literal(path)))
     except AnalysisException:
-        return spark.read.parquet(path)
+        return analysed(spark.read.parquet(path))

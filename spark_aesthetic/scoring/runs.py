@@ -14,10 +14,10 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
-from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.delta import access, naming, sessions, tables
 from spark_aesthetic.delta.commits import Commit, logged
+from spark_aesthetic.delta.connect import batches_run_elsewhere
 from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import Py4JJavaError
 from spark_aesthetic.delta.naming import quoted
@@ -182,14 +182,14 @@ class Run:
             "scoring", lambda: None if self.chunks.known is None else self.rows_read - self.chunks.known
         )
         spark.streams.addListener(listener)
-        before = tables.current_version(spark, target.identifier) if is_remote() else 0
+        before = tables.current_version(spark, target.identifier) if batches_run_elsewhere() else 0
         try:
             query = self._start(progress, folder, limits)
             listener.follow(str(query.runId))
             try:
                 wait(self.chunks, query)
             finally:
-                if is_remote():
+                if batches_run_elsewhere():
                     self.chunks.count_committed(spark, before)
             # A run that was replaced before its last chunk had it refused without a word.
             self.chunks.check_alone(spark)
