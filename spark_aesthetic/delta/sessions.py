@@ -45,6 +45,8 @@ _OWN: Mapping[str, str | None] = {
     _TXN_VERSION: None,
 }
 
+_DESCRIPTION = "spark.job.description"
+
 # Tells a session of our own, and every copy that Spark makes of it for a stream, from the user's.
 _MARK = "spark.aesthetic.ownSession"
 
@@ -61,23 +63,10 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
     """
     if is_own(spark):
         yield spark
-    elif not is_remote():
-        own = _copy(spark)
-        _make_own(own)
-        with _active(own):
-            yield own
-    elif _can_copy(spark):
-        remote: Any = spark
-        own = remote.cloneSession()
-        try:
+    elif can_copy(spark):
+        with copied(spark) as own:
             _make_own(own)
             yield own
-        finally:
-            # The client still tells the server of results that it has read, which a closed session would refuse.
-            wait(own.client._release_futures, timeout=10)
-            # Not `stop`, which would end a local server too.
-            own.client.release_session()
-            own.client.close()
     else:
         with settings(spark, _OWN):
             yield spark
@@ -162,6 +151,34 @@ def _set(spark: SparkSession, values: Mapping[str, str | None]) -> None:
             spark.conf.set(name, value)
 
 
+def can_copy(spark: SparkSession) -> bool:
+    """Whether `copied` can copy a session: every classic one, and on Connect one of a server from Spark 4.1 on."""
+    if not is_remote():
+        return True
+    major, minor = (int(part) for part in spark.version.split(".")[:2])
+    return hasattr(spark, "cloneSession") and (major, minor) >= (4, 1)
+
+
+@contextmanager
+def copied(spark: SparkSession) -> Iterator[SparkSession]:
+    """A copy of a session, with its settings and temporary views, for as long as this lasts."""
+    if not is_remote():
+        own = _copy(spark)
+        with _active(own):
+            yield own
+        return
+    remote: Any = spark
+    clone = remote.cloneSession()
+    try:
+        yield clone
+    finally:
+        # The client still tells the server of results that it has read, which a closed session would refuse.
+        wait(clone.client._release_futures, timeout=10)
+        # Not `stop`, which would end a local server too.
+        clone.client.release_session()
+        clone.client.close()
+
+
 def _copy(spark: SparkSession) -> SparkSession:
     # Not by the constructor, which makes `rdd.toDF()` of the whole process use the newest session.
     own = object.__new__(SparkSession)
@@ -192,25 +209,28 @@ def _active(own: SparkSession) -> Iterator[None]:
             SparkSession._activeSession = known
 
 
-def _can_copy(spark: SparkSession) -> bool:
-    major, minor = (int(part) for part in spark.version.split(".")[:2])
-    return hasattr(spark, "cloneSession") and (major, minor) >= (4, 1)
+def job_property(spark: SparkSession, name: str) -> str | None:
+    """A property of the jobs that this thread starts, or None if it is not set; Connect has none."""
+    return None if is_remote() else spark.sparkContext.getLocalProperty(name)
+
+
+def set_job_property(spark: SparkSession, name: str, value: str | None) -> None:
+    """Set a property of the jobs that this thread starts, or remove it for None; does nothing on Connect."""
+    if not is_remote():
+        spark.sparkContext.setLocalProperty(name, value)  # type: ignore[arg-type]  # None removes it
 
 
 def describe(spark: SparkSession, text: str) -> None:
     """Say in the Spark UI what the jobs of this thread are for; Connect has no such words."""
-    if not is_remote():
-        spark.sparkContext.setJobDescription(text)
+    set_job_property(spark, _DESCRIPTION, text)
 
 
 @contextmanager
 def described(spark: SparkSession, text: str) -> Iterator[None]:
     """The same for a while."""
-    name = "spark.job.description"
-    before = None if is_remote() else spark.sparkContext.getLocalProperty(name)
+    before = job_property(spark, _DESCRIPTION)
     describe(spark, text)
     try:
         yield
     finally:
-        if not is_remote():
-            spark.sparkContext.setLocalProperty(name, before)  # type: ignore[arg-type]  # None removes it
+        set_job_property(spark, _DESCRIPTION, before)

@@ -8,7 +8,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, NoReturn, TextIO
 from uuid import uuid4
 
@@ -43,7 +44,7 @@ class Tasks:
     def counted(self, spark: SparkSession) -> Iterator[None]:
         """Count the tasks of this thread's jobs for as long as this lasts."""
         self._ended, self._largest = False, (0, 0)
-        with (_connects_count if is_remote() else _own_count)(spark) as self._count:
+        with task_counter(spark) as self._count:
             try:
                 yield
                 self._ended = True
@@ -60,12 +61,20 @@ class Tasks:
         if counted is None:
             return None
         # The stage of most tasks is the one that reads rows; others come before it and after.
-        self._largest = max(counted(), self._largest, key=_tasks)
+        self._largest = max(counted(), self._largest, key=itemgetter(1))
         return self._largest if self._largest[1] else None
 
     def share(self, count: tuple[int, int] | None) -> float:
         """What a count means, from 0 to 1; at 1 it stays until the rows of the pass are known."""
         return float(self._ended) if count is None else count[0] / count[1]
+
+
+def task_counter(spark: SparkSession) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
+    """While it is open, gives a function that counts finished tasks and all tasks of the largest stage at work.
+
+    A classic session counts those of this thread's jobs, Connect those of the session's.
+    """
+    return (_connects_count if is_remote() else _own_count)(spark)
 
 
 @contextmanager
@@ -81,7 +90,7 @@ def _own_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int]]]:
         jobs = map(tracker.getJobInfo, tracker.getJobIdsForGroup(group))
         own = {stage for job in jobs if job is not None and job.status == "RUNNING" for stage in job.stageIds}
         stages = map(tracker.getStageInfo, own.intersection(tracker.getActiveStageIds()))
-        return max(((at.numCompletedTasks, at.numTasks) for at in stages if at is not None), key=_tasks, default=(0, 0))
+        return _largest((at.numCompletedTasks, at.numTasks) for at in stages if at is not None)
 
     try:
         yield count
@@ -95,7 +104,7 @@ def _connects_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int
 
     def note(stages: Iterable[StageInfo] | None, **_: object) -> None:
         nonlocal latest
-        latest = max(((at.num_completed_tasks, at.num_tasks) for at in stages or ()), key=_tasks, default=(0, 0))
+        latest = _largest((at.num_completed_tasks, at.num_tasks) for at in stages or ())
 
     spark.registerProgressHandler(note)  # type: ignore[arg-type]  # any callable is one
     try:
@@ -104,8 +113,8 @@ def _connects_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int
         spark.removeProgressHandler(note)  # type: ignore[arg-type]
 
 
-def _tasks(stage: tuple[int, int]) -> int:
-    return stage[1]
+def _largest(stages: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    return max(stages, key=itemgetter(1), default=(0, 0))
 
 
 class ProgressListener(StreamingQueryListener):
