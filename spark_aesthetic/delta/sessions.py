@@ -9,14 +9,13 @@ except those below.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from pyspark.sql import Row, SparkSession
-from pyspark.sql.utils import is_remote
 
+from spark_aesthetic.delta.connect import can_copy, copied, job_property, set_job_property
 from spark_aesthetic.delta.java import full_disk_explained
 
 Job = TypeVar("Job", bound=Callable[..., Any])
@@ -149,75 +148,6 @@ def _set(spark: SparkSession, values: Mapping[str, str | None]) -> None:
             spark.conf.unset(name)
         else:
             spark.conf.set(name, value)
-
-
-def can_copy(spark: SparkSession) -> bool:
-    """Whether `copied` can copy a session: every classic one, and on Connect one of a server from Spark 4.1 on."""
-    if not is_remote():
-        return True
-    major, minor = (int(part) for part in spark.version.split(".")[:2])
-    return hasattr(spark, "cloneSession") and (major, minor) >= (4, 1)
-
-
-@contextmanager
-def copied(spark: SparkSession) -> Iterator[SparkSession]:
-    """A copy of a session, with its settings and temporary views, for as long as this lasts."""
-    if not is_remote():
-        own = _copy(spark)
-        with _active(own):
-            yield own
-        return
-    remote: Any = spark
-    clone = remote.cloneSession()
-    try:
-        yield clone
-    finally:
-        # The client still tells the server of results that it has read, which a closed session would refuse.
-        wait(clone.client._release_futures, timeout=10)
-        # Not `stop`, which would end a local server too.
-        clone.client.release_session()
-        clone.client.close()
-
-
-def _copy(spark: SparkSession) -> SparkSession:
-    # Not by the constructor, which makes `rdd.toDF()` of the whole process use the newest session.
-    own = object.__new__(SparkSession)
-    shared = ("_sc", "_jsc", "_jvm", "_profiler_collector")
-    vars(own).update({name: value for name, value in vars(spark).items() if name in shared})
-    own._jsparkSession = spark._jsparkSession.cloneSession()
-    return own
-
-
-@contextmanager
-def _active(own: SparkSession) -> Iterator[None]:
-    """Make a session the active one of this thread, and restore the one before it at the end.
-
-    Spark looks up data sources in the active session. `createDataFrame` makes its own session the active one, so the
-    user's thread would go on in ours.
-    """
-    sessions = SparkSession._get_j_spark_session_class(own._jvm)
-    before, known = sessions.getActiveSession(), SparkSession._activeSession
-    sessions.setActiveSession(own._jsparkSession)
-    try:
-        yield
-    finally:
-        if before.isDefined():
-            sessions.setActiveSession(before.get())
-        else:
-            sessions.clearActiveSession()
-        if SparkSession._activeSession is own:
-            SparkSession._activeSession = known
-
-
-def job_property(spark: SparkSession, name: str) -> str | None:
-    """A property of the jobs that this thread starts, or None if it is not set; Connect has none."""
-    return None if is_remote() else spark.sparkContext.getLocalProperty(name)
-
-
-def set_job_property(spark: SparkSession, name: str, value: str | None) -> None:
-    """Set a property of the jobs that this thread starts, or remove it for None; does nothing on Connect."""
-    if not is_remote():
-        spark.sparkContext.setLocalProperty(name, value)  # type: ignore[arg-type]  # None removes it
 
 
 def describe(spark: SparkSession, text: str) -> None:
