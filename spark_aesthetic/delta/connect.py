@@ -50,7 +50,7 @@ def analysed(rows: DataFrame) -> DataFrame:
 
 
 def batches_run_elsewhere() -> bool:
-    """Whether foreachBatch calls its function in another process, from which nothing comes back but errors."""
+    """Whether foreachBatch calls its function in another process, so that what the function counts stays there."""
     return is_remote()
 
 
@@ -58,8 +58,7 @@ def can_copy(spark: SparkSession) -> bool:
     """Whether `copied` can copy a session: every classic one, and on Connect one of a server from Spark 4.1 on."""
     if not is_remote():
         return True
-    major, minor = (int(part) for part in spark.version.split(".")[:2])
-    return hasattr(spark, "cloneSession") and (major, minor) >= (4, 1)
+    return hasattr(spark, "cloneSession") and _release(spark.version) >= (4, 1)
 
 
 @contextmanager
@@ -124,7 +123,7 @@ def set_job_property(spark: SparkSession, name: str, value: str | None) -> None:
 
 
 def task_counter(spark: SparkSession) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
-    """While it is open, gives a function that counts finished tasks and all tasks of the largest stage at work.
+    """Give a function that counts the finished and all tasks of the largest stage at work, for as long as this lasts.
 
     A classic session counts those of this thread's jobs, Connect those of the session's.
     """
