@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,19 +14,18 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, StructType
 
-from spark_aesthetic.curation.columns import image_column
 from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of_shards
-from spark_aesthetic.delta import access, schemas, tables
+from spark_aesthetic.curation.pool import Pool, open_pool
+from spark_aesthetic.delta import schemas
 from spark_aesthetic.delta.connect import analysed
 from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import first_line, full_disk_explained
 from spark_aesthetic.delta.naming import has_column, lacking, names, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.schemas import spelled
-from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.options import check_mode, whole
-from spark_aesthetic.scoring.target import EMBEDDING, MODEL, TYPES
+from spark_aesthetic.scoring.target import EMBEDDING
 from spark_aesthetic.webdataset import shards, staging
 from spark_aesthetic.webdataset.samples import BY_CONTENT
 from spark_aesthetic.webdataset.source import KEY, URL, WebDataset
@@ -115,7 +114,7 @@ def export_webdataset(
     started = time.monotonic()
     mode = check_mode("mode", mode)
     samples_per_shard = whole("samples_per_shard", samples_per_shard, least=1)
-    pool = _open_pool(spark, table, image_col, scores, key, model)
+    pool = open_pool(spark, table, image_col, scores, key, model)
     chosen = _filtered(pool.joined(), where)
     sample = _sample(pool, chosen, image_col, key_col, columns)
     # What an export that was killed has left is none of this one's.
@@ -139,56 +138,6 @@ def export_webdataset(
         seconds=round(time.monotonic() - started, 3),
         without_score=without_score,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pool:
-    """The rows to choose from: those of the table, and the scores of one model if there are any.
-
-    Attributes:
-        source: The table at one version, from whose files single rows can be read; None without scores, and for what is
-            no Delta table.
-        rows: The rows of the table, without the columns that the scores replace.
-        image: The column with the bytes of images, as `F.col` takes it.
-        holder: The top-level column that holds it.
-        scored: The key and the scores; None without scores.
-        key: Columns that identify a row in both, as the table spells them.
-    """
-
-    source: Source | None
-    rows: DataFrame
-    image: str
-    holder: str
-    scored: DataFrame | None
-    key: list[str]
-
-    def joined(self) -> DataFrame:
-        """The rows of the table that have scores, with them; all rows without scores."""
-        return self.rows if self.scored is None else self.rows.join(self.scored, self.key)
-
-    def count_without_score(self) -> int | None:
-        """How many rows of the table `joined` leaves out; None without scores."""
-        return None if self.scored is None else self.rows.join(self.scored, self.key, "left_anti").count()
-
-
-def _open_pool(
-    spark: SparkSession, table: str, image_col: str, scores: str | None, key: str | Sequence[str], model: str | None
-) -> _Pool:
-    source = None
-    if scores is not None:
-        # A view, or a table of another kind, has no files of Delta's to choose from.
-        with suppress(TableError):
-            source = tables.open_source(spark, table, called="table")
-    rows = _open(spark, table, "--table") if source is None else source.rows
-    image, holder = image_column(rows, image_col, "--image-col")
-    key = [spelled(rows, name) for name in names(key)]
-    scored = None
-    if scores is not None:
-        scored = _scored(spark, rows, scores, key, model)
-        rows = rows.drop(*(name for name in scored.columns if name not in key))
-    elif key or model is not None:
-        raise OptionError("--key, --model: expected --scores with them, found none; they say what to join")
-    return _Pool(source=source, rows=rows, image=image, holder=holder, scored=scored, key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +168,7 @@ class _Sample:
 
 
 def _sample(
-    pool: _Pool, chosen: DataFrame, image_col: str, key_col: str | None, columns: str | Sequence[str] | None
+    pool: Pool, chosen: DataFrame, image_col: str, key_col: str | None, columns: str | Sequence[str] | None
 ) -> _Sample:
     key_col = None if key_col is None else spelled(chosen, key_col)
     wide = {EMBEDDING} if pool.scored is not None and EMBEDDING in pool.scored.columns else set()
@@ -245,7 +194,7 @@ def _count_keys(chosen: DataFrame, key_col: str, there: Sequence[str]) -> int:
 
 
 @contextmanager
-def _read(pool: _Pool, chosen: DataFrame, sample: _Sample, counted: int | None) -> Iterator[tuple[DataFrame, int]]:
+def _read(pool: Pool, chosen: DataFrame, sample: _Sample, counted: int | None) -> Iterator[tuple[DataFrame, int]]:
     """Rows to write with all that their samples need, while it is open, and how many there are.
 
     With scores the condition is asked of narrow columns, and the images are then read by the keys that it chooses.
@@ -347,33 +296,6 @@ def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
             "out by that name, found one; name the others with --columns"
         )
     return free[0]
-
-
-def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
-    remedy = "check the name or the path"
-    with access.reaching(f"{option} {table}", remedy, missing=f"expected a table, found none; {remedy}"):
-        return analysed(tables.read_table(spark, table))
-
-
-def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str], model: str | None) -> DataFrame:
-    """The key and the columns of the scores of one model."""
-    found = _open(spark, scores, "--scores")
-    for side, known in (("--table", rows), ("--scores", found)):
-        for name in key:
-            if not has_column(known.columns, name):
-                raise TableError(f"--key: no column {name!r} in {side}: {nearest(name, known.columns)}")
-    if not key:
-        raise OptionError("--scores: expected --key with it, found none; name the columns that identify a row in both")
-    if MODEL not in found.columns:
-        raise TableError(f"--scores {scores}: expected a scores table, found no column {MODEL}; score --table first")
-    models = sorted(row[0] for row in found.select(MODEL).distinct().dropna().collect())
-    if model is None and len(models) > 1:
-        raise OptionError(f"--model: expected one, since --scores has several; choose from {', '.join(models)}")
-    if model is not None and model not in models:
-        raise OptionError(f"--model: no model {model!r} in --scores: {nearest(model, models)}")
-    made = [name for name in found.columns if name in TYPES and name not in key]
-    of_model = found.where(F.col(MODEL) == (model or (models[0] if models else "")))
-    return of_model.select(*(F.col(quoted(name)).alias(name) for name in key), *made)
 
 
 def _filtered(rows: DataFrame, where: str | None) -> DataFrame:
