@@ -1,20 +1,20 @@
-"""Choosing the cut: how scores are distributed, what a cut keeps, and what labels say of it."""
+"""Choosing the cut: what a cut keeps, and what labels say of it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType
 
 import spark_aesthetic
 from spark_aesthetic import files
 from spark_aesthetic.curation.columns import check_score, in_type
+from spark_aesthetic.curation.distribution import Distribution, distribution_of
 from spark_aesthetic.curation.evidence import (
     Evidence,
     Floats,
@@ -27,44 +27,18 @@ from spark_aesthetic.curation.evidence import (
     weights_of,
 )
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, Histogram, histograms
-from spark_aesthetic.curation.labels import NO_LABELS, Labels, collect_labels, of_group, open_labels
+from spark_aesthetic.curation.labels import NO_LABELS, Collected, Labels, collect_labels, of_group, open_labels
 from spark_aesthetic.curation.models import is_untrained
 from spark_aesthetic.delta.naming import names
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number, share, whole
 from spark_aesthetic.scoring.target import SCORE
 
-QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
-
-_TARGETS = ("keep", "top_k", "min_score", "precision", "recall")
+_BY_LABELS = ("precision", "recall")
+_TARGETS = ("keep", "top_k", "min_score", *_BY_LABELS)
 
 # Groups that the repr shows.
 _SHOWN = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distribution:
-    """How scores are distributed.
-
-    Attributes:
-        rows: All rows.
-        scored: Those with a score; NaN and infinity are none.
-        unscored: The others by reason: `aesthetic_error`, or "not finite", or "unscored".
-        least: The lowest score, or None where there is none.
-        greatest: The highest one.
-        mean: Their mean.
-        quantiles: Scores by the share of scored rows below them, off by half a bin's width at most (0.0005).
-        shares: Exact shares of scored rows at or above the cuts of a grid.
-    """
-
-    rows: int
-    scored: int
-    unscored: dict[str, int]
-    least: float | None
-    greatest: float | None
-    mean: float | None
-    quantiles: dict[float, float]
-    shares: dict[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,37 +186,32 @@ def calibrate(
             both for one row, too many of them, or fewer than two of a kind (in a group, too); no cut reaches the
             precision.
     """
-    target, wanted = _target(
-        {"keep": keep, "top_k": top_k, "min_score": min_score, "precision": precision, "recall": recall}
-    )
-    if target in ("precision", "recall") and labels is None:
-        raise OptionError(f"{target}: expected labels with it, found none; label rows on the review page")
+    given = {"keep": keep, "top_k": top_k, "min_score": min_score, "precision": precision, "recall": recall}
+    target, wanted = _target(given, has_labels=labels is not None)
     groups, keys, kind = names(by), names(key), check_score(scores_df, score_col)
     judged = None if labels is None else open_labels(scores_df, labels, keys)
     model, counted = histograms(scores_df, score_col=score_col, by=groups, bin_width=bin_width, min_score=min_score)
     labelled = None if judged is None else collect_labels(scores_df, judged, score_col, groups, keys)
-    if labelled is not None:
-        strangers = sorted(map(str, labelled.groups.keys() - counted.keys()))
-        if strangers:
-            raise TableError(f"labels: expected groups of the scores, found others: {', '.join(strangers)}")
-    cuts = []
-    for group, histogram in counted.items():
-        at_labels = None if labelled is None else labelled.groups.get(group, NO_LABELS)
-        cuts.append(_cut(group, histogram, at_labels, target, wanted, kind))
     return Calibration(
-        model=model, score_col=score_col, by=groups, target=target, wanted=wanted, cuts=tuple(cuts),
+        model=model, score_col=score_col, by=groups, target=target, wanted=wanted,
+        cuts=_cuts(counted, labelled, target, wanted, kind),
         labels_without_score=None if labelled is None else labelled.without_score,
         labels_repeated=None if labelled is None else labelled.repeated,
     )  # fmt: skip
 
 
-def _target(given: dict[str, float | None]) -> tuple[str | None, float | None]:
+def _target(given: dict[str, float | None], *, has_labels: bool) -> tuple[str | None, float | None]:
+    """The target that was given and how much of it, checked; None and None if there is none."""
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) > 1:
         raise OptionError(f"expected one target at most, found {', '.join(chosen)}; give one of {', '.join(_TARGETS)}")
-    for name, value in chosen.items():
-        return name, check_target(name, value)
-    return None, None
+    if not chosen:
+        return None, None
+    ((name, value),) = chosen.items()
+    wanted = check_target(name, value)
+    if name in _BY_LABELS and not has_labels:
+        raise OptionError(f"{name}: expected labels with it, found none; label rows on the review page")
+    return name, wanted
 
 
 def check_target(name: str, value: Any) -> float:
@@ -258,6 +227,39 @@ def rows_of(target: str, wanted: float, scored: int) -> int:
     return int(wanted) if target == "top_k" else math.ceil(round(wanted * scored, 6))
 
 
+def check_agreement(*options: tuple[str, object, object]) -> None:
+    """Check options that were given beside a calibration, which has values of its own for them.
+
+    Args:
+        options: Of each its name, the value given or None, and the calibration's value.
+
+    Raises:
+        OptionError: A value that was given is not the calibration's.
+    """
+    for name, given, known in options:
+        if given is not None and given != known:
+            raise OptionError(f"{name}: expected that of the calibration, {known}, found {given}; leave it out")
+
+
+def _cuts(
+    counted: Mapping[Group, Histogram],
+    labelled: Collected | None,
+    target: str | None,
+    wanted: float | None,
+    kind: DataType,
+) -> tuple[Cut, ...]:
+    """A cut for each group of the scores, by the labels of that group."""
+    if labelled is not None:
+        strangers = sorted(map(str, labelled.groups.keys() - counted.keys()))
+        if strangers:
+            raise TableError(f"labels: expected groups of the scores, found others: {', '.join(strangers)}")
+    cuts = []
+    for group, histogram in counted.items():
+        at_labels = None if labelled is None else labelled.groups.get(group, NO_LABELS)
+        cuts.append(_cut(group, histogram, at_labels, target, wanted, kind))
+    return tuple(cuts)
+
+
 def _cut(
     group: Group,
     histogram: Histogram,
@@ -266,7 +268,7 @@ def _cut(
     wanted: float | None,
     kind: DataType,
 ) -> Cut:
-    scored, by_labels = histogram.scored, target in ("precision", "recall")
+    scored, by_labels = histogram.scored, target in _BY_LABELS
     value: float | None = None
     kept: int | None = None
     if target in ("keep", "top_k") and wanted is not None and scored:
@@ -289,7 +291,7 @@ def _cut(
         value=value,
         kept=kept,
         share=kept / scored if kept is not None and scored else None,
-        distribution=_distribution(histogram),
+        distribution=distribution_of(histogram),
         evidence=evidence,
     )
 
@@ -330,30 +332,6 @@ def _evidence(
         precision=precision,
         recall=recall,
         curve=thinned(points),
-    )
-
-
-def _distribution(histogram: Histogram) -> Distribution:
-    scored = histogram.scored
-    quantiles: dict[float, float] = {}
-    shares: dict[float, float] = {}
-    if histogram.least is not None and histogram.greatest is not None:
-        quantiles = dict(zip(QUANTILES, map(float, histogram.quantiles(QUANTILES)), strict=True))
-        # Between 16 and 32 cuts, each at the edge of a bin: 2, 2.5, 3 … where scores go from 1 to 10.
-        spread = max(histogram.greatest - histogram.least, histogram.width)
-        step = max(2.0 ** math.ceil(math.log2(spread / 32)), histogram.width)
-        first, last = math.floor(histogram.least / step), math.floor(histogram.greatest / step)
-        cuts = np.arange(first, last + 1) * step
-        shares = dict(zip(map(float, cuts), map(float, histogram.above(cuts) / scored), strict=True))
-    return Distribution(
-        rows=scored + sum(histogram.unscored.values()),
-        scored=scored,
-        unscored=histogram.unscored,
-        least=histogram.least,
-        greatest=histogram.greatest,
-        mean=histogram.mean,
-        quantiles=quantiles,
-        shares=shares,
     )
 
 

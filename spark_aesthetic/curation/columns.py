@@ -21,7 +21,7 @@ from pyspark.sql.types import (
     ShortType,
 )
 
-from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.naming import column_named, has_column, quoted
 from spark_aesthetic.delta.schemas import column_path, column_type, path_parts, spelled
 from spark_aesthetic.errors import TableError, nearest
 from spark_aesthetic.functions.inputs import check_image_type
@@ -29,15 +29,10 @@ from spark_aesthetic.functions.inputs import check_image_type
 _BITS: dict[DataType, int] = {ByteType(): 8, ShortType(): 16, IntegerType(): 32, LongType(): 64}
 
 
-def has_column(df: DataFrame, name: str) -> bool:
-    """Whether there is such a column, as Spark sees it, which is blind to case."""
-    return name.lower() in (known.lower() for known in df.columns)
-
-
 def check_columns(df: DataFrame, columns: Sequence[str], option: str) -> None:
     """Raise TableError unless the columns are there."""
     for name in columns:
-        if not has_column(df, name):
+        if not has_column(df.columns, name):
             raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, df.columns)}")
 
 
@@ -52,8 +47,8 @@ def image_column(rows: DataFrame, column: str, option: str) -> tuple[str, str]:
     """
     path = column_path(rows, column)
     check_image_type(column_type(rows, path, option), f"{option} {column}")
-    top = spelled(rows, column)
-    return path, top if top in rows.columns else spelled(rows, path_parts(column)[0])
+    top = column_named(rows.columns, column)
+    return path, spelled(rows, path_parts(column)[0]) if top is None else top
 
 
 def check_score(df: DataFrame, score_col: str) -> DataType:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,17 +14,18 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, StructType
 
-from spark_aesthetic.curation.columns import image_column
 from spark_aesthetic.curation.keys import check_keys, check_sample_keys, keys_of_shards
-from spark_aesthetic.delta import access, schemas, tables
+from spark_aesthetic.curation.pool import Pool, open_pool
+from spark_aesthetic.delta import schemas
+from spark_aesthetic.delta.connect import analysed
 from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import first_line, full_disk_explained
-from spark_aesthetic.delta.naming import names, quoted
+from spark_aesthetic.delta.naming import has_column, lacking, names, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.schemas import spelled
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.options import check_mode, whole
-from spark_aesthetic.scoring.target import EMBEDDING, MODEL, TYPES
+from spark_aesthetic.scoring.target import EMBEDDING
 from spark_aesthetic.webdataset import shards, staging
 from spark_aesthetic.webdataset.samples import BY_CONTENT
 from spark_aesthetic.webdataset.source import KEY, URL, WebDataset
@@ -113,89 +114,126 @@ def export_webdataset(
     started = time.monotonic()
     mode = check_mode("mode", mode)
     samples_per_shard = whole("samples_per_shard", samples_per_shard, least=1)
-    source = None
-    if scores is not None:
-        # A view, or a table of another kind, has no files of Delta's to choose from.
-        with suppress(TableError):
-            source = tables.open_source(spark, table, called="table")
-    rows = _open(spark, table, "--table") if source is None else source.rows
-    image, holder = image_column(rows, image_col, "--image-col")
-    key = [spelled(rows, name) for name in names(key)]
-    scored = None
-    if scores is not None:
-        scored = _scored(spark, rows, scores, key, model)
-        rows = rows.drop(*(name for name in scored.columns if name not in key))
-    elif key or model is not None:
-        raise OptionError("--key, --model: expected --scores with them, found none; they say what to join")
-    chosen = rows if scored is None else rows.join(scored, key)
-    if where is not None:
-        chosen = _filtered(chosen, where)
-    key_col = None if key_col is None else spelled(chosen, key_col)
-    # Of the scores these are no broadcast beyond some hundred thousand rows.
-    wide = {EMBEDDING} if scored is not None and EMBEDDING in scored.columns else set()
-    asked = [name for name in chosen.columns if name not in wide] if columns is None else names(columns)
-    # The other fields of a struct with the image go out under the struct's name.
-    rest = _rest(holder, rows.schema[holder].dataType)
-    others = _others(chosen, asked, [] if rest else [holder], key_col)
-    called = _called(chosen, others, spelled(rows, image_col))
-    wide &= set(others)
+    pool = open_pool(spark, table, image_col, scores, key, model)
+    chosen = _filtered(pool.joined(), where)
+    sample = _sample(pool, chosen, image_col, key_col, columns)
     # What an export that was killed has left is none of this one's.
     staging.settle(shards.absolute(out))
     there = [] if mode == "overwrite" else _shards_at(out)
     _check_free(out, mode, there)
-    without_score = None
-    with ExitStack() as held:
-        in_shards = None
-        if key_col is not None and there:
-            in_shards = keys_of_shards(spark, there)
-            held.callback(in_shards.unpersist)
-        checked = None if key_col is None else check_sample_keys(chosen, key_col, in_shards)
-        if scored is None:
-            count = chosen.count() if checked is None else checked
-        else:
-            without_score = rows.join(scored, key, "left_anti").count()
-            # Kept, so that the condition is asked once.
-            narrow_columns = [name for name in scored.columns if name != EMBEDDING]
-            of_scores = held.enter_context(on_disk(chosen.select(*map(quoted, [*narrow_columns, *wide]))))
-            narrow = of_scores.select(*map(quoted, narrow_columns))
-            count = narrow.count()
-            check_keys(narrow, key, "--table and --scores", "add a column to the key, or drop those rows")
-            wanted = [*others, *([] if key_col is None else [key_col])]
-            own = [name for name in dict.fromkeys([*key, *wanted, holder]) if name in rows.columns]
-            chosen = held.enter_context(rows_of_chosen(source, rows, narrow, count, key=key, own=own))
-            if wide:
-                chosen = chosen.join(of_scores.select(*map(quoted, [*key, *wide])), key)
-        keys = [] if key_col is None else [F.col(quoted(key_col)).cast("string").alias(KEY)]
-        beside = [rest.get(name, F.col(quoted(name))).alias(name) for name in others]
-        samples = chosen.select(*keys, F.col(image).alias(called), *beside)
-        told = Observation()
-        content = F.col(quoted(called))
-        # Above the count of all, so that Spark counts before it leaves any out.
-        samples = samples.observe(
-            told,
-            F.count(F.lit(1)).alias("rows"),
-            F.count(content).alias("images"),
-            F.sum(F.length(content)).alias("bytes"),
-        ).where(content.isNotNull())
-        spark.dataSource.register(WebDataset)
+    counted = None if sample.key_col is None else _count_keys(chosen, sample.key_col, there)
+    without_score = pool.count_without_score()
+    with _read(pool, chosen, sample, counted) as (rows, count):
         # Again, because the passes before may take an hour.
         _check_free(out, mode, _shards_at(out))
-        options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
         tasks = max(-(-count // samples_per_shard), _slots(spark))
-        # Spark lets sources in Python have no mode errorifexists.
-        writing = "overwrite" if mode == "overwrite" else "append"
-        with full_disk_explained(), _one_line(out):
-            samples.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
-        found = told.get
+        options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
+        written = _write(sample.of(rows), sample.called, tasks, out, mode, options)
     return ExportSummary(
-        rows=found["images"],
-        without_image=found["rows"] - found["images"],
-        image_bytes=found["bytes"] or 0,
+        rows=written["images"],
+        without_image=written["rows"] - written["images"],
+        image_bytes=written["bytes"] or 0,
         shards=len(_shards_at(out)) - len(there),
         out=out,
         seconds=round(time.monotonic() - started, 3),
         without_score=without_score,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What a chosen row gives its sample.
+
+    Attributes:
+        key_col: The column of the samples' keys; None where they are counted.
+        image: The column with the bytes, as `F.col` takes it.
+        called: The name that the image goes out by.
+        others: Columns that go out beside key and image.
+        rest: Structs that go out without the bytes in them, by name.
+        wide: Those of `others` that are no broadcast beyond some hundred thousand rows: embeddings of the scores.
+    """
+
+    key_col: str | None
+    image: str
+    called: str
+    others: list[str]
+    rest: dict[str, Column]
+    wide: set[str]
+
+    def of(self, rows: DataFrame) -> DataFrame:
+        """The samples of rows, as the data source writes them."""
+        keys = [] if self.key_col is None else [F.col(quoted(self.key_col)).cast("string").alias(KEY)]
+        others = [self.rest.get(name, F.col(quoted(name))).alias(name) for name in self.others]
+        return rows.select(*keys, F.col(self.image).alias(self.called), *others)
+
+
+def _sample(
+    pool: Pool, chosen: DataFrame, image_col: str, key_col: str | None, columns: str | Sequence[str] | None
+) -> _Sample:
+    key_col = None if key_col is None else spelled(chosen, key_col)
+    wide = {EMBEDDING} if pool.scored is not None and EMBEDDING in pool.scored.columns else set()
+    asked = [name for name in chosen.columns if name not in wide] if columns is None else names(columns)
+    # The other fields of a struct with the image go out under the struct's name.
+    rest = _rest(pool.holder, pool.rows.schema[pool.holder].dataType)
+    others = _others(chosen, asked, [] if rest else [pool.holder], key_col)
+    called = _called(chosen, others, spelled(pool.rows, image_col))
+    return _Sample(
+        key_col=key_col, image=pool.image, called=called, others=others, rest=rest, wide=wide & set(others)
+    )  # fmt: skip
+
+
+def _count_keys(chosen: DataFrame, key_col: str, there: Sequence[str]) -> int:
+    """Count the rows by the pass that checks their samples' keys, also against those of the shards that are there."""
+    if not there:
+        return check_sample_keys(chosen, key_col, None)
+    in_shards = keys_of_shards(chosen.sparkSession, there)
+    try:
+        return check_sample_keys(chosen, key_col, in_shards)
+    finally:
+        in_shards.unpersist()
+
+
+@contextmanager
+def _read(pool: Pool, chosen: DataFrame, sample: _Sample, counted: int | None) -> Iterator[tuple[DataFrame, int]]:
+    """Rows to write with all that their samples need, while it is open, and how many there are.
+
+    With scores the condition is asked of narrow columns, and the images are then read by the keys that it chooses.
+    """
+    if pool.scored is None:
+        yield chosen, chosen.count() if counted is None else counted
+        return
+    narrow_columns = [name for name in pool.scored.columns if name != EMBEDDING]
+    # Kept, so that the condition is asked once.
+    with on_disk(chosen.select(*map(quoted, [*narrow_columns, *sample.wide]))) as of_scores:
+        narrow = of_scores.select(*map(quoted, narrow_columns))
+        count = narrow.count()
+        check_keys(narrow, pool.key, "--table and --scores", "add a column to the key, or drop those rows")
+        needed = [*pool.key, *sample.others, *([] if sample.key_col is None else [sample.key_col]), pool.holder]
+        own = [name for name in dict.fromkeys(needed) if name in pool.rows.columns]
+        with rows_of_chosen(pool.source, pool.rows, narrow, count, key=pool.key, own=own) as rows:
+            if sample.wide:
+                rows = rows.join(of_scores.select(*map(quoted, [*pool.key, *sample.wide])), pool.key)
+            yield rows, count
+
+
+def _write(
+    samples: DataFrame, image: str, tasks: int, out: str, mode: str, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write the samples that have an image, in one job, and count: rows, images, and bytes of images."""
+    told, content = Observation(), F.col(quoted(image))
+    # Above the count of all, so that Spark counts before it leaves any out.
+    with_image = samples.observe(
+        told,
+        F.count(F.lit(1)).alias("rows"),
+        F.count(content).alias("images"),
+        F.sum(F.length(content)).alias("bytes"),
+    ).where(content.isNotNull())
+    samples.sparkSession.dataSource.register(WebDataset)
+    # Spark lets sources in Python have no mode errorifexists.
+    writing = "overwrite" if mode == "overwrite" else "append"
+    with full_disk_explained(), _one_line(out):
+        with_image.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
+    return told.get
 
 
 @contextmanager
@@ -249,8 +287,8 @@ def _others(rows: DataFrame, columns: Sequence[str], left_out: Sequence[str], ke
 
 def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
     """The name under which the image goes out: one for which the data source looks at the bytes."""
-    taken = [name for name in others if name.lower() in BY_CONTENT]
-    free = [name for name in BY_CONTENT if name not in map(str.lower, taken)]
+    taken = [name for name in others if has_column(BY_CONTENT, name)]
+    free = lacking(taken, BY_CONTENT)
     of_bytes = [name for name in taken if isinstance(rows.schema[name].dataType, BinaryType)]
     if of_bytes or not free:
         raise TableError(
@@ -260,40 +298,10 @@ def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
     return free[0]
 
 
-def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
-    remedy = "check the name or the path"
-    with access.reaching(f"{option} {table}", remedy, missing=f"expected a table, found none; {remedy}"):
-        rows = tables.read_table(spark, table)
-        # On Connect nothing has been looked up before.
-        _ = rows.schema
-    return rows
-
-
-def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str], model: str | None) -> DataFrame:
-    """The key and the columns of the scores of one model."""
-    found = _open(spark, scores, "--scores")
-    for side, known in (("--table", rows), ("--scores", found)):
-        for name in key:
-            if spelled(known, name) not in known.columns:
-                raise TableError(f"--key: no column {name!r} in {side}: {nearest(name, known.columns)}")
-    if not key:
-        raise OptionError("--scores: expected --key with it, found none; name the columns that identify a row in both")
-    if MODEL not in found.columns:
-        raise TableError(f"--scores {scores}: expected a scores table, found no column {MODEL}; score --table first")
-    models = sorted(row[0] for row in found.select(MODEL).distinct().dropna().collect())
-    if model is None and len(models) > 1:
-        raise OptionError(f"--model: expected one, since --scores has several; choose from {', '.join(models)}")
-    if model is not None and model not in models:
-        raise OptionError(f"--model: no model {model!r} in --scores: {nearest(model, models)}")
-    made = [name for name in found.columns if name in TYPES and name not in key]
-    of_model = found.where(F.col(MODEL) == (model or (models[0] if models else "")))
-    return of_model.select(*(F.col(quoted(name)).alias(name) for name in key), *made)
-
-
-def _filtered(rows: DataFrame, where: str) -> DataFrame:
+def _filtered(rows: DataFrame, where: str | None) -> DataFrame:
+    if where is None:
+        return rows
     try:
-        chosen = rows.where(where)
-        _ = chosen.schema
+        return analysed(rows.where(where))
     except AnalysisException as error:
         raise OptionError(f"--where {where!r}: {first_line(error)}") from error
-    return chosen

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,14 +15,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import AtomicType, BinaryType
 
 import spark_aesthetic
-from spark_aesthetic.curation.calibration import Calibration
-from spark_aesthetic.curation.columns import check_columns, has_column
+from spark_aesthetic.curation.calibration import Calibration, check_agreement
+from spark_aesthetic.curation.columns import check_columns
 from spark_aesthetic.curation.keys import check_keys
 from spark_aesthetic.curation.models import of_model
 from spark_aesthetic.curation.selection import curate
 from spark_aesthetic.delta import fitting, naming, tables
 from spark_aesthetic.delta.frames import broadcast_if_few, on_disk
-from spark_aesthetic.delta.naming import identifier, quoted
+from spark_aesthetic.delta.naming import folded, has_column, identifier, lacking, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.sessions import in_own_session
 from spark_aesthetic.delta.tables import Source
@@ -83,11 +84,10 @@ def read_scores(
     rows = tables.open_source(spark, scores, called="scores").rows
     if model is not None:
         rows = of_model(rows, model)
-    elsewhere = [name for name in by if not has_column(rows, name)]
+    elsewhere = lacking(rows.columns, by)
     if elsewhere and table is not None:
         others = tables.open_source(spark, table, called="table").rows
-        if not key:
-            raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
+        _check_joined_by(key)
         check_columns(rows, key, "--key")
         check_columns(others, [*key, *elsewhere], "--table")
         # Twice there, a score would count twice.
@@ -146,41 +146,34 @@ def write_kept(
     started = time.monotonic()
     mode = check_mode("mode", mode, KEPT_MODES)
     _check_out(spark, out, [name for name in (scores, table) if name is not None], mode)
-    if table is not None and not key:
-        raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
+    if table is not None:
+        _check_joined_by(key)
     if calibration is not None:
-        for name, own, known in (("--model", model, calibration.model), ("--by", tuple(by) or None, calibration.by)):
-            if own is not None and own != known:
-                raise OptionError(f"{name}: expected that of the calibration, {known}, found {own}; leave it out")
+        check_agreement(("--model", model, calibration.model), ("--by", tuple(by) or None, calibration.by))
         model, by = calibration.model, calibration.by
     rows = read_scores(spark, scores, model=model, by=by, table=table, key=key)
-    given = {name: value for name, value in wanted.items() if value is not None}
-    kept = (
-        curate(rows, calibration, score_col=score_col)
-        if calibration is not None
-        else curate(rows, **given, by=by, key=key, score_col=score_col)  # type: ignore[arg-type]
-    )
-    told = {
-        "spark_aesthetic": spark_aesthetic.__version__,
-        "kept_of": identifier(scores),
-        "model": model,
-        **(given if calibration is None else {"target": calibration.target, "wanted": calibration.wanted}),
-    }
+    asked: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    if calibration is None:
+        kept = curate(rows, **asked, by=by, key=key, score_col=score_col)
+    else:
+        kept = curate(rows, calibration, score_col=score_col)
+        asked, score_col = {"target": calibration.target, "wanted": calibration.wanted}, calibration.score_col
+    told = {"spark_aesthetic": spark_aesthetic.__version__, "kept_of": identifier(scores), "model": model, **asked}
     without_row = None
     if table is None:
         written = _write(spark, kept, out, told, mode)
     else:
         images = tables.open_source(spark, table, called="table")
-        check_columns(rows, key, "--key")
-        check_columns(images.rows, key, "--key")
-        columns = _own_columns(images.rows, score_col if calibration is None else calibration.score_col)
-        with on_disk(kept.select(*map(quoted, [*key, *_added_columns(kept, columns)]))) as narrow:
-            count = narrow.count()
-            check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
-            written = _write_rows(spark, images, columns, narrow, count, key, out, told, mode)
+        with _beside_images(images, kept, key, score_col) as (both, count):
+            written = _write(spark, both, out, told, mode)
         without_row = count - written
     seconds = round(time.monotonic() - started, 3)
     return Kept(kept=written, without_row=without_row, model=model, out=out, seconds=seconds)
+
+
+def _check_joined_by(key: Sequence[str]) -> None:
+    if not key:
+        raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
 
 
 def _check_out(spark: SparkSession, out: str, read: Sequence[str], mode: str) -> None:
@@ -195,45 +188,46 @@ def _check_out(spark: SparkSession, out: str, read: Sequence[str], mode: str) ->
         raise TableError(f"--out {out!r}: expected no table there, found one; --overwrite replaces it")
 
 
+@contextmanager
+def _beside_images(
+    images: Source, kept: DataFrame, key: Sequence[str], score_col: str
+) -> Iterator[tuple[DataFrame, int]]:
+    """The rows of images that have a kept score, with the scores beside them, and how many scores are kept.
+
+    Raises:
+        TableError: A key column is missing, or a key is of several rows, of the scores or of the images.
+    """
+    check_columns(kept, key, "--key")
+    check_columns(images.rows, key, "--key")
+    own = _own_columns(images.rows, score_col)
+    added = _added_columns(kept, own)
+    with on_disk(kept.select(*map(quoted, [*key, *added]))) as narrow:
+        count = narrow.count()
+        check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
+        keys = narrow.select(*map(quoted, key))
+        there = images.rows.select(*map(quoted, key)).join(broadcast_if_few(keys, count), list(key), "left_semi")
+        check_keys(there, key, "--table", "add a column to the key, or drop those rows")
+        with rows_of_chosen(images, images.rows, narrow, count, key=key, own=own) as rows:
+            yield rows.select(*map(quoted, [*own, *added])), count
+
+
 def _own_columns(images: DataFrame, score_col: str) -> list[str]:
     """Those of the images that are written: all but scores, which may be of another model than those that are kept."""
-    of_scores = {*TYPES, score_col.lower()}
-    if not has_column(images, MODEL):
+    of_scores = {*TYPES, folded(score_col)}
+    if not has_column(images.columns, MODEL):
         # It was there before any score.
         of_scores.discard(EMBEDDING)
-    return [name for name in images.columns if name.lower() not in of_scores]
+    return lacking(of_scores, images.columns)
 
 
 def _added_columns(kept: DataFrame, own: Sequence[str]) -> list[str]:
     """Those of the scores that go beside them: no arrays or bytes, of which millions of rows are no broadcast."""
-    known = [name.lower() for name in own]
-    return [
+    simple = [
         field.name
         for field in kept.schema
-        if isinstance(field.dataType, AtomicType)
-        and not isinstance(field.dataType, BinaryType)
-        and field.name.lower() not in known
+        if isinstance(field.dataType, AtomicType) and not isinstance(field.dataType, BinaryType)
     ]
-
-
-def _write_rows(
-    spark: SparkSession,
-    images: Source,
-    own: Sequence[str],
-    narrow: DataFrame,
-    count: int,
-    key: Sequence[str],
-    out: str,
-    told: Mapping[str, object],
-    mode: str,
-) -> int:
-    keys = narrow.select(*map(quoted, key))
-    there = images.rows.select(*map(quoted, key)).join(broadcast_if_few(keys, count), list(key), "left_semi")
-    check_keys(there, key, "--table", "add a column to the key, or drop those rows")
-    added = [name for name in narrow.columns if name.lower() not in (known.lower() for known in own)]
-    columns = list(map(quoted, [*own, *added]))
-    with rows_of_chosen(images, images.rows, narrow, count, key=key, own=own) as rows:
-        return _write(spark, rows.select(*columns), out, told, mode)
+    return lacking(own, simple)
 
 
 def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, object], mode: str) -> int:

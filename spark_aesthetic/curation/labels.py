@@ -18,6 +18,7 @@ from spark_aesthetic.curation.evidence import Bools, Floats
 from spark_aesthetic.curation.histogram import Group, as_group
 from spark_aesthetic.curation.models import is_score
 from spark_aesthetic.delta import access, naming
+from spark_aesthetic.delta.connect import analysed
 from spark_aesthetic.delta.identity import key_text
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.schemas import column_type
@@ -192,9 +193,7 @@ def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
         header[0] = header[0].removeprefix("\ufeff")
         schema = StructType([StructField(name, StringType()) for name in header])
         reader = access.files_reader(spark).options(header=True, multiLine=True, escape='"')
-        frame = reader.schema(schema).csv(place)
-        # Connect looks when the columns are asked for.
-        frame.columns  # noqa: B018
+        frame = analysed(reader.schema(schema).csv(place))
     cells = [F.regexp_replace(quoted(name), _SHOWN_AS_TEXT, "").alias(_as_written(name)) for name in frame.columns]
     return frame.select(*cells)
 

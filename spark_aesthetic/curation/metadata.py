@@ -8,7 +8,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from spark_aesthetic.delta.naming import names, quoted
+from spark_aesthetic.delta.naming import are_same_columns, column_named, lacking, names, quoted
 from spark_aesthetic.delta.schemas import column_path, column_type, holds_bytes, path_parts, spelled
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.options import MODES, check_mode
@@ -40,8 +40,9 @@ def save_metadata(
     left_out, fields = set[str](), dict[str, list[list[str]]]()
     for name in names(image_cols):
         column_type(df, column_path(df, name), "image_cols")
-        if spelled(df, name) in df.columns:
-            left_out.add(spelled(df, name))
+        found = column_named(df.columns, name)
+        if found is not None:
+            left_out.add(found)
         else:
             top, *inside = path_parts(name)
             fields.setdefault(spelled(df, top), []).append(inside)
@@ -68,13 +69,12 @@ def _without(df: DataFrame, column: str, paths: Sequence[Sequence[str]]) -> Colu
     if any(len(path) > 1 for path in paths) or not isinstance(kind, StructType):
         return struct.dropFields(*[".".join(map(quoted, path)) for path in paths])
     # Made of the others: Spark reads the fields that dropFields drops.
-    named = {path[0].lower() for path in paths}
-    others = [struct.getField(name).alias(name) for name in kind.names if name.lower() not in named]
+    others = [struct.getField(name).alias(name) for name in lacking([path[0] for path in paths], kind.names)]
     return F.when(struct.isNotNull(), F.struct(*others))
 
 
 def _are_all(df: DataFrame, column: str, paths: Sequence[Sequence[str]]) -> bool:
     """Whether the paths are those of all fields of a struct."""
     found = df.schema[column].dataType
-    named = {path[0].lower() for path in paths if len(path) == 1}
-    return isinstance(found, StructType) and named == {name.lower() for name in found.names}
+    whole = [path[0] for path in paths if len(path) == 1]
+    return isinstance(found, StructType) and are_same_columns(whole, found.names)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_aesthetic.curation.columns import check_columns, has_column
-from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.curation.columns import check_columns
+from spark_aesthetic.delta.naming import has_column, quoted
 from spark_aesthetic.errors import TableError, nearest
 from spark_aesthetic.scoring.target import ERROR, MODEL, SCORE
 
@@ -26,14 +26,14 @@ def reason(df: DataFrame, score_col: str) -> Column:
     score = F.col(quoted(score_col)).cast("double")
     # The columns of a view that shows several models end all alike.
     error = ERROR + score_col.removeprefix(SCORE) if score_col.startswith(SCORE) else ERROR
-    reasons = [F.col(quoted(error))] if has_column(df, error) else []
+    reasons = [F.col(quoted(error))] if has_column(df.columns, error) else []
     reasons += [F.when(score.isNotNull(), F.lit(NOT_FINITE)), F.lit(UNSCORED)]
     return F.when(~is_score(score), F.coalesce(*reasons))
 
 
 def model_column(df: DataFrame) -> Column:
     """The model of a row, as in `aesthetic_model`; null where the table names none."""
-    return F.col(MODEL) if has_column(df, MODEL) else F.lit(None).cast("string")
+    return F.col(MODEL) if has_column(df.columns, MODEL) else F.lit(None).cast("string")
 
 
 def one_model(rows: Mapping[str, int]) -> str | None:

@@ -55,31 +55,10 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
     if isinstance(cuts, str) or not isinstance(cuts, Iterable):
         raise OptionError(f"cuts={cuts!r}: expected a list of numbers, such as [5.0, 5.5]")
     wanted = [number("cuts", cut) for cut in cuts]
-    rows, edge = F.col("rows"), F.col("bin") * F.lit(BIN_WIDTH)
-    has_score = F.col("bin").isNotNull()
-    # The bins know the rows above an edge. Other cuts are counted one by one, which costs more.
-    between = [cut for cut in wanted if not (cut / BIN_WIDTH).is_integer()]
-    above = [
-        F.sum(f"reaching_{between.index(cut)}") if cut in between else F.sum(F.when(edge >= F.lit(cut), rows))
-        for cut in wanted
-    ]
-    by_model = (
-        binned(df, score_col=score_col, cuts=between)
-        .groupBy("model")
-        .agg(
-            F.sum(rows).alias("rows"),
-            F.coalesce(F.sum(F.when(has_score, rows)), F.lit(0)).alias("scored"),
-            F.map_from_entries(F.collect_list(F.when(~has_score, F.struct("reason", "rows")))).alias("unscored"),
-            F.min("least").alias("least"),
-            F.max("greatest").alias("greatest"),
-            F.sum("total").alias("total"),
-            F.percentile(edge + F.lit(BIN_WIDTH / 2), list(QUANTILES), rows).alias("middles"),
-            *[F.coalesce(count, F.lit(0)).alias(f"above_{at}") for at, count in enumerate(above)],
-        )
-    )
+    counted = _counted(df, score_col, wanted)
     within = F.transform("middles", lambda middle: F.least(F.greatest(middle, F.col("least")), F.col("greatest")))
     shares = [F.try_divide(F.col(f"above_{at}"), F.col("scored")) for at in range(len(wanted))]
-    return by_model.select(
+    return counted.select(
         "model",
         "rows",
         "scored",
@@ -89,6 +68,29 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
         F.try_divide(F.col("total"), F.col("scored")).alias("mean"),
         F.map_from_arrays(F.lit(list(QUANTILES)), within).alias("quantiles"),
         F.map_from_arrays(F.lit(wanted).cast("array<double>"), F.array(*shares)).alias("shares"),
+    )
+
+
+def _counted(df: DataFrame, score_col: str, cuts: Sequence[float]) -> DataFrame:
+    """One aggregation by model: counts and sums, the middles of the bins at the quantiles, and rows above each cut."""
+    rows, edge = F.col("rows"), F.col("bin") * F.lit(BIN_WIDTH)
+    has_score = F.col("bin").isNotNull()
+    # The bins know the rows above an edge. Other cuts are counted one by one, which costs more.
+    between = [cut for cut in cuts if not (cut / BIN_WIDTH).is_integer()]
+    above = [
+        F.sum(f"reaching_{between.index(cut)}") if cut in between else F.sum(F.when(edge >= F.lit(cut), rows))
+        for cut in cuts
+    ]
+    by_model = binned(df, score_col=score_col, cuts=between).groupBy("model")
+    return by_model.agg(
+        F.sum(rows).alias("rows"),
+        F.coalesce(F.sum(F.when(has_score, rows)), F.lit(0)).alias("scored"),
+        F.map_from_entries(F.collect_list(F.when(~has_score, F.struct("reason", "rows")))).alias("unscored"),
+        F.min("least").alias("least"),
+        F.max("greatest").alias("greatest"),
+        F.sum("total").alias("total"),
+        F.percentile(edge + F.lit(BIN_WIDTH / 2), list(QUANTILES), rows).alias("middles"),
+        *[F.coalesce(count, F.lit(0)).alias(f"above_{at}") for at, count in enumerate(above)],
     )
 
 

@@ -9,11 +9,11 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DoubleType, StringType, StructField, StructType
 
-from spark_aesthetic.curation.calibration import Calibration, check_target, rows_of
-from spark_aesthetic.curation.columns import check_columns, check_score, has_column, in_type, reaches
+from spark_aesthetic.curation.calibration import Calibration, check_agreement, check_target, rows_of
+from spark_aesthetic.curation.columns import check_columns, check_score, in_type, reaches
 from spark_aesthetic.curation.histogram import BIN_WIDTH, Group, histograms
 from spark_aesthetic.curation.models import is_score
-from spark_aesthetic.delta.naming import names, quoted
+from spark_aesthetic.delta.naming import has_column, names, quoted
 from spark_aesthetic.errors import OptionError
 from spark_aesthetic.scoring.target import MODEL, SCORE
 
@@ -71,25 +71,16 @@ def curate(
     given = [name for name, value in wanted.items() if value is not None]
     if len(given) != 1:
         raise OptionError(f"expected one of {', '.join(wanted)}, found {', '.join(given) or 'none'}; give one")
-    groups, keys = names(by), names(key)
     if calibration is not None:
-        for name, own, known in (
-            ("by", groups if by is not None else None, calibration.by),
-            ("score_col", score_col if score_col != SCORE else None, calibration.score_col),
-        ):
-            if own is not None and own != known:
-                raise OptionError(f"{name}: expected that of the calibration, {known}, found {own}; leave it out")
+        check_agreement(
+            ("by", None if by is None else names(by), calibration.by),
+            ("score_col", None if score_col == SCORE else score_col, calibration.score_col),
+        )
         return _at_cuts(df, calibration)
     if min_score is not None:
         least = check_target("min_score", min_score)
         return df.where(is_score(F.col(quoted(score_col))) & reaches(df, score_col, least))
-    if not keys:
-        raise OptionError(f"{given[0]}: expected key, by whose order equal scores are told apart, found none; name it")
-    check_columns(df, keys, "key")
-    if keep is not None:
-        return _best(df, "keep", keep, groups, keys, score_col)
-    assert top_k is not None, "one of them was given"
-    return _best(df, "top_k", top_k, groups, keys, score_col)
+    return _best(df, given[0], wanted[given[0]], names(by), names(key), score_col)
 
 
 def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
@@ -101,7 +92,7 @@ def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
     score = F.col(quoted(calibration.score_col))
     # By a number, for the files' statistics: no row below it can be kept.
     kept = df.where(is_score(score) & reaches(df, calibration.score_col, min(known.values())))
-    if calibration.model is not None and has_column(df, MODEL):
+    if calibration.model is not None and has_column(df.columns, MODEL):
         message = F.concat(
             F.lit(f"curate: expected scores of {calibration.model}, which the calibration is of, found "),
             F.coalesce(F.col(MODEL), F.lit("no model")),
@@ -127,9 +118,12 @@ def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
 
 
 def _best(
-    df: DataFrame, target: str, wanted: float, by: Sequence[str], key: Sequence[str], score_col: str
+    df: DataFrame, target: str, given: object, by: Sequence[str], key: Sequence[str], score_col: str
 ) -> DataFrame:
-    wanted = check_target(target, wanted)
+    if not key:
+        raise OptionError(f"{target}: expected key, by whose order equal scores are told apart, found none; name it")
+    check_columns(df, key, "key")
+    wanted = check_target(target, given)
     _, counted = histograms(df, score_col=score_col, by=by)
     values: dict[Group, tuple[float, ...]] = {}
     for group, histogram in counted.items():

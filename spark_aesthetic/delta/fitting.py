@@ -21,6 +21,7 @@ from pyspark.sql.types import (
 
 from spark_aesthetic.delta.access import reaching
 from spark_aesthetic.delta.naming import identifier, name_parts, path_of, quoted, unusual
+from spark_aesthetic.delta.schemas import field_type
 from spark_aesthetic.delta.tables import _is_set
 from spark_aesthetic.errors import TableError
 
@@ -46,9 +47,9 @@ def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *,
     Raises:
         TableError: A column has another type, or is missing.
     """
-    found = {field.name.lower(): field.dataType for field in rows.schema}
+    schema = rows.schema
     for name, data_type in expected.items():
-        there = found.get(name.lower())
+        there = field_type(schema, name)
         if there is None and name not in required:
             continue
         if there is not None and _widens(there, data_type):

@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import AtomicType
 
-from spark_aesthetic.delta.naming import check_own_name, names, quoted
+from spark_aesthetic.delta.naming import are_distinct, check_own_name, has_column, names, quoted
 from spark_aesthetic.delta.schemas import column_type
 from spark_aesthetic.errors import TableError, nearest
 
@@ -23,12 +23,12 @@ def key_names(key: str | Sequence[str]) -> tuple[str, ...]:
 
 def check_key_columns(rows: DataFrame, key: Sequence[str], reserved: Sequence[str]) -> None:
     """Raise TableError unless the key columns are there, each once, and none is one that the job writes."""
-    if len({column.lower() for column in key}) < len(key):
+    if not are_distinct(key):
         raise TableError(f"--key {', '.join(key)}: expected each column once; leave out the repeated one")
     for column in key:
-        if column.lower() not in [name.lower() for name in rows.columns]:
+        if not has_column(rows.columns, column):
             raise TableError(f"--key: no column {column!r} in the table: {nearest(column, rows.columns)}")
-        if column.lower() in reserved:
+        if has_column(reserved, column):
             raise TableError(f"--key: expected a column of your own, found {column!r}, which the job writes; rename it")
         check_own_name(column, "--key")
         found = column_type(rows, quoted(column), "--key")

@@ -1,4 +1,4 @@
-"""How tables and columns are named: a path or a name of the catalog, and quotes around either."""
+"""How tables and columns are named: a path or a name of the catalog, quotes around either, and the case of letters."""
 
 from __future__ import annotations
 
@@ -88,6 +88,50 @@ def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
+def folded(column: str) -> str:
+    """A column's name as names are compared here: whatever the case of letters.
+
+    Spark compares them so unless spark.sql.caseSensitive is true, and table jobs set that to false in their sessions.
+    """
+    return column.lower()
+
+
+def column_named(columns: Sequence[str], name: str) -> str | None:
+    """The name as the columns spell it, or None if no column has it. A column of the same spelling comes first.
+
+    Examples:
+        >>> column_named(["id", "Photo"], "photo"), column_named(["photo", "Photo"], "photo"), column_named([], "photo")
+        ('Photo', 'photo', None)
+    """
+    return name if name in columns else {folded(column): column for column in columns}.get(folded(name))
+
+
+def has_column(columns: Iterable[str], name: str) -> bool:
+    """Whether one of the columns has a name."""
+    return folded(name) in map(folded, columns)
+
+
+def lacking(columns: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Those of the wanted names that no column has.
+
+    Examples:
+        >>> lacking(["id", "Photo"], ["photo", "Caption"])
+        ['Caption']
+    """
+    known = set(map(folded, columns))
+    return [name for name in wanted if folded(name) not in known]
+
+
+def are_distinct(columns: Sequence[str]) -> bool:
+    """Whether a table can have all of these columns."""
+    return len(set(map(folded, columns))) == len(columns)
+
+
+def are_same_columns(left: Iterable[str], right: Iterable[str]) -> bool:
+    """Whether two lists name the same columns, in any order."""
+    return set(map(folded, left)) == set(map(folded, right))
+
+
 def unusual(names: Iterable[str]) -> bool:
     """Whether a table needs Delta's column mapping to have columns of these names."""
     return any(_UNUSUAL & set(name) for name in names)
@@ -95,7 +139,7 @@ def unusual(names: Iterable[str]) -> bool:
 
 def check_own_name(column: str, option: str) -> None:
     """Raise TableError for a column that is called as those which this package adds to its plans."""
-    if column.lower().startswith(_ADDED):
+    if folded(column).startswith(_ADDED):
         raise TableError(
             f"{option}: expected a name that does not begin with {_ADDED}, as those of the columns do that the job "
             f"adds, found {column!r}. Rename it"

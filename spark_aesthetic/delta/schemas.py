@@ -9,15 +9,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import BinaryType, DataType, StructType
 
 from spark_aesthetic.delta.datatypes import holds
-from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.naming import column_named, quoted
 from spark_aesthetic.errors import TableError, nearest
 
 
 def spelled(rows: DataFrame, column: str) -> str:
-    """A top-level column as the schema spells it, by which alone a schema finds it; as it is given if there is none."""
-    return (
-        column if column in rows.columns else {name.lower(): name for name in rows.columns}.get(column.lower(), column)
-    )
+    """A top-level column's name as the schema spells it, or `column` itself if the schema has no such column."""
+    return column_named(rows.columns, column) or column
 
 
 def column_type(rows: DataFrame, column: str, option: str) -> DataType:
@@ -38,8 +36,8 @@ def column_path(rows: DataFrame, column: str) -> str:
 
     A top-level column wins, whatever characters its name has, dots among them.
     """
-    top = spelled(rows, column)
-    return quoted(top) if top in rows.columns else column
+    top = column_named(rows.columns, column)
+    return column if top is None else quoted(top)
 
 
 def type_at(schema: StructType, column: str) -> DataType | None:
@@ -49,17 +47,18 @@ def type_at(schema: StructType, column: str) -> DataType | None:
         >>> type_at(StructType().add("photo", StructType().add("bytes", BinaryType())), "Photo.bytes")
         BinaryType()
     """
-    found: DataType | None = _field(schema, column)
+    found = field_type(schema, column)
     if found is None:
         found = schema
         for part in path_parts(column):
-            found = _field(found, part) if isinstance(found, StructType) else None
+            found = field_type(found, part) if isinstance(found, StructType) else None
     return found
 
 
-def _field(schema: StructType, name: str) -> DataType | None:
-    types = {field.name.lower(): field.dataType for field in schema} | {field.name: field.dataType for field in schema}
-    return types.get(name, types.get(name.lower()))
+def field_type(schema: StructType, name: str) -> DataType | None:
+    """The type of a field by its name, or None if there is no such field."""
+    found = column_named(schema.names, name)
+    return None if found is None else {field.name: field.dataType for field in schema}[found]
 
 
 def path_parts(path: str) -> list[str]:

@@ -9,14 +9,13 @@ except those below.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from pyspark.sql import Row, SparkSession
-from pyspark.sql.utils import is_remote
 
+from spark_aesthetic.delta.connect import can_copy, copied, job_property, set_job_property
 from spark_aesthetic.delta.java import full_disk_explained
 
 Job = TypeVar("Job", bound=Callable[..., Any])
@@ -45,6 +44,8 @@ _OWN: Mapping[str, str | None] = {
     _TXN_VERSION: None,
 }
 
+_DESCRIPTION = "spark.job.description"
+
 # Tells a session of our own, and every copy that Spark makes of it for a stream, from the user's.
 _MARK = "spark.aesthetic.ownSession"
 
@@ -61,23 +62,10 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
     """
     if is_own(spark):
         yield spark
-    elif not is_remote():
-        own = _copy(spark)
-        _make_own(own)
-        with _active(own):
-            yield own
-    elif _can_copy(spark):
-        remote: Any = spark
-        own = remote.cloneSession()
-        try:
+    elif can_copy(spark):
+        with copied(spark) as own:
             _make_own(own)
             yield own
-        finally:
-            # The client still tells the server of results that it has read, which a closed session would refuse.
-            wait(own.client._release_futures, timeout=10)
-            # Not `stop`, which would end a local server too.
-            own.client.release_session()
-            own.client.close()
     else:
         with settings(spark, _OWN):
             yield spark
@@ -162,55 +150,17 @@ def _set(spark: SparkSession, values: Mapping[str, str | None]) -> None:
             spark.conf.set(name, value)
 
 
-def _copy(spark: SparkSession) -> SparkSession:
-    # Not by the constructor, which makes `rdd.toDF()` of the whole process use the newest session.
-    own = object.__new__(SparkSession)
-    shared = ("_sc", "_jsc", "_jvm", "_profiler_collector")
-    vars(own).update({name: value for name, value in vars(spark).items() if name in shared})
-    own._jsparkSession = spark._jsparkSession.cloneSession()
-    return own
-
-
-@contextmanager
-def _active(own: SparkSession) -> Iterator[None]:
-    """Make a session the active one of this thread, and restore the one before it at the end.
-
-    Spark looks up data sources in the active session. `createDataFrame` makes its own session the active one, so the
-    user's thread would go on in ours.
-    """
-    sessions = SparkSession._get_j_spark_session_class(own._jvm)
-    before, known = sessions.getActiveSession(), SparkSession._activeSession
-    sessions.setActiveSession(own._jsparkSession)
-    try:
-        yield
-    finally:
-        if before.isDefined():
-            sessions.setActiveSession(before.get())
-        else:
-            sessions.clearActiveSession()
-        if SparkSession._activeSession is own:
-            SparkSession._activeSession = known
-
-
-def _can_copy(spark: SparkSession) -> bool:
-    major, minor = (int(part) for part in spark.version.split(".")[:2])
-    return hasattr(spark, "cloneSession") and (major, minor) >= (4, 1)
-
-
 def describe(spark: SparkSession, text: str) -> None:
     """Say in the Spark UI what the jobs of this thread are for; Connect has no such words."""
-    if not is_remote():
-        spark.sparkContext.setJobDescription(text)
+    set_job_property(spark, _DESCRIPTION, text)
 
 
 @contextmanager
 def described(spark: SparkSession, text: str) -> Iterator[None]:
     """The same for a while."""
-    name = "spark.job.description"
-    before = None if is_remote() else spark.sparkContext.getLocalProperty(name)
+    before = job_property(spark, _DESCRIPTION)
     describe(spark, text)
     try:
         yield
     finally:
-        if not is_remote():
-            spark.sparkContext.setLocalProperty(name, before)  # type: ignore[arg-type]  # None removes it
+        set_job_property(spark, _DESCRIPTION, before)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.utils import is_remote
 
+from spark_aesthetic.delta import connect
 from spark_aesthetic.errors import OptionError, nearest
 from spark_aesthetic.functions import udfs
 from spark_aesthetic.functions.sql import register
@@ -261,16 +261,12 @@ def embedding_columns(
 def _once(column: Column, expression: Callable[[Column], Column]) -> Column:
     """An expression that names a column several times, of a column that is computed once for each row.
 
-    To a classic session all of them are one. Spark Connect sends each as a call of its own, so what a model makes is
-    bound to a variable first, in a lambda; of a column of a table that would only cost (1.8 times the time).
+    Where each mention would be computed, such as that of a model's result, the column is bound to a variable first, in
+    a lambda. For a column of a table that would only cost (1.8 times the time).
     """
-    if not is_remote():
-        return expression(column)
-    from pyspark.sql.connect.expressions import ColumnReference
-
-    return (
-        expression(column) if isinstance(column._expr, ColumnReference) else F.transform(F.array(column), expression)[0]
-    )
+    if connect.computes_each_mention(column):
+        return F.transform(F.array(column), expression)[0]
+    return expression(column)
 
 
 def as_array(embedding: ColumnOrName, vector: bool) -> Column:

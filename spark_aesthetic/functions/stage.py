@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructType
 
 from spark_aesthetic.delta import schemas
+from spark_aesthetic.delta.naming import are_distinct, has_column
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import inputs
 from spark_aesthetic.functions.columns import embedding_columns, score_image
@@ -205,7 +206,7 @@ class AestheticScorer(
         if kind == "embedding" and self.getEmbeddingCol() is not None:
             raise OptionError("embeddingCol: expected inputKind='image', found 'embedding', which holds them already")
         outputs = [name for name, _ in self._outputs()]
-        if len(set(map(str.lower, outputs))) < len(outputs):
+        if not are_distinct(outputs):
             raise OptionError(
                 f"outputCol, errorCol, embeddingCol: expected a name of its own for each, found {', '.join(outputs)}; "
                 "rename one"
@@ -218,7 +219,7 @@ class AestheticScorer(
         self._check()
         self._check_input(schema)
         for name, data_type in self._outputs():
-            if name.lower() in (known.lower() for known in schema.names):
+            if has_column(schema.names, name):
                 raise TableError(f"output column {name!r}: the table has one of that name; drop it, or name another")
             schema = StructType([*schema.fields]).add(name, data_type)
         return schema

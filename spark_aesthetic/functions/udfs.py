@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
-import pyspark
-from pyspark.sql import SparkSession
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import ArrayType, DataType, DoubleType, FloatType, StringType, StructField, StructType
-from pyspark.sql.utils import is_remote
 
+from spark_aesthetic.delta import connect
 from spark_aesthetic.functions import costs, worker
 from spark_aesthetic.options import EncoderName, Options
 from spark_aesthetic.predictors.head import Head
@@ -31,17 +29,7 @@ _NATIVE_SINCE = (4, 2)
 def runs_natively(head: Head) -> bool:
     """Whether this Spark, and with Spark Connect its server too, scores embeddings with this head without Python."""
     # Weights of all zeros have no direction, so no cosine similarity to an embedding either.
-    return head.affine and head.norm > 0 and min(map(_release, _versions())) >= _NATIVE_SINCE
-
-
-def _versions() -> list[str]:
-    """Of the client, and of the server that it is connected to: Spark Connect lets them differ."""
-    server = SparkSession.getActiveSession() if is_remote() else None
-    return [pyspark.__version__, *([] if server is None else [server.version])]
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
+    return head.affine and head.norm > 0 and connect.oldest_release() >= _NATIVE_SINCE
 
 
 def score_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:

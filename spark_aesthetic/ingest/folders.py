@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic.delta import access, naming
+from spark_aesthetic.delta.connect import analysed
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.files import mounted
 from spark_aesthetic.ingest import fetching, reasons
@@ -150,9 +151,7 @@ def _list(spark: SparkSession, glob: str | None, name: str) -> DataFrame | None:
     if glob is not None:
         reader = reader.option("pathGlobFilter", glob)
     try:
-        found = reader.load(name)
-        # Spark Connect looks whether there is such a folder no sooner than for its schema.
-        _ = found.schema
+        found = analysed(reader.load(name))
     except AnalysisException as error:
         if error.getCondition() != "PATH_NOT_FOUND":
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,8 +13,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from spark_aesthetic.delta import access, naming, tables
-from spark_aesthetic.delta.naming import quoted
-from spark_aesthetic.delta.schemas import spelled
+from spark_aesthetic.delta.connect import analysed
+from spark_aesthetic.delta.naming import column_named, lacking, quoted
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.ingest import fetching
 from spark_aesthetic.ingest.allowed import Allowed
@@ -110,8 +110,8 @@ class Addresses:
     def open(cls, spark: SparkSession, source: str, uri_col: str, max_file_bytes: int, allowed: Allowed) -> Addresses:
         """Look for the table and its column."""
         rows = _table(spark, source)
-        column = spelled(rows, uri_col)
-        if column not in rows.columns:
+        column = column_named(rows.columns, uri_col)
+        if column is None:
             raise TableError(f"--uri-col: no column {uri_col!r}: {nearest(uri_col, rows.columns)}")
         return cls(spark, rows, column, max_file_bytes, allowed)
 
@@ -200,15 +200,15 @@ class Shards:
             if name not in schema.names:
                 schema = schema.add(name, "binary")
         schema = schema.add(PATH, "string")
-        further = _lacking(schema, TEXTS)
+        further = tuple(lacking(schema.names, TEXTS))
         return cls(spark, path, schema, further, passed_over, min(max_file_bytes, MAX_SAMPLE_BYTES))
 
     def knowing(self, columns: Sequence[str]) -> Shards:
         """With the texts that a table has columns for, so that a sample without them has a null there."""
         schema = self.schema
-        for name in _lacking(schema, filter(is_text, filter(_is_column, columns))):
+        for name in lacking(schema.names, filter(is_text, filter(_is_column, columns))):
             schema = schema.add(name, "string")
-        return replace(self, schema=schema, further=_lacking(schema, self.further))
+        return replace(self, schema=schema, further=tuple(lacking(schema.names, self.further)))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -290,12 +290,6 @@ class Shards:
         )  # fmt: skip
 
 
-def _lacking(schema: StructType, names: Iterable[str]) -> tuple[str, ...]:
-    """Names that no column has, in any case of letters."""
-    known = {name.lower() for name in schema.names}
-    return tuple(name for name in names if name.lower() not in known)
-
-
 def _is_column(name: str) -> bool:
     """Whether every Delta table can have a column called as a file of a sample."""
     return WHOLE_EXTENSION.match(name) is not None and not naming.unusual([name])
@@ -326,19 +320,13 @@ def _table(spark: SparkSession, source: str) -> DataFrame:
     with access.reaching(f"--source {source!r}", missing=missing):
         path = naming.path_of(source)
         if path is None or tables.is_delta(spark, source):
-            rows = tables.read_table(spark, source)
-        else:
-            rows = _parquet(spark, path)
-        # Spark Connect looks no sooner.
-        _ = rows.schema
-        return rows
+            return analysed(tables.read_table(spark, source))
+        return _parquet(spark, path)
 
 
 def _parquet(spark: SparkSession, path: str) -> DataFrame:
     """Files of what is called so, else of a pattern."""
     try:
-        rows = spark.read.parquet(naming.literal(path))
-        _ = rows.schema
-        return rows
+        return analysed(spark.read.parquet(naming.literal(path)))
     except AnalysisException:
-        return spark.read.parquet(path)
+        return analysed(spark.read.parquet(path))

@@ -15,10 +15,10 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
-from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.delta import access, naming, sessions
 from spark_aesthetic.delta.commits import logged, scored_at
+from spark_aesthetic.delta.connect import batches_run_elsewhere
 from spark_aesthetic.delta.frames import without
 from spark_aesthetic.delta.java import Py4JNetworkError
 from spark_aesthetic.delta.naming import quoted
@@ -97,7 +97,7 @@ class Chunks:
         change = [F.col(name).alias(own) for name, own in FEED.items()] if progress.feed else []
         rows = rows.select(*map(quoted, self.writer.inputs), *change)
         self.tally.known = None
-        write = self._written_elsewhere() if is_remote() else self._written_here()
+        write = self._written_elsewhere() if batches_run_elsewhere() else self._written_here()
         stream = rows.writeStream.foreachBatch(write).option("checkpointLocation", self.checkpoint)
         triggered = stream.trigger(availableNow=True) if every is None else stream.trigger(processingTime=every)
         return started(triggered.start)

@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 
 from spark_aesthetic.delta import identity, tables
 from spark_aesthetic.delta.commits import committed, properties, properties_clause
-from spark_aesthetic.delta.naming import identifier
+from spark_aesthetic.delta.naming import are_same_columns, identifier
 from spark_aesthetic.delta.sessions import statement
 from spark_aesthetic.delta.tables import Origin
 from spark_aesthetic.errors import TableError
@@ -127,7 +127,7 @@ class Ledger:
 
     def has_key(self, key: Sequence[str]) -> bool:
         """Whether the rows are identified by these columns, in any order and any case."""
-        return self.key is None or {name.lower() for name in self.key} == {name.lower() for name in key}
+        return self.key is None or are_same_columns(self.key, key)
 
     def backbones(self) -> dict[str, str]:
         """What the embeddings of each model depend on."""

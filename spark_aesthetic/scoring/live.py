@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, TextIO
-from uuid import uuid4
+from operator import itemgetter
+from typing import NoReturn, TextIO
 
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.listener import (
@@ -19,11 +19,9 @@ from pyspark.sql.streaming.listener import (
     QueryTerminatedEvent,
     StreamingQueryListener,
 )
-from pyspark.sql.utils import is_remote
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from pyspark.sql.connect.shell.progress import StageInfo
+from spark_aesthetic.delta.connect import task_counter
 
 _log = logging.getLogger("spark_aesthetic")
 _LIVE_EVERY_SECONDS, _LOG_EVERY_SECONDS, _TOLD_WITHIN_SECONDS = 1.0, 60.0, 5.0
@@ -43,7 +41,7 @@ class Tasks:
     def counted(self, spark: SparkSession) -> Iterator[None]:
         """Count the tasks of this thread's jobs for as long as this lasts."""
         self._ended, self._largest = False, (0, 0)
-        with (_connects_count if is_remote() else _own_count)(spark) as self._count:
+        with task_counter(spark) as self._count:
             try:
                 yield
                 self._ended = True
@@ -60,52 +58,12 @@ class Tasks:
         if counted is None:
             return None
         # The stage of most tasks is the one that reads rows; others come before it and after.
-        self._largest = max(counted(), self._largest, key=_tasks)
+        self._largest = max(counted(), self._largest, key=itemgetter(1))
         return self._largest if self._largest[1] else None
 
     def share(self, count: tuple[int, int] | None) -> float:
         """What a count means, from 0 to 1; at 1 it stays until the rows of the pass are known."""
         return float(self._ended) if count is None else count[0] / count[1]
-
-
-@contextmanager
-def _own_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int]]]:
-    context, name = spark.sparkContext, "spark.jobGroup.id"
-    # The group of a stream's jobs is its run, that of a notebook's its cell: both are what cancels them.
-    before = context.getLocalProperty(name)
-    group = before or uuid4().hex
-    context.setLocalProperty(name, group)
-    tracker = context.statusTracker()
-
-    def count() -> tuple[int, int]:
-        jobs = map(tracker.getJobInfo, tracker.getJobIdsForGroup(group))
-        own = {stage for job in jobs if job is not None and job.status == "RUNNING" for stage in job.stageIds}
-        stages = map(tracker.getStageInfo, own.intersection(tracker.getActiveStageIds()))
-        return max(((at.numCompletedTasks, at.numTasks) for at in stages if at is not None), key=_tasks, default=(0, 0))
-
-    try:
-        yield count
-    finally:
-        context.setLocalProperty(name, before)  # type: ignore[arg-type]  # None removes it
-
-
-@contextmanager
-def _connects_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int]]]:
-    latest = (0, 0)
-
-    def note(stages: Iterable[StageInfo] | None, **_: object) -> None:
-        nonlocal latest
-        latest = max(((at.num_completed_tasks, at.num_tasks) for at in stages or ()), key=_tasks, default=(0, 0))
-
-    spark.registerProgressHandler(note)  # type: ignore[arg-type]  # any callable is one
-    try:
-        yield lambda: latest
-    finally:
-        spark.removeProgressHandler(note)  # type: ignore[arg-type]
-
-
-def _tasks(stage: tuple[int, int]) -> int:
-    return stage[1]
 
 
 class ProgressListener(StreamingQueryListener):

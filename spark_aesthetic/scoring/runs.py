@@ -12,10 +12,10 @@ from uuid import uuid4
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.utils import is_remote
 
 from spark_aesthetic.delta import access, naming, sessions, tables
 from spark_aesthetic.delta.commits import Commit, logged
+from spark_aesthetic.delta.connect import batches_run_elsewhere
 from spark_aesthetic.delta.frames import on_disk
 from spark_aesthetic.delta.java import Py4JJavaError
 from spark_aesthetic.delta.naming import quoted
@@ -192,7 +192,7 @@ class Run:
         )  # fmt: skip
         listener = self._listener("scoring", self._rows_to_do)
         spark.streams.addListener(listener)
-        before = tables.current_version(spark, self.target.identifier) if is_remote() else 0
+        before = tables.current_version(spark, self.target.identifier) if batches_run_elsewhere() else 0
         try:
             remedy = "grant access to it, or name another (--checkpoint)"
             with access.reaching(f"checkpoint {folder!r}", remedy, errors=(Py4JJavaError,)):
@@ -201,7 +201,7 @@ class Run:
             try:
                 wait(chunks, query)
             finally:
-                if is_remote():
+                if batches_run_elsewhere():
                     chunks.count_committed(spark, before)
             # A run that was replaced before its last chunk had it refused without a word.
             chunks.check_alone(spark)

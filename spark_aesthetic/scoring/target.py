@@ -22,7 +22,7 @@ from pyspark.sql.types import (
 from spark_aesthetic.delta import access, fitting, naming, tables
 from spark_aesthetic.delta.commits import Commit, committed, logged, merge_into, properties, properties_clause
 from spark_aesthetic.delta.java import Py4JJavaError
-from spark_aesthetic.delta.naming import identifier, quoted
+from spark_aesthetic.delta.naming import identifier, lacking, quoted
 from spark_aesthetic.delta.sessions import statement, text_literal
 from spark_aesthetic.errors import TableError
 
@@ -100,7 +100,7 @@ class Target:
         rows = tables.read_table(spark, self.table)
         fitting.check_columns(rows, self.types, self.table, required=required)
         fitting.check_updates(found, f"--scores {self.table!r}", "choose another scores table")
-        new = [name for name in self.types if name.lower() not in map(str.lower, rows.columns)]
+        new = lacking(rows.columns, self.types)
         fitting.check_names(found, new, f"--scores {self.table!r}")
 
     def make(self, spark: SparkSession, told: Mapping[str, str]) -> str:
@@ -214,8 +214,7 @@ class Target:
 
 def add_columns(spark: SparkSession, table: str, rows: DataFrame, types: dict[str, DataType]) -> None:
     """Add the columns that a table does not have, with their comments."""
-    known = [name.lower() for name in rows.columns]
-    missing = {name: data_type for name, data_type in types.items() if name.lower() not in known}
+    missing = {name: types[name] for name in lacking(rows.columns, types)}
     if missing:
         text = f"ALTER TABLE {table} ADD COLUMNS ({_definitions(missing)})"
         committed(lambda: statement(spark, text))

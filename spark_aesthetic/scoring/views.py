@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pyspark.sql import SparkSession
 
 from spark_aesthetic.delta import fitting, tables
-from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.naming import folded, lacking, quoted
 from spark_aesthetic.delta.sessions import statement, text_literal
 from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import TableError, nearest
@@ -59,17 +59,17 @@ def _make(
         suffixed: Name each model's columns by its predictor too; else there is one model.
     """
     made = [name for name in target.written if not suffixed or name not in (MODEL, SCORED_AT)]
-    columns, joins, taken = [], [], {name.lower() for name in target.written}
+    columns, joins, taken = [], [], list(target.written)
     for number, (model, suffix) in enumerate(_suffixes(models) if suffixed else [(model, "") for model in models]):
         scored = f"scored_{number}"
         columns += [f"{scored}.{name} AS {quoted(name + suffix)}" for name in made]
-        taken |= {(name + suffix).lower() for name in made}
+        taken += [name + suffix for name in made]
         joins.append(
             f"LEFT JOIN {target.identifier} AS {scored} "
             f"ON {same_key(target.key, 'source', scored)} AND {scored}.{MODEL} = {text_literal(model)}"
         )
     # A source that was saved from such a view has columns of the same names.
-    own = [f"source.{quoted(name)}" for name in source.rows.columns if name.lower() not in taken]
+    own = [f"source.{quoted(name)}" for name in lacking(taken, source.rows.columns)]
     columns = [*own, *columns]
     statement(
         spark,
@@ -92,8 +92,7 @@ def _suffixes(models: Sequence[str]) -> list[tuple[str, str]]:
         return "".join(letter if letter.isalnum() else "_" for letter in text)
 
     def is_one(text: str, of: Sequence[str]) -> bool:
-        # As Spark compares the names of columns.
-        return [other.lower() for other in of].count(text.lower()) == 1
+        return list(map(folded, of)).count(folded(text)) == 1
 
     short, whole = [named(model.split("@")[0]) for model in models], [named(model) for model in models]
     found = []

@@ -25,6 +25,7 @@ from pyspark.sql.datasource import (
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
+from spark_aesthetic.delta.naming import folded, has_column
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.webdataset import places, shards
 from spark_aesthetic.webdataset.given import ERROR, KEY, PATH, READ, SIDECAR_KEY, URL, WRITTEN, Options
@@ -121,7 +122,7 @@ class WebDataset(DataSource):
             OptionError: Damage is to be reported, and there is no column for it.
         """
         options = Options.of(self.options, READ)
-        if options.reports and ERROR not in (name.lower() for name in schema.names):
+        if options.reports and not has_column(schema.names, ERROR):
             raise OptionError(
                 f"webdataset: onDamage=report: expected the column {ERROR} in the schema, which damage is told in, "
                 f"found none; add {ERROR} string to the schema"
@@ -160,7 +161,7 @@ class Reader(DataSourceReader):
         others = [field for field in self._schema if not isinstance(field.dataType, StringType | BinaryType)]
         beside = _sidecar_schema(first).names if others and self._options.sidecar else []
         for field in others:
-            if field.name.lower() not in map(str.lower, beside):
+            if not has_column(beside, field.name):
                 raise TableError(
                     f"webdataset: column {field.name!r}: expected string or binary, which files of a shard are, found "
                     f"{field.dataType.simpleString()}; read it as string and cast it"
@@ -170,8 +171,8 @@ class Reader(DataSourceReader):
         """On a worker: the samples of a shard, in batches bounded in bytes."""
         assert isinstance(partition, Shard)
         schema = to_arrow_schema(self._schema, timezone="UTC")
-        # Names are blind to case, as Spark's; those of extensions are lower already.
-        fields = {field.name.lower(): field for field in schema}
+        # Extensions are in lower case already.
+        fields = {folded(field.name): field for field in schema}
         text = {name for name, field in fields.items() if pa.types.is_string(field.type)}
         wanted = text if self._options.metadata_only else set(fields)
         columns: dict[str, list[Any]] = {name: [] for name in fields}
@@ -229,14 +230,14 @@ class Reader(DataSourceReader):
             raise OptionError(
                 f"webdataset: sidecarKey: no column {key!r} in {_sidecar(url)}: {nearest(key, table.column_names)}"
             )
-        wanted = [name.lower() for name in self._schema.names]
-        kept = [name for name in table.column_names if name.lower() in wanted or name == key]
-        rows = table.select(kept).rename_columns([name.lower() for name in kept]).to_pylist()
-        return {str(row[key.lower()]): row for row in rows}
+        wanted = set(map(folded, self._schema.names))
+        kept = [name for name in table.column_names if folded(name) in wanted or name == key]
+        rows = table.select(kept).rename_columns(list(map(folded, kept))).to_pylist()
+        return {str(row[folded(key)]): row for row in rows}
 
 
 def _folded(name: str) -> str:
-    """Equal where Spark takes two names for one."""
+    """Equal where Spark may take two names for one: also for the long s and s, which have one capital."""
     return name.upper().lower()
 
 

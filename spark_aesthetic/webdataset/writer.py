@@ -18,6 +18,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import BinaryType, StructField, StructType, VariantType
 
 from spark_aesthetic.delta.datatypes import holds
+from spark_aesthetic.delta.naming import folded
 from spark_aesthetic.errors import AestheticError, OptionError, TableError, in_a_line, nearest
 from spark_aesthetic.webdataset import samples, shards, staging
 from spark_aesthetic.webdataset.given import KEY, SIDECAR_KEY, URL, Options
@@ -181,7 +182,7 @@ def _check_column(field: StructField, options: Options) -> None:
     if name == options.key_col:
         if has_bytes:
             raise TableError(f"webdataset: keyCol {name!r}: expected text or numbers, found binary; take hex({name})")
-    elif options.sidecar and not has_bytes and name.lower() == SIDECAR_KEY:
+    elif options.sidecar and not has_bytes and folded(name) == SIDECAR_KEY:
         raise TableError(
             f"webdataset: column {name!r}: expected none of that name with sidecar=true, which has the samples' keys "
             "there, found one; rename it, or take it for keyCol"

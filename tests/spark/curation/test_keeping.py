@@ -14,8 +14,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic.cli import curation
-from spark_aesthetic.curation.export import _open
 from spark_aesthetic.curation.keeping import _write, write_kept
+from spark_aesthetic.curation.pool import _open
 from spark_aesthetic.errors import OptionError, TableError
 
 MODEL, OTHER = "untrained-vit-b-32@0123456789ab", "laion-aesthetics-v2@875870216cca"
