@@ -23,7 +23,7 @@ from spark_aesthetic.delta.naming import names, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.schemas import spelled
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.options import check_mode, whole
+from spark_aesthetic.options import Mode, check_mode, whole
 from spark_aesthetic.scoring.target import EMBEDDING, MODEL, TYPES
 from spark_aesthetic.webdataset import shards, staging
 from spark_aesthetic.webdataset.samples import BY_CONTENT
@@ -74,7 +74,7 @@ def export_webdataset(
     columns: str | Sequence[str] | None = None,
     samples_per_shard: int = 10_000,
     sidecar: bool = False,
-    mode: str = "errorifexists",
+    mode: Mode = "errorifexists",
 ) -> ExportSummary:
     """Write the rows that a condition chooses as shards: images byte for byte, all else in a JSON file for each.
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
@@ -30,7 +30,8 @@ from spark_aesthetic.options import check_mode
 from spark_aesthetic.scoring.target import EMBEDDING, MODEL, SCORE, TYPES
 
 # What makes sense where a table is written that its rows' keys identify.
-KEPT_MODES = ("errorifexists", "overwrite")
+KeptMode = Literal["errorifexists", "overwrite"]
+KEPT_MODES: tuple[KeptMode, ...] = get_args(KeptMode)
 
 _log = logging.getLogger("spark_aesthetic")
 
@@ -112,7 +113,7 @@ def write_kept(
     key: Sequence[str] = (),
     table: str | None = None,
     score_col: str = SCORE,
-    mode: str = "errorifexists",
+    mode: KeptMode = "errorifexists",
 ) -> Kept:
     """Write the rows at or above a cut to a Delta table, in one commit.
 

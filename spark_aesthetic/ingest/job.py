@@ -35,7 +35,7 @@ from spark_aesthetic.errors import TableError
 from spark_aesthetic.functions import inputs
 from spark_aesthetic.images import headers
 from spark_aesthetic.ingest.entries import Entry, ImageSource, header_udf
-from spark_aesthetic.ingest.sources import VERSION, open_source
+from spark_aesthetic.ingest.sources import VERSION, Format, open_source
 from spark_aesthetic.options import check_files, in_bytes
 from spark_aesthetic.scoring.target import add_columns
 from spark_aesthetic.webdataset.source import URL
@@ -130,7 +130,7 @@ def ingest_images(
     source: str,
     table: str,
     *,
-    format: str | None = None,
+    format: Format | None = None,
     uri_col: str | None = None,
     glob: str | None = None,
     keep_once: bool = False,
