@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from spark_aesthetic import files
-from spark_aesthetic.cli.submit import Parser, Result, Stderr, exit_with, key_columns, session
+from spark_aesthetic.cli.arguments import Parser, _numbers, key_columns
+from spark_aesthetic.cli.submit import Result, Stderr, exit_with, session
 from spark_aesthetic.curation.calibration import Calibration
 from spark_aesthetic.curation.calibration import calibrate as _calibrate
 from spark_aesthetic.curation.export import ExportSummary
@@ -172,10 +173,6 @@ def curate_once() -> Kept:
         score_col=args.score_col,
         mode="overwrite" if args.overwrite else args.mode,
     )
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in text.split(",")]
 
 
 def _columns(text: str | None) -> list[str]:

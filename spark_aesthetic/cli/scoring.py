@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from spark_aesthetic.cli.submit import Stderr, exit_with, key_columns, parser, session, shared, stop_on_sigterm
+from spark_aesthetic.cli.arguments import key_columns
+from spark_aesthetic.cli.submit import Stderr, exit_with, parser, session, shared, stop_on_sigterm
 from spark_aesthetic.scoring.jobs import Summary
 from spark_aesthetic.scoring.jobs import rescore_from_embeddings as _rescore
 from spark_aesthetic.scoring.jobs import score_table as _score_table

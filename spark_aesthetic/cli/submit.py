@@ -12,23 +12,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import ensure_callback_server_started
 from pyspark.sql import SparkSession
 
+from spark_aesthetic.cli.arguments import Parser, key_columns
 from spark_aesthetic.delta.java import full_disk_explained
-from spark_aesthetic.errors import AestheticError, OptionError
+from spark_aesthetic.errors import AestheticError
 from spark_aesthetic.predictors.recipe import DEFAULT
 from spark_aesthetic.scoring.jobs import MAX_BYTES_PER_CHUNK
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes a wrong argument for what it is here: something to put right first, said in one line."""
-
-    def error(self, message: str) -> NoReturn:  # noqa: D102
-        raise OptionError(f"{message}; see --help")
 
 
 class Stderr(io.TextIOBase):
@@ -124,11 +118,6 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
         "model_path": args.model_path,
         "progress_file": Stderr(),
     }
-
-
-def key_columns(text: str) -> list[str]:
-    """Names that are separated by commas."""
-    return [column.strip() for column in text.split(",")]
 
 
 def session(name: str) -> SparkSession:
