@@ -98,7 +98,7 @@ def export_webdataset(
             fields of that struct go into the JSON. The files are named by what the bytes are.
         columns: One other to write, or several; by default all but the embeddings of the scores, which cost a shuffle
             of the images where they are named, and `__key__` and `__url__` of an ingested table never.
-        samples_per_shard: At most so many in a shard.
+        samples_per_shard: Maximum number of samples in one shard.
         sidecar: Also write all but the images as Parquet beside each shard.
         mode: "errorifexists" refuses a folder that has shards, "append" numbers on from them, "overwrite" replaces
             them.
