@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from inspect import Parameter, signature
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args
 
 from spark_aesthetic.errors import OptionError, nearest
 
@@ -25,10 +25,16 @@ PILLOW_REFUSES_PIXELS = 2 * PILLOW_WARNS_PIXELS
 # Characters of a value that an error shows.
 _SHOWN = 80
 
+Decode = Literal["exact", "fast"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+# How tables and folders are written, in the words of Spark.
+Mode = Literal["errorifexists", "append", "overwrite"]
+
 INPUT_KINDS = ("image", "embedding")
-DECODES = ("exact", "fast")
 DEVICES = ("auto", "cpu", "mps", "xpu", "cuda")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+_Of = TypeVar("_Of", bound=str)
 
 
 class OptionArgs(TypedDict, total=False):
@@ -36,8 +42,8 @@ class OptionArgs(TypedDict, total=False):
 
     batch_size: int
     device: str
-    dtype: str
-    decode: str
+    dtype: Dtype
+    decode: Decode
     num_threads: int
     max_pixels: int
     model_path: str | None
@@ -74,14 +80,14 @@ class Options:
 
     batch_size: int = -1
     device: str = "auto"
-    dtype: str = "auto"
-    decode: str = "exact"
+    dtype: Dtype = "auto"
+    decode: Decode = "exact"
     num_threads: int = -1
     max_pixels: int = PILLOW_WARNS_PIXELS
     model_path: str | None = None
 
     def __post_init__(self) -> None:
-        for name, valid in (("decode", DECODES), ("dtype", DTYPES)):
+        for name, valid in (("decode", get_args(Decode)), ("dtype", get_args(Dtype))):
             value = getattr(self, name)
             if value not in valid:
                 raise OptionError(f"{name}={value!r}: {nearest(str(value), valid)}")
@@ -262,11 +268,8 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-# How tables and folders are written, in the words of Spark.
-MODES = ("errorifexists", "append", "overwrite")
-
-
-def check_mode(name: str, mode: Any, valid: Sequence[str] = MODES) -> str:
+# mypy takes no default for a type variable, which here stands for Mode if `valid` is left out.
+def check_mode(name: str, mode: Any, valid: Sequence[_Of] = MODES) -> _Of:  # type: ignore[assignment]
     """Check what is to happen where something is written already.
 
     Args:
@@ -283,6 +286,7 @@ def check_mode(name: str, mode: Any, valid: Sequence[str] = MODES) -> str:
     """
     lower = str(mode).lower()
     meant = "errorifexists" if lower in ("error", "default") else lower
-    if meant not in valid:
-        raise OptionError(f"{name}={mode!r}: {nearest(lower, valid)}")
-    return meant
+    for known in valid:
+        if known == meant:
+            return known
+    raise OptionError(f"{name}={mode!r}: {nearest(lower, valid)}")

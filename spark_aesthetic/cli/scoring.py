@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from spark_aesthetic.cli.submit import Stderr, exit_with, key_columns, parser, session, shared, stop_on_sigterm
+from spark_aesthetic.cli.arguments import SIZE, TABLE, UNCHECKED, Parser, taken_by
+from spark_aesthetic.cli.submit import Stderr, exit_with, session, stop_on_sigterm
+from spark_aesthetic.options import Options
 from spark_aesthetic.scoring.jobs import Summary
 from spark_aesthetic.scoring.jobs import rescore_from_embeddings as _rescore
 from spark_aesthetic.scoring.jobs import score_table as _score_table
@@ -26,23 +28,27 @@ def score_table_arguments() -> argparse.Namespace:
     Raises:
         OptionError: They are not what the job takes.
     """
-    arguments = parser("score_table", "Add aesthetic scores to a Delta table.", scores_required=False)
-    arguments.add_argument("--view", metavar="NAME", help="with --scores: a view that joins both")
-    arguments.add_argument(
-        "--view-model", metavar="MODEL", help="the model that the view shows, or 'all' (default: this run's)"
+    arguments = Parser(prog="score_table", description="Add aesthetic scores to a Delta table.")
+    arguments.take(
+        _score_table,
+        without=["every"],
+        one_of=["image_col", "embedding_col", "rescore_from_embeddings"],
+        needs_one=True,
+        # Scores that are made again from their own embeddings have no other source.
+        source=TABLE | {"required": False},
+        scores=TABLE,
+        max_bytes_per_chunk=SIZE,
+        rescore_from_embeddings={
+            "action": "store_true",
+            "help": "Score the embeddings that --scores has kept with another head, without opening an image.",
+        },
     )
-    arguments.add_argument(
-        "--reconcile",
-        action="store_true",
-        help="compare keys first: score what is missing or changed, drop what is gone",
-    )
-    arguments.add_argument("--retry-failed", action="store_true", help="also score the rows that failed before")
-    arguments.add_argument("--dry-run", action="store_true", help="check everything and count, write nothing")
+    arguments.take(Options, dtype=UNCHECKED)
     args = arguments.parse_args()
     if args.rescore_from_embeddings:
         if args.scores is None:
             arguments.error("--rescore-from-embeddings: expected --scores, the table that has kept them")
-        taken = ("rescore_from_embeddings", "scores", "key", "predictor", "model_path")
+        taken = ("rescore_from_embeddings", *taken_by(_rescore, args))
         ignored = [
             name for name, value in vars(args).items() if name not in taken and value != arguments.get_default(name)
         ]
@@ -61,35 +67,38 @@ def score_once() -> Summary:
     args = score_table_arguments()
     spark = session("score_table")
     if args.rescore_from_embeddings:
-        return _rescore(
-            spark,
-            scores=args.scores,
-            key=key_columns(args.key),
-            predictor=args.predictor,
-            model_path=args.model_path,
-        )
+        return _rescore(spark, **taken_by(_rescore, args))
     if args.view and spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
         Stderr().write(
             f"score_table: no metastore, so the view {args.view} ends with this run; to keep it, "
             "--conf spark.sql.catalogImplementation=hive\n"
         )
-    return _score_table(
-        spark,
-        view=args.view,
-        view_model=args.view_model,
-        reconcile=args.reconcile,
-        retry_failed=args.retry_failed,
-        dry_run=args.dry_run,
-        **shared(args),
+    return _score_table(spark, **taken_by(_score_table, args), **taken_by(Options, args) | {"progress_file": Stderr()})
+
+
+def score_stream_arguments() -> argparse.Namespace:
+    """Those of the command line.
+
+    Raises:
+        OptionError: They are not what the job takes.
+    """
+    arguments = Parser(prog="score_stream", description="Score new rows of a Delta table as they come.")
+    arguments.take(
+        _score_table,
+        without=["view", "view_model", "reconcile", "retry_failed", "dry_run"],
+        one_of=["image_col", "embedding_col"],
+        needs_one=True,
+        source=TABLE,
+        scores=TABLE | {"required": True, "help": "Delta table for the scores, by name or by path."},
+        max_bytes_per_chunk=SIZE,
+        every={"metavar": "INTERVAL", "default": "1 minute", "help": "How often to look for new rows."},
     )
+    arguments.take(Options, dtype=UNCHECKED)
+    return arguments.parse_args()
 
 
 def score_on_and_on() -> Summary:
     """Do what the command line of score_stream says."""
-    arguments = parser("score_stream", "Score new rows of a Delta table as they come.", scores_required=True)
-    arguments.add_argument(
-        "--every", default="1 minute", metavar="INTERVAL", help="how often to look for new rows (default: %(default)s)"
-    )
-    args = arguments.parse_args()
+    args = vars(score_stream_arguments()) | {"progress_file": Stderr()}
     spark = session("score_stream")
-    return _score_table(spark, every=args.every, stopping=stop_on_sigterm(spark), **shared(args))
+    return _score_table(spark, **args, stopping=stop_on_sigterm(spark))

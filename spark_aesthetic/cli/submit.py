@@ -1,8 +1,7 @@
-"""What the jobs of spark-submit share: arguments, a session, where words go, and exit codes."""
+"""What the jobs of spark-submit share: a session, where words go, and exit codes."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import logging
@@ -12,23 +11,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import ensure_callback_server_started
 from pyspark.sql import SparkSession
 
 from spark_aesthetic.delta.java import full_disk_explained
-from spark_aesthetic.errors import AestheticError, OptionError
-from spark_aesthetic.predictors.recipe import DEFAULT
-from spark_aesthetic.scoring.jobs import MAX_BYTES_PER_CHUNK
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes a wrong argument for what it is here: something to put right first, said in one line."""
-
-    def error(self, message: str) -> NoReturn:  # noqa: D102
-        raise OptionError(f"{message}; see --help")
+from spark_aesthetic.errors import AestheticError
 
 
 class Stderr(io.TextIOBase):
@@ -47,88 +37,6 @@ class Stderr(io.TextIOBase):
             # Java has a console where both its ends are a terminal.
             return SparkContext._jvm.System.console() is not None
         return sys.stderr.isatty()
-
-
-def parser(name: str, description: str, *, scores_required: bool) -> Parser:
-    """The arguments that a job with chunks takes."""
-    made = Parser(prog=name, description=description)
-    # Scores that are made again from their own embeddings have no other source.
-    made.add_argument(
-        "--source", required=scores_required, metavar="TABLE_OR_PATH", help="Delta table with the rows to score"
-    )
-    made.add_argument("--key", required=True, metavar="COL[,COL]", help="columns that together identify a row")
-    column = made.add_mutually_exclusive_group(required=True)
-    column.add_argument("--image-col", metavar="COL", help="column of image bytes")
-    column.add_argument("--embedding-col", metavar="COL", help="column of CLIP embeddings")
-    if not scores_required:
-        column.add_argument(
-            "--rescore-from-embeddings", action="store_true",
-            help="score the embeddings that --scores has kept with another head, without opening an image",
-        )  # fmt: skip
-    scores_help = "narrow Delta table for the scores" + ("" if scores_required else " (default: in place)")
-    made.add_argument("--scores", metavar="TABLE_OR_PATH", help=scores_help, required=scores_required)
-    made.add_argument("--predictor", default=DEFAULT, metavar="NAME", help="name, or JSON file (default: %(default)s)")
-    made.add_argument("--model-path", metavar="PATH", help="folder of the weights files, or the backbone's file")
-    made.add_argument("--with-embedding", action="store_true", help="also keep the CLIP embeddings")
-    made.add_argument(
-        "--checkpoint", metavar="FOLDER", help="state of the chunks (default: in the folder of the scores)"
-    )
-    made.add_argument(
-        "--max-bytes-per-chunk", default=MAX_BYTES_PER_CHUNK, metavar="SIZE",
-        help="of the source's files in one commit, about (default: %(default)s)",
-    )  # fmt: skip
-    made.add_argument("--max-files-per-chunk", type=int, metavar="N", help="the same, counted in files")
-    made.add_argument(
-        "--shared-keys", action="store_true",
-        help="equal keys mean the same image in all sources of --scores (default: a second source is refused)",
-    )  # fmt: skip
-    made.add_argument("--version-col", metavar="COL", help="column that differs where the image does, for --reconcile")
-    made.add_argument(
-        "--batch-size", type=int, default=-1, metavar="N", help="rows in a forward pass (default: chosen)"
-    )
-    made.add_argument(
-        "--num-threads", type=int, default=-1, metavar="N", help="threads a task (default: spark.task.cpus)"
-    )
-    made.add_argument(
-        "--decode", choices=("exact", "fast"), default="exact", help="as the reference, or DCT-scaled JPEG"
-    )
-    made.add_argument("--max-pixels", type=int, metavar="N", help="an image of more gets no score")
-    made.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="torch device (default: the task's GPU, or cpu)"
-    )
-    made.add_argument("--dtype", default="auto", metavar="DTYPE", help="float32, float16, bfloat16 (default: chosen)")
-    return made
-
-
-def shared(args: argparse.Namespace) -> dict[str, Any]:
-    """Those arguments as `score_table` takes them."""
-    return {
-        "source": args.source,
-        "key": key_columns(args.key),
-        "image_col": args.image_col,
-        "embedding_col": args.embedding_col,
-        "scores": args.scores,
-        "predictor": args.predictor,
-        "with_embedding": args.with_embedding,
-        "checkpoint": args.checkpoint,
-        "max_bytes_per_chunk": args.max_bytes_per_chunk,
-        "max_files_per_chunk": args.max_files_per_chunk,
-        "version_col": args.version_col,
-        "shared_keys": args.shared_keys,
-        "batch_size": args.batch_size,
-        "num_threads": args.num_threads,
-        "decode": args.decode,
-        "device": args.device,
-        "dtype": args.dtype,
-        **({} if args.max_pixels is None else {"max_pixels": args.max_pixels}),
-        "model_path": args.model_path,
-        "progress_file": Stderr(),
-    }
-
-
-def key_columns(text: str) -> list[str]:
-    """Names that are separated by commas."""
-    return [column.strip() for column in text.split(",")]
 
 
 def session(name: str) -> SparkSession:

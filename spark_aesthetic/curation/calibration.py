@@ -166,7 +166,7 @@ def calibrate(
         labels: A frame, or a CSV file with a header on storage that Spark reads. Columns: `label` (string; "keep" or
             "drop", null is none), and those of `key`, or without it `score`. A million rows at most.
         keep: The highest cut that keeps this share of the scored rows at least, above 0 and up to 1.
-        top_k: The highest cut that keeps so many rows at least; `curate(top_k=…)` keeps exactly so many.
+        top_k: The highest cut that keeps so many rows at least; `curate` keeps exactly so many.
         min_score: This cut.
         precision: The lowest cut of which, by the labels, this share of the kept rows is to be kept.
         recall: The highest cut that, by the labels, keeps this share of the rows to keep.

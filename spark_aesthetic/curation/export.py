@@ -24,7 +24,7 @@ from spark_aesthetic.delta.naming import has_column, lacking, names, quoted
 from spark_aesthetic.delta.rows import rows_of_chosen
 from spark_aesthetic.delta.schemas import spelled
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.options import check_mode, whole
+from spark_aesthetic.options import Mode, check_mode, whole
 from spark_aesthetic.scoring.target import EMBEDDING
 from spark_aesthetic.webdataset import shards, staging
 from spark_aesthetic.webdataset.samples import BY_CONTENT
@@ -75,7 +75,7 @@ def export_webdataset(
     columns: str | Sequence[str] | None = None,
     samples_per_shard: int = 10_000,
     sidecar: bool = False,
-    mode: str = "errorifexists",
+    mode: Mode = "errorifexists",
 ) -> ExportSummary:
     """Write the rows that a condition chooses as shards: images byte for byte, all else in a JSON file for each.
 
@@ -99,7 +99,7 @@ def export_webdataset(
             fields of that struct go into the JSON. The files are named by what the bytes are.
         columns: One other to write, or several; by default all but the embeddings of the scores, which cost a shuffle
             of the images where they are named, and `__key__` and `__url__` of an ingested table never.
-        samples_per_shard: At most so many in a shard.
+        samples_per_shard: Maximum number of samples in one shard.
         sidecar: Also write all but the images as Parquet beside each shard.
         mode: "errorifexists" refuses a folder that has shards, "append" numbers on from them, "overwrite" replaces
             them.

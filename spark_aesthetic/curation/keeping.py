@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
@@ -31,7 +31,8 @@ from spark_aesthetic.options import check_mode
 from spark_aesthetic.scoring.target import EMBEDDING, MODEL, SCORE, TYPES
 
 # What makes sense where a table is written that its rows' keys identify.
-KEPT_MODES = ("errorifexists", "overwrite")
+KeptMode = Literal["errorifexists", "overwrite"]
+KEPT_MODES: tuple[KeptMode, ...] = get_args(KeptMode)
 
 _log = logging.getLogger("spark_aesthetic")
 
@@ -72,11 +73,11 @@ def read_scores(
 
     Args:
         spark: A session with Delta Lake.
-        scores: Delta table by catalog name, or by path (anything with a slash).
-        model: As in `aesthetic_model`.
-        by: Columns that part the table.
-        table: Delta table to take them from where the scores do not have them, joined by `key`.
-        key: Columns that identify a row in both.
+        scores: Delta table with the scores, by catalog name, or by path (anything with a slash).
+        model: The `aesthetic_model` of the scores to take, where the table has several.
+        by: Columns that part the table: each group gets a cut of its own.
+        table: Delta table to take `by` from where the scores do not have it, joined by `key`.
+        key: Columns that together identify a row.
 
     Raises:
         TableError: No such table, column or model.
@@ -112,7 +113,7 @@ def write_kept(
     key: Sequence[str] = (),
     table: str | None = None,
     score_col: str = SCORE,
-    mode: str = "errorifexists",
+    mode: KeptMode = "errorifexists",
 ) -> Kept:
     """Write the rows at or above a cut to a Delta table, in one commit.
 
@@ -123,15 +124,15 @@ def write_kept(
 
     Args:
         spark: A session with Delta Lake.
-        scores: As `read_scores` takes it.
+        scores: Delta table with the scores, by catalog name, or by path (anything with a slash).
         out: Delta table to write, by name or by path.
         calibration: As `curate` takes it. Of several models in the scores its own is taken.
         wanted: Otherwise min_score, keep or top_k, as `curate` takes it.
-        model: As `read_scores` takes it.
-        by: As `curate` takes it.
-        key: Columns that identify a row.
-        table: Delta table whose rows to write.
-        score_col: As `curate` takes it.
+        model: The `aesthetic_model` of the scores to take, where the table has several.
+        by: Columns that part the table: each group gets a cut of its own.
+        key: Columns that together identify a row.
+        table: Delta table whose rows to write, such as that of the images; joined by `key`.
+        score_col: Column of the scores.
         mode: "errorifexists" refuses a table that is there; "overwrite" replaces it in one commit, so a run that is
             repeated gives the same. There is no "append": the rows that two runs keep would be there twice.
 

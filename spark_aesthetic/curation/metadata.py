@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -11,13 +12,17 @@ from pyspark.sql.types import StructType
 from spark_aesthetic.delta.naming import are_same_columns, column_named, lacking, names, quoted
 from spark_aesthetic.delta.schemas import column_path, column_type, holds_bytes, path_parts, spelled
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.options import MODES, check_mode
+from spark_aesthetic.options import MODES, Mode, check_mode
 
 __all__ = ["save_metadata"]
 
 
 def save_metadata(
-    df: DataFrame, path: str, *, image_cols: str | Sequence[str] | None = None, mode: str = "errorifexists"
+    df: DataFrame,
+    path: str,
+    *,
+    image_cols: str | Sequence[str] | None = None,
+    mode: Mode | Literal["ignore"] = "errorifexists",
 ) -> None:
     """Write all columns but those with the bytes of images to Parquet files.
 

@@ -20,7 +20,7 @@ from spark_aesthetic.delta.naming import are_distinct, has_column
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import inputs
 from spark_aesthetic.functions.columns import embedding_columns, score_image
-from spark_aesthetic.options import INPUT_KINDS, PILLOW_WARNS_PIXELS, Options
+from spark_aesthetic.options import INPUT_KINDS, PILLOW_WARNS_PIXELS, Decode, Dtype, Options
 from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.recipe import BUILT_IN, DEFAULT, Predictor, resolve
 
@@ -177,8 +177,8 @@ class AestheticScorer(
         normalize: bool = True,
         batchSize: int = -1,
         device: str = "auto",
-        dtype: str = "auto",
-        decode: str = "exact",
+        dtype: Dtype = "auto",
+        decode: Decode = "exact",
         numThreads: int = -1,
         maxPixels: int = PILLOW_WARNS_PIXELS,
         modelPath: str | None = None,
@@ -336,22 +336,22 @@ class AestheticScorer(
         found: str = self.getOrDefault("device")
         return found
 
-    def setDtype(self, value: str) -> AestheticScorer:
+    def setDtype(self, value: Dtype) -> AestheticScorer:
         """Set `dtype`."""
         return self.setParams(dtype=value)
 
-    def getDtype(self) -> str:
+    def getDtype(self) -> Dtype:
         """Get `dtype`."""
-        found: str = self.getOrDefault("dtype")
+        found: Dtype = self.getOrDefault("dtype")
         return found
 
-    def setDecode(self, value: str) -> AestheticScorer:
+    def setDecode(self, value: Decode) -> AestheticScorer:
         """Set `decode`."""
         return self.setParams(decode=value)
 
-    def getDecode(self) -> str:
+    def getDecode(self) -> Decode:
         """Get `decode`."""
-        found: str = self.getOrDefault("decode")
+        found: Decode = self.getOrDefault("decode")
         return found
 
     def setNumThreads(self, value: int) -> AestheticScorer:

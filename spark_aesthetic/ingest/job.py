@@ -35,7 +35,7 @@ from spark_aesthetic.errors import TableError
 from spark_aesthetic.functions import inputs
 from spark_aesthetic.images import headers
 from spark_aesthetic.ingest.entries import Entry, ImageSource, header_udf
-from spark_aesthetic.ingest.sources import VERSION, open_source
+from spark_aesthetic.ingest.sources import VERSION, Format, open_source
 from spark_aesthetic.options import check_files, in_bytes
 from spark_aesthetic.scoring.target import add_columns
 from spark_aesthetic.webdataset.source import URL
@@ -130,7 +130,7 @@ def ingest_images(
     source: str,
     table: str,
     *,
-    format: str | None = None,
+    format: Format | None = None,
     uri_col: str | None = None,
     glob: str | None = None,
     keep_once: bool = False,
@@ -165,10 +165,11 @@ def ingest_images(
         glob: Of a folder, a pattern that the names of files must match, such as "*.{jpg,png}".
         keep_once: Of images with the same bytes keep one row: the one that is in the table, else the least path. The
             others are listed, without their bytes, in the table of the same name with `_duplicates` at its end.
-        max_file_bytes: What is larger is not read; a number, or text such as "128m". Of shards, a file
-            of a sample, and at most "512m".
-        max_bytes_per_chunk: Of one commit, about. It waits on the executors' disks; of shards there is one task each.
-        max_files_per_chunk: Of one commit.
+        max_file_bytes: Larger files are not read: bytes, or text such as "128m". In shards it limits each file of a
+            sample, and is at most "512m".
+        max_bytes_per_chunk: Approximate size of the images in one commit: bytes, or text such as "8g". They wait on the
+            executors' disks; of shards there is one task each.
+        max_files_per_chunk: Maximum number of files in one commit.
         retry_failed: Also read files and addresses again that could not be read or gave no image, and damaged shards.
         allow: Which addresses of `uri_col` may be read: prefixes such as "s3://bucket/photos/", "/Volumes/main/photos/"
             or "http://10.1.2.3:8080/". Without any, http(s) to public addresses alone, which "http://" and "https://"

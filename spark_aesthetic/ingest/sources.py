@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal, get_args
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Row, SparkSession
@@ -26,7 +27,7 @@ from spark_aesthetic.webdataset import places
 from spark_aesthetic.webdataset.shards import APART, MAX_SAMPLE_BYTES, TEXTS, WHOLE_EXTENSION, is_text
 from spark_aesthetic.webdataset.source import ERROR, PATH, URL, WebDataset
 
-FORMATS = ("folder", "webdataset", "uris")
+Format = Literal["folder", "webdataset", "uris"]
 
 # Of shards: on one row of each its size and ETag, or time, as they were when it was read.
 VERSION = "__version__"
@@ -41,7 +42,7 @@ _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "i
 _ADDRESSES_A_TASK = 500
 
 
-def format_of(source: str, *, format: str | None, uri_col: str | None) -> str:
+def format_of(source: str, *, format: Format | None, uri_col: str | None) -> Format:
     """The format of a source as it was given, or as its name tells.
 
     Raises:
@@ -49,12 +50,12 @@ def format_of(source: str, *, format: str | None, uri_col: str | None) -> str:
     """
     if format is None:
         return "uris" if uri_col is not None else "webdataset" if TAR.search(source.rstrip("}")) else "folder"
-    if format not in FORMATS:
-        raise OptionError(f"--format {format!r}: {nearest(format, FORMATS)}")
+    if format not in get_args(Format):
+        raise OptionError(f"--format {format!r}: {nearest(format, get_args(Format))}")
     return format
 
 
-def allowed_for(format: str, allow: Sequence[str], called: str) -> Allowed:
+def allowed_for(format: Format, allow: Sequence[str], called: str) -> Allowed:
     """The rule for addresses of a format; `called` is how the caller names the option.
 
     Raises:
@@ -70,7 +71,7 @@ def open_source(
     spark: SparkSession,
     source: str,
     *,
-    format: str | None,
+    format: Format | None,
     uri_col: str | None,
     glob: str | None,
     max_file_bytes: int,

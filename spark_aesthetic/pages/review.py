@@ -163,10 +163,10 @@ def review(
         key: Columns that together identify a row; of simple types but binary.
         out: The file to write: a path of the driver, dbfs:/, or an address that fsspec knows; its folder is made.
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
-        score_col: float or double column.
+        score_col: Column of the scores, float or double.
         cut: Where the cut stands at first; rounded to hundredths. By default it keeps half of the rows.
         n: How many images to show, 1 to 10,000.
-        seed: Another one gives another sample.
+        seed: Another seed gives another sample.
         model: The `aesthetic_model` to show where there are several.
         source: Where the rows come from, for the page to say; by default the images, where they are named.
         overwrite: Replace the file `out` if there is one.

@@ -190,7 +190,7 @@ def version_column(rows: DataFrame, column: str, key: Sequence[str]) -> str:
     name = schemas.spelled(rows, column)
     schemas.column_type(rows, quoted(name), "--version-col")
     naming.check_own_name(name, "--version-col")
-    if name in key or name.lower() in TYPES:
+    if name in key or naming.has_column(TYPES, name):
         raise TableError(
             f"--version-col: expected a column that is no key and that the job does not write, found {name!r}"
         )

@@ -163,7 +163,7 @@ def staged(table: Source, checkpoint: str | None) -> str:
 
 def unscored(rows: DataFrame, model: str, *, retry_failed: bool) -> Column:
     """Which rows of the source have no score of a model in its own columns."""
-    if MODEL not in [name.lower() for name in rows.columns]:
+    if not naming.has_column(rows.columns, MODEL):
         return F.lit(True)
     other = ~F.col(MODEL).eqNullSafe(model)
     return other | F.col(ERROR).isNotNull() if retry_failed else other

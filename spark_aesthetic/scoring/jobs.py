@@ -83,18 +83,18 @@ def score_table(
 
     Args:
         spark: A session with Delta Lake.
-        source: Delta table by catalog name, or by path (anything with a slash).
+        source: Delta table with the rows to score, by catalog name, or by path (anything with a slash).
         key: Column, or columns that together, identify a row; no nulls, no duplicates.
         image_col: Binary column of image files. Either this or `embedding_col`.
         embedding_col: `array<float>`, `array<double>` or ml Vector column of CLIP embeddings; normalised here.
-        scores: Delta table for the scores, by name or by path.
+        scores: Delta table for the scores, by name or by path; without it they go into `source` itself.
         view: With `scores`, a view to make or replace that joins source and scores.
         view_model: The `aesthetic_model` that the view shows, or "all" for columns of each; by default this run's.
-        predictor: A predictor, its name, or the path of its JSON file.
+        predictor: Name of a predictor, or the path of its JSON file; in Python also a `Predictor`.
         with_embedding: Also write `clip_embedding` (`array<float>`), so that other heads can score it later.
         checkpoint: Folder for the state of streams; by default `_spark_aesthetic` in the folder of the scores table.
-        max_bytes_per_chunk: Of the source's files, about; a number, or text such as "8g".
-        max_files_per_chunk: Of the source, if that limit is reached first.
+        max_bytes_per_chunk: Approximate size of the source's files in one commit: bytes, or text such as "8g".
+        max_files_per_chunk: Maximum number of the source's files in one commit, if that limit is reached first.
         reconcile: First compare the keys of source and scores, reading no image but those to be scored: score what is
             missing or changed, drop the scores of rows that are gone.
         version_col: Column of the source that differs where the image does; kept beside the score, so that `reconcile`
@@ -103,7 +103,7 @@ def score_table(
         shared_keys: Equal keys mean the same image in all sources of `scores`, so a row is skipped if another source
             brought its score. Without it a table with the scores of another source is refused.
         dry_run: Check everything and count, write nothing.
-        every: Go on for ever, and look for new rows so often ("1 minute").
+        every: Run until stopped, and look for new rows at this interval, such as "1 minute".
         stopping: Asked before each chunk (not on Spark Connect), and each second between them, whether to end.
         progress_file: Where progress is shown: one live line if it is a terminal, by default stderr.
         **options: See `spark_aesthetic.Options`.

@@ -68,16 +68,16 @@ class AestheticEstimator(
     are those whose rating is null, NaN or infinite; the report counts them by reason.
 
     Args:
-        inputCol: `array<float>`, `array<double>` or ml Vectors: CLIP embeddings, of any length above zero.
-        labelCol: Any number: the rating. Several rows may rate one image.
+        inputCol: `array<float>`, `array<double>` or ml Vector column of CLIP embeddings, of any length above zero.
+        labelCol: Column of ratings, of any type of number. Several rows may rate one image.
         outputCol: Of the scorer: float.
-        name: Of the predictor, as in its scores' `aesthetic_model`.
+        name: Name of the predictor, as in its scores' `aesthetic_model`.
         path: A folder, made if need be: local, /Volumes, dbfs:/, or an address of fsspec. Left out, one in the
             cache of this machine. Before Spark 4.2 the executors read the head there too.
-        backbone: Which made the embeddings: an architecture of open_clip.
-        backboneWeights: The backbone's file, as in a `Predictor`; left out, the published ones of it.
+        backbone: The architecture of open_clip that made the embeddings.
+        backboneWeights: Path or address of the backbone's file; left out, the published one.
         backboneSha256: The checksum of that file; left out, the file is read for it.
-        numFolds: Of the cross-validation, 2 to 20.
+        numFolds: Folds of the cross-validation, 2 to 20.
         regParams: The penalties that are tried, as in Spark's LinearRegression without standardization.
 
     Raises:

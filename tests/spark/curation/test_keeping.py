@@ -251,7 +251,7 @@ def test_the_commands_of_the_page_are_what_the_jobs_take(monkeypatch: pytest.Mon
     monkeypatch.setattr("sys.argv", shlex.split(keep.partition("jobs/")[2]))
     kept = curation.curate_arguments()
     assert chosen.out == kept.calibration == "demo-output/best.json"
-    assert (kept.table, kept.key, kept.overwrite) == ("demo-output/photographs", "name", True)
+    assert (kept.table, kept.key, kept.overwrite) == ("demo-output/photographs", ["name"], True)
 
 
 @pytest.mark.parametrize(

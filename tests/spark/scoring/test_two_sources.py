@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
-from spark_aesthetic.cli import submit
+from spark_aesthetic.cli.scoring import score_stream_arguments, score_table_arguments
 from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.predictors import weights
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
@@ -133,12 +134,14 @@ def test_the_job_ends_with_exit_code_2_and_one_line(
     assert (summary["rows_read"], summary["scored"], summary["skipped"]) == (4, 2, 2)
 
 
-@pytest.mark.parametrize("scores_required", [False, True], ids=["score_table", "score_stream"])
-def test_both_jobs_take_the_option(scores_required: bool) -> None:
-    given = ["--source", "a", "--key", "id", "--image-col", "i", "--scores", "s"]
-    made = submit.parser("job", "", scores_required=scores_required)
-    assert submit.shared(made.parse_args([*given, "--shared-keys"]))["shared_keys"] is True
-    assert submit.shared(made.parse_args(given))["shared_keys"] is False
+@pytest.mark.parametrize("arguments", [score_table_arguments, score_stream_arguments])
+def test_both_jobs_take_the_option(
+    arguments: Callable[[], argparse.Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["job", "--source", "a", "--key", "id", "--image-col", "i", "--scores", "s"]
+    for more, expected in (["--shared-keys"], True), ([], False):
+        monkeypatch.setattr("sys.argv", [*given, *more])
+        assert arguments().shared_keys is expected
 
 
 @pytest.mark.parametrize("feed", ["false", pytest.param("true", marks=pytest.mark.long)])

@@ -65,7 +65,7 @@ def test_the_task_is_a_command_that_the_job_takes(job: dict[str, Any], monkeypat
     (task,) = job["tasks"]
     monkeypatch.setattr(sys, "argv", ["score_table", *task["python_wheel_task"]["parameters"]])
     args = score_table_arguments()
-    assert (args.source, args.key, args.image_col) == ("main.default.photos", "id", "content")
+    assert (args.source, args.key, args.image_col) == ("main.default.photos", ["id"], "content")
     assert (args.scores, args.view) == ("main.default.photo_scores", "main.default.scored_photos")
     assert (args.predictor, args.decode) == (DEFAULT, "exact")
     assert args.checkpoint == "/Volumes/main/default/spark_aesthetic/checkpoints"
