@@ -29,9 +29,12 @@ _LINK_NAME = slice(157, 257)
 
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 
-# Notes of GNU tar and Solaris about other entries. POSIX asks that every other unknown kind is read as a file.
+# Notes of GNU tar and Solaris about other entries.
 _NOTES = (b"A", b"D", b"E", b"I", b"N", b"V")
 _CONTINUED = b"M"
+
+# POSIX asks that a kind which the reader does not know is read as a file.
+_WITHOUT_CONTENT = frozenset(tarfile.SUPPORTED_TYPES) - frozenset(tarfile.REGULAR_TYPES)
 
 # Headers with names and records of the next file, or of all that follow.
 _ABOUT = (
@@ -134,7 +137,7 @@ class TarReader:
         own: dict[str, str] = {}
         notes = 0
         while (block := self._header()) is not None:
-            name, size, kind = _parse(block)
+            name, size, kind = _parse_header(block)
             if self.ended:
                 # The next one of several archives.
                 everywhere, own, notes, self.ended = {}, {}, 0, False
@@ -142,7 +145,8 @@ class TarReader:
                 notes += _BLOCK + size
                 if notes > _MAX_NOTES_BYTES:
                     raise DamageError(f"names and PAX records of one file of more than {_MAX_NOTES_BYTES} bytes")
-                told = _told(kind, self._take(size))
+                self._expect(size)
+                told = _records(kind, self._read(size))
                 if kind == tarfile.XGLTYPE:
                     everywhere |= told
                 else:
@@ -153,26 +157,10 @@ class TarReader:
                 own, notes = {}, 0
             if kind == tarfile.GNUTYPE_SPARSE:
                 self._pass_places(block)
-            name = told.get(_SPARSE_NAME) or told.get("path", name)
-            size = _size(told["size"]) if "size" in told else size
-            self._fault = _fault(kind, name, is_sparse=_SPARSE in told)
-            if len(name) > _MAX_NAME:
-                name = f"{name[: _MAX_NAME - _NAME_END]}…{name[-_NAME_END:]}"
-            is_file = kind in tarfile.REGULAR_TYPES or kind not in (*tarfile.SUPPORTED_TYPES, *_NOTES)
-            # Only what tar does not know has content beside regular files.
-            if is_file or kind in _NOTES:
-                self._size, self._next = size, self._at + size + -size % _BLOCK
-                if self._next > _MAX_OFFSET:
-                    raise DamageError(f"a file of {size} bytes, more than any file system has")
-            if kind in _LINKS:
-                path = told.get("linkpath") or _text(block[_LINK_NAME])
-                # A hard link begins at the root of the archive, a symbolic one in its own folder.
-                self._target = normpath(path if kind == tarfile.LNKTYPE else join(dirname(name), path))
-                yield name, 0
-            # Before POSIX a folder was a file whose name says so.
-            elif is_file and not name.endswith("/"):
-                self._target = ""
-                yield name, 0 if self._fault else size
+            name, self._size, self._target, self._fault, is_given = _member(block, name, size, kind, told)
+            self._expect(self._size)
+            if is_given:
+                yield name, 0 if self._fault else self._size
 
     @property
     def target(self) -> str:
@@ -239,9 +227,15 @@ class TarReader:
         while goes_on:
             goes_on = self._read(_BLOCK)[_GOES_ON_AGAIN]
 
-    def _take(self, size: int) -> bytes:
+    def _expect(self, size: int) -> None:
+        """Note that the next header follows so many bytes of content.
+
+        Raises:
+            DamageError: That is further than any file goes.
+        """
         self._next = self._at + size + -size % _BLOCK
-        return self._read(size)
+        if self._next > _MAX_OFFSET:
+            raise DamageError(f"a file of {size} bytes, more than any file system has")
 
     def _read(self, size: int) -> bytes:
         content = _reading(self._file, size)
@@ -347,7 +341,40 @@ def _reading(file: IO[bytes], size: int) -> bytes:
         raise DamageError(str(error)) from error
 
 
-def _parse(block: bytes) -> tuple[str, int, bytes]:
+def _member(block: bytes, name: str, size: int, kind: bytes, told: dict[str, str]) -> tuple[str, int, str, str, bool]:
+    """Describe a member of the archive by its header and the records about it.
+
+    Args:
+        block: The header.
+        name: From the header, as are `size` and `kind`.
+        size: Bytes that follow the header, unless a record gives another size.
+        kind: The type flag.
+        told: The records.
+
+    Returns:
+        Its name; the bytes that follow the header; the name it links to, empty if it is no link; why its bytes cannot
+        be had, empty if nothing speaks against it; and whether a reader gives it, which is so for files and links
+        alone. This is a plain tuple because a named one makes reading headers a sixth slower.
+
+    Raises:
+        DamageError: A record has no valid size.
+    """
+    name = told.get(_SPARSE_NAME) or told.get("path", name)
+    size = _size(told["size"]) if "size" in told else size
+    fault = _fault(kind, name, is_sparse=_SPARSE in told)
+    if len(name) > _MAX_NAME:
+        name = f"{name[: _MAX_NAME - _NAME_END]}…{name[-_NAME_END:]}"
+    if kind in _LINKS:
+        path = told.get("linkpath") or _text(block[_LINK_NAME])
+        # A hard link begins at the root of the archive, a symbolic one in its own folder.
+        return name, 0, normpath(path if kind == tarfile.LNKTYPE else join(dirname(name), path)), fault, True
+    if kind in _WITHOUT_CONTENT:
+        return name, 0, "", fault, False
+    # Before POSIX a folder was a file whose name says so.
+    return name, size, "", fault, kind not in _NOTES and not name.endswith("/")
+
+
+def _parse_header(block: bytes) -> tuple[str, int, bytes]:
     name, size, checksum, kind, magic, prefix = _FIELDS.unpack(block)
     try:
         # The lower half of Adler's is the sum of all bytes and one, modulo 65521; sum() takes twenty times as long.
@@ -398,16 +425,16 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
-def _told(kind: bytes, content: bytes) -> dict[str, str]:
+def _records(kind: bytes, content: bytes) -> dict[str, str]:
     """The records that matter here of what a header says about the next file, or about all that follow."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": _text(content)}
     if kind == tarfile.GNUTYPE_LONGLINK:
         return {"linkpath": _text(content)}
-    return _records(content)
+    return _pax_records(content)
 
 
-def _records(content: bytes) -> dict[str, str]:
+def _pax_records(content: bytes) -> dict[str, str]:
     """Of a PAX header: each its length, a blank, a name, =, a value and a line feed."""
     found = {}
     content, at = content.rstrip(b"\0"), 0
