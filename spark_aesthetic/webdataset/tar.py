@@ -204,9 +204,7 @@ class TarReader:
             raise DamageError(f"a file of {size} bytes, more than any file system has")
 
     def _read(self, size: int) -> bytes:
-        content = _reading(self._file, size)
-        if len(content) < size:
-            raise DamageError("it ends here")
+        content = _whole(self._file, size)
         self._at += size
         return content
 
@@ -274,10 +272,8 @@ class _Links:
             self._file.close()
             self._file, self._at = self._again(), 0
         _pass_over(self._file, begin - self._at)
-        content = _reading(self._file, size)
-        self._at = begin + len(content)
-        if len(content) < size:
-            raise DamageError("it ends here")
+        content = _whole(self._file, size)
+        self._at = begin + size
         return content
 
 
@@ -296,6 +292,13 @@ def _pass_over(file: IO[bytes], gap: int) -> None:
         if not piece:
             raise DamageError("it ends here")
         gap -= len(piece)
+
+
+def _whole(file: IO[bytes], size: int) -> bytes:
+    content = _reading(file, size)
+    if len(content) < size:
+        raise DamageError("it ends here")
+    return content
 
 
 def _reading(file: IO[bytes], size: int) -> bytes:
