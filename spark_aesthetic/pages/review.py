@@ -49,6 +49,9 @@ _MAX_BYTES_AT_ONCE = 64 << 30
 
 _AT = "_aesthetic_at"
 
+# A thumbnail as a data URI, or None; and why there is none, or None.
+Picture = tuple[str | None, str | None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
@@ -109,6 +112,32 @@ class Section:
     high: int
     rows: int
     quota: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The rows that a page shows, and the scores from which they were drawn.
+
+    Attributes:
+        model: The `aesthetic_model` of the scores, or None if the table names none.
+        histogram: All scores of that model.
+        unscored: Rows without a score, by reason.
+        is_float: Whether the scores are of the type FLOAT.
+        cut: In hundredths.
+        bands: From the lowest score to the highest.
+        seed: Another seed gives another sample.
+        rows: From the highest score to the lowest, with the columns key (struct), text (of the key's columns),
+            score_text, bin and band (the number of its band).
+    """
+
+    model: str | None
+    histogram: Hundredths
+    unscored: dict[str, int]
+    is_float: bool
+    cut: int
+    bands: list[Section]
+    seed: int
+    rows: list[Row]
 
 
 @dataclass(frozen=True)
@@ -190,41 +219,28 @@ def review(
     _check(scores, rows, key, score_col)
     image, holder = image_column(rows, image_col, "image_col")
 
-    columns = _columns(scores, key, score_col)
-    model, histogram, unscored = _distribution(columns, model)
-    cut_bin = histogram.quantile(0.5) if cut is None else round(cut * BINS_PER_POINT)
-    bands = _bands(histogram, n, None if cut is None else cut_bin)
-    sample = _sample(columns, bands, key, model, seed)
-    keys = StructType([StructField(_AT, IntegerType()), *scores.select(*map(quoted, key)).schema])
-    numbered = scores.sparkSession.createDataFrame([(at, *row.key) for at, row in enumerate(sample)], keys)
-    if isinstance(opened, DataFrame):
-        parts = iter([opened.select(*map(quoted, [*key, holder]))])
-    else:
-        parts = rows_of_keys(
-            scores.sparkSession, opened, numbered.drop(_AT), len(sample),
-            key=key, kept=key, column=holder, max_bytes=_MAX_BYTES_AT_ONCE,
-        )  # fmt: skip
-    pictures = _pictures(parts, numbered, key, image)
+    sample = _draw(scores, key, score_col, cut=cut, n=n, seed=seed, model=model)
+    pictures = _pictures(sample.rows, scores, opened, key, image=image, holder=holder)
     tiles = [
-        Tile(list(row.text), row.score_text, row.bin, row.band, *pictures.get(at, (None, "no row in the images")))
-        for at, row in enumerate(sample)
+        Tile(list(row.text), row.score_text, row.bin, row.band, *picture)
+        for row, picture in zip(sample.rows, pictures, strict=True)
     ]
-    page = _page(
-        tiles, bands, histogram,
-        key=key, score_col=score_col, is_float=_is_float(scores, score_col), cut=cut_bin, unscored=unscored,
-        model=model, seed=seed,
-        source=source or (images if isinstance(images, str) else None),
-    ).encode()  # fmt: skip
+    source = source or (images if isinstance(images, str) else None)
+    page = _page(tiles, sample, key=key, score_col=score_col, source=source).encode()
     files.write(str(out), page)
+    return _summary(str(out), tiles, sample, len(page))
+
+
+def _summary(out: str, tiles: Sequence[Tile], sample: Sample, page_bytes: int) -> Review:
     return Review(
-        out=str(out),
-        model=model,
-        cut=cut_bin / BINS_PER_POINT,
-        scored=histogram.rows,
-        unscored=unscored,
+        out=out,
+        model=sample.model,
+        cut=sample.cut / BINS_PER_POINT,
+        scored=sample.histogram.rows,
+        unscored=sample.unscored,
         shown=len(tiles),
-        without_picture=_counted(tile.reason for tile in tiles if tile.reason is not None),
-        page_bytes=len(page),
+        without_picture=_without_picture(tiles),
+        page_bytes=page_bytes,
     )
 
 
@@ -239,6 +255,26 @@ def _check(scores: DataFrame, images: DataFrame, key: Sequence[str], score_col: 
                 "add a column such as hex(…) to both tables"
             )
     check_score(scores, score_col)
+
+
+def _draw(
+    scores: DataFrame, key: Sequence[str], score_col: str, *, cut: float | None, n: int, seed: int, model: str | None
+) -> Sample:
+    """Count all scores, and draw the rows to show in bands around the cut; without a cut it keeps half of the rows."""
+    columns = _columns(scores, key, score_col)
+    model, histogram, unscored = _distribution(columns, model)
+    cut_bin = histogram.quantile(0.5) if cut is None else round(cut * BINS_PER_POINT)
+    bands = _bands(histogram, n, None if cut is None else cut_bin)
+    return Sample(
+        model=model,
+        histogram=histogram,
+        unscored=unscored,
+        is_float=_is_float(scores, score_col),
+        cut=cut_bin,
+        bands=bands,
+        seed=seed,
+        rows=_sample(columns, bands, key, model, seed),
+    )
 
 
 def _columns(scores: DataFrame, key: Sequence[str], score_col: str) -> DataFrame:
@@ -352,13 +388,48 @@ def _sample(columns: DataFrame, bands: list[Section], key: Sequence[str], model:
 
 
 def _pictures(
-    parts: Iterator[DataFrame], numbered: DataFrame, key: Sequence[str], image: str
-) -> dict[int, tuple[str | None, str | None]]:
-    """By the number of a row: its thumbnail as a data URI, or why there is none."""
+    sampled: Sequence[Row],
+    scores: DataFrame,
+    images: DataFrame | tables.Source,
+    key: Sequence[str],
+    *,
+    image: str,
+    holder: str,
+) -> list[Picture]:
+    """Make the thumbnails of sampled rows on the executors.
+
+    Args:
+        sampled: Rows with a struct `key`.
+        scores: The table from which they were drawn, for the types of the key.
+        images: Rows with the key and the image. Of a table only the files with sampled rows are read.
+        key: Names of the key's columns.
+        image: The column of image files, as `F.col` takes it.
+        holder: The top-level column that holds it.
+
+    Returns:
+        One picture for each row, in their order.
+
+    Raises:
+        TableError: A key has several images.
+    """
+    keys = StructType([StructField(_AT, IntegerType()), *scores.select(*map(quoted, key)).schema])
+    numbered = scores.sparkSession.createDataFrame([(at, *row.key) for at, row in enumerate(sampled)], keys)
+    if isinstance(images, DataFrame):
+        parts = iter([images.select(*map(quoted, [*key, holder]))])
+    else:
+        parts = rows_of_keys(
+            scores.sparkSession, images, numbered.drop(_AT), len(sampled),
+            key=key, kept=key, column=holder, max_bytes=_MAX_BYTES_AT_ONCE,
+        )  # fmt: skip
+    pictures = _by_number(parts, numbered, key, image)
+    return [pictures.get(at, (None, "no row in the images")) for at in range(len(sampled))]
+
+
+def _by_number(parts: Iterator[DataFrame], numbered: DataFrame, key: Sequence[str], image: str) -> dict[int, Picture]:
     # Made here: where this module is imported on a worker there is no session to make it with.
     make_udf: Any = pandas_udf
     shrink = make_udf(thumbnails, "thumbnail binary, reason string")
-    pictures: dict[int, tuple[str | None, str | None]] = {}
+    pictures: dict[int, Picture] = {}
     for part in parts:
         # The sampled keys go to the rows, so that no image is shuffled.
         joined = part.join(F.broadcast(numbered), list(key)).select(_AT, F.col(image).alias("image"))
@@ -372,26 +443,14 @@ def _pictures(
     return pictures
 
 
-def _page(
-    tiles: list[Tile],
-    bands: list[Section],
-    histogram: Hundredths,
-    *,
-    key: Sequence[str],
-    score_col: str,
-    is_float: bool,
-    cut: int,
-    unscored: dict[str, int],
-    model: str | None,
-    seed: int,
-    source: str | None,
-) -> str:
+def _page(tiles: Sequence[Tile], sample: Sample, *, key: Sequence[str], score_col: str, source: str | None) -> str:
     # Labels belong to these images and scores: the same page made again finds them, another one does not.
-    content = json.dumps([model, list(key), [(tile.key, tile.score) for tile in tiles]])
+    content = json.dumps([sample.model, list(key), [(tile.key, tile.score) for tile in tiles]])
+    histogram = sample.histogram
     tick = _width(len(histogram.counts), _MAX_TICKS)
     low = histogram.first // tick * tick
     high = -(-(histogram.first + len(histogram.counts)) // tick) * tick
-    shown = [(band, [tile for tile in tiles if tile.band == at]) for at, band in enumerate(bands)]
+    shown = [(band, [tile for tile in tiles if tile.band == at]) for at, band in enumerate(sample.bands)]
     script, style = (_text(f"review.{kind}") for kind in ("js", "css"))
     return render(
         "review.html.jinja",
@@ -400,8 +459,8 @@ def _page(
             "key": list(key),
             "score": quoted(score_col) if not score_col.isidentifier() else score_col,
             # A literal of the scores' type: 5.10 alone is more to Spark than a FLOAT of 5.1.
-            "suffix": "F" if is_float else "",
-            "cut": min(max(cut, low), high),
+            "suffix": "F" if sample.is_float else "",
+            "cut": min(max(sample.cut, low), high),
             "first": histogram.first,
             "counts": histogram.counts,
         },
@@ -410,11 +469,11 @@ def _page(
         axis=range(low, high + 1, tick),
         rows=histogram.rows,
         shown=len(tiles),
-        unscored=unscored,
-        without_picture=_counted(tile.reason for tile in tiles if tile.reason is not None),
-        model=model,
-        untrained=is_untrained(model),
-        seed=seed,
+        unscored=sample.unscored,
+        without_picture=_without_picture(tiles),
+        model=sample.model,
+        untrained=is_untrained(sample.model),
+        seed=sample.seed,
         source=source,
         made_at=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         script=script,
@@ -438,8 +497,8 @@ def _bars(histogram: Hundredths, low: int) -> str:
     )
 
 
-def _counted(reasons: Iterator[str]) -> dict[str, int]:
-    return dict(sorted(Counter(reasons).items()))
+def _without_picture(tiles: Sequence[Tile]) -> dict[str, int]:
+    return dict(sorted(Counter(tile.reason for tile in tiles if tile.reason is not None).items()))
 
 
 def _text(name: str) -> str:
