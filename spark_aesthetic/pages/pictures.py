@@ -25,6 +25,13 @@ _AT = "_aesthetic_at"
 Picture = tuple[str | None, str | None]
 
 
+def thumbnail_udf() -> Any:
+    """`thumbnails` for a column of image files, as a struct of `thumbnail` and `reason`."""
+    # Made on each call: where this module is imported on a worker there is no session to make it with.
+    make_udf: Any = pandas_udf
+    return make_udf(thumbnails, "thumbnail binary, reason string")
+
+
 def sampled_pictures(
     sampled: Sequence[Row],
     scores: DataFrame,
@@ -64,9 +71,7 @@ def sampled_pictures(
 
 
 def _by_number(parts: Iterator[DataFrame], numbered: DataFrame, key: Sequence[str], image: str) -> dict[int, Picture]:
-    # Made here: where this module is imported on a worker there is no session to make it with.
-    make_udf: Any = pandas_udf
-    shrink = make_udf(thumbnails, "thumbnail binary, reason string")
+    shrink = thumbnail_udf()
     pictures: dict[int, Picture] = {}
     for part in parts:
         # The sampled keys go to the rows, so that no image is shuffled.
