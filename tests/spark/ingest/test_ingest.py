@@ -27,9 +27,11 @@ from spark_aesthetic.errors import AestheticError, OptionError, TableError
 from spark_aesthetic.ingest import listing
 from spark_aesthetic.ingest.allowed import Allowed
 from spark_aesthetic.ingest.fetching import fetch
-from spark_aesthetic.ingest.job import ImageTable, IngestSummary, Run
+from spark_aesthetic.ingest.job import IngestSummary
 from spark_aesthetic.ingest.pace import Limits
+from spark_aesthetic.ingest.run import Run
 from spark_aesthetic.ingest.sources import Addresses, open_source
+from spark_aesthetic.ingest.table import ImageTable
 from spark_aesthetic.testing import noise_image, photographs, small_predictor
 from spark_aesthetic.webdataset.source import WebDataset
 

@@ -17,7 +17,7 @@ from test_ingest import _run, id_of, rows
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.ingest.job import ImageTable
+from spark_aesthetic.ingest.table import ImageTable
 from spark_aesthetic.testing import noise_image
 
 pytestmark = pytest.mark.usefixtures("interpreted")
