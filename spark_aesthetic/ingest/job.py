@@ -7,38 +7,22 @@ costs the chunk at work, and the next one lists again.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from functools import reduce
-from itertools import chain
-from operator import and_
+from dataclasses import asdict, dataclass
 from typing import Any
-from uuid import uuid4
 
-from pyspark.sql import Column, DataFrame, Row, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql.types import StringType
+from pyspark.sql import SparkSession
 
-import spark_aesthetic
-from spark_aesthetic.delta import access, fitting, naming, sessions, tables
-from spark_aesthetic.delta.commits import Commit, Logged, committed, logged, merge_into
-from spark_aesthetic.delta.frames import on_disk
-from spark_aesthetic.delta.naming import identifier, quoted
+from spark_aesthetic.delta import sessions
 from spark_aesthetic.delta.sessions import in_own_session
-from spark_aesthetic.errors import TableError
 from spark_aesthetic.functions import inputs
-from spark_aesthetic.images import headers
-from spark_aesthetic.ingest.entries import Entry, ImageSource, header_udf
-from spark_aesthetic.ingest.sources import VERSION, Format, open_source
+from spark_aesthetic.ingest.entries import Entry
+from spark_aesthetic.ingest.run import Run
+from spark_aesthetic.ingest.sources import Format, open_source
+from spark_aesthetic.ingest.table import ImageTable
 from spark_aesthetic.options import check_files, in_bytes
-from spark_aesthetic.scoring.target import add_columns
-from spark_aesthetic.webdataset.source import URL
 
 __all__ = ["IngestSummary", "ingest_images"]
 
@@ -51,34 +35,6 @@ MAX_FILES_PER_CHUNK = 50_000
 
 # Tens of times a large photograph; the JVM holds a few copies of it on its way into Parquet.
 MAX_FILE_BYTES = "128m"
-
-# Of one file of the table.
-_FILE_BYTES = 128 << 20
-
-# As far back a commit is looked for that was made a moment ago.
-_LAST_COMMITS = 20
-
-# Of all runs into a table: Delta takes a number of an application once, and none below the last.
-_APPLICATION = "spark_aesthetic.ingest"
-
-# Columns of a MERGE's rows that the table does not have.
-_DROPPED, _KEPT = "_aesthetic_dropped", "_aesthetic_kept"
-
-# In place of a shard's version: read it again. Greater than every version, so that `max` gives it.
-_AGAIN = "~again"
-
-_COLUMNS = {
-    "image_id": ("STRING", "sha256 of the bytes, 64 hexadecimal digits; of the path where there are no bytes"),
-    "path": ("STRING", "Where the image comes from: a file, an address, or shard#key"),
-    "image": ("BINARY", "The bytes as they were found; null where they could not be had"),
-    "width": ("INT", "Pixels, as the header says; null where it says nothing"),
-    "height": ("INT", "Pixels, as the header says; null where it says nothing"),
-    "format": ("STRING", "JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF, by the bytes and not by the name"),
-    "error": ("STRING", "Why there are no bytes, or why they are no image; null where all is well"),
-    "length": ("BIGINT", "Bytes of the file"),
-    "modified_at": ("TIMESTAMP", "When the file was modified; null where nothing tells"),
-    "ingested_at": ("TIMESTAMP", "When the run began that wrote the row"),
-}
 
 
 @dataclass(frozen=True)
@@ -192,35 +148,46 @@ def ingest_images(
     if opened.passed_over.counts:
         _log.warning("%s: files that are not read: %s", source, opened.passed_over)
     inputs.warn_of_large_batches(spark)
-    run = _Run(
-        spark=spark, source=opened, name=source, table=table, keep_once=keep_once, retry_failed=retry_failed
+    run = Run(
+        source=opened, name=source, table=ImageTable(spark, table), keep_once=keep_once, retry_failed=retry_failed
     )  # fmt: skip
-    run.make_table()
+    run.table.make()
+    listed, skipped = _take_in(run, max_bytes, max_files_per_chunk)
+    return _summary(run, listed, skipped, time.monotonic() - started)
+
+
+def _take_in(run: Run, max_bytes: int, max_files: int) -> tuple[int, int]:
+    """Write what is new, chunk by chunk, and count the entries of the source and those that the table had."""
     listed, new = run.list_new()
     skipped = listed
-    for number, entries in enumerate(_chunks(new, max_bytes, max_files_per_chunk), start=1):
-        with sessions.described(spark, f"spark-aesthetic: chunk {number} of {source}"):
+    for number, entries in enumerate(_chunks(new, max_bytes, max_files), start=1):
+        with sessions.described(run.table.spark, f"spark-aesthetic: chunk {number} of {run.name}"):
             run.write(entries, number)
         skipped -= len(entries)
-        _log.info("%s: %d of %d taken in, %d chunks", source, listed - skipped, listed, run.chunks)
-    if not keep_once and run.chunks:
-        run.duplicates = run.count_duplicates()
+        _log.info("%s: %d of %d taken in, %d chunks", run.name, listed - skipped, listed, run.done.chunks)
+    if not run.keep_once and run.done.chunks:
+        run.count_duplicates()
+    return listed, skipped
+
+
+def _summary(run: Run, listed: int, skipped: int, seconds: float) -> IngestSummary:
+    done, passed_over = run.done, run.source.passed_over.counts
     return IngestSummary(
         listed=listed,
         skipped=skipped,
-        passed_over=sum(opened.passed_over.counts.values()),
-        passed_over_by_reason=dict(sorted(opened.passed_over.counts.items())),
-        added=run.added,
-        replaced=run.replaced,
-        removed=run.removed,
-        unchanged=run.unchanged,
-        duplicates=run.duplicates,
-        left_out=run.duplicates if keep_once else 0,
-        failed=run.failed.total(),
-        failed_by_reason=dict(sorted(run.failed.items())),
-        bytes_read=run.bytes_read,
-        chunks=run.chunks,
-        seconds=round(time.monotonic() - started, 3),
+        passed_over=sum(passed_over.values()),
+        passed_over_by_reason=dict(sorted(passed_over.items())),
+        added=done.added,
+        replaced=done.replaced,
+        removed=done.removed,
+        unchanged=done.unchanged,
+        duplicates=done.duplicates,
+        left_out=done.duplicates if run.keep_once else 0,
+        failed=done.failed.total(),
+        failed_by_reason=dict(sorted(done.failed.items())),
+        bytes_read=done.bytes_read,
+        chunks=done.chunks,
+        seconds=round(seconds, 3),
     )
 
 
@@ -237,353 +204,3 @@ def _chunks(entries: Iterator[Entry], max_bytes: int, max_files: int) -> Iterato
         total += length
     if chunk:
         yield chunk
-
-
-@dataclass(kw_only=True)
-class _Run:
-    """One run into one table, and what it has done so far."""
-
-    spark: SparkSession
-    source: ImageSource
-    name: str
-    table: str
-    keep_once: bool
-    retry_failed: bool
-    id: str = field(default_factory=lambda: uuid4().hex[:12])
-    began: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-    began_at: int | None = None
-    # Greater than that of every run before.
-    generation: int = 0
-    added: int = 0
-    replaced: int = 0
-    removed: int = 0
-    unchanged: int = 0
-    duplicates: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    bytes_read: int = 0
-    chunks: int = 0
-
-    @property
-    def left_out(self) -> str:
-        """The table of the copies that `keep_once` leaves out."""
-        path = naming.path_of(self.table)
-        if path is not None:
-            return f"{path}_duplicates"
-        # The last letter of a name in backquotes is one of them.
-        return f"{self.table.removesuffix('`')}_duplicates{'`' if self.table.endswith('`') else ''}"
-
-    def make_table(self) -> None:
-        """Create the table if it is not there.
-
-        Raises:
-            TableError: A table is there without the columns, or with other types.
-        """
-        described = tables.detail(self.spark, self.table)
-        if described is not None:
-            fitting.check_updates(described, f"--table {self.table!r}", "choose another table")
-            found = {field.name: field.dataType.simpleString().upper() for field in self._rows().schema}
-            for name, (kind, _) in _COLUMNS.items():
-                if found.get(name) != kind:
-                    raise TableError(
-                        f"--table {self.table!r}, column {name}: expected {kind}, found {found.get(name)}; choose "
-                        "another table: this one was not made by ingest_images"
-                    )
-            return
-        fitting.check_schema(self.spark, self.table, f"--table {self.table!r}")
-        columns = ", ".join(f"{name} {kind} COMMENT '{comment}'" for name, (kind, comment) in _COLUMNS.items())
-        # The feed lets score_table follow the rows that are replaced.
-        create = (
-            f"CREATE TABLE IF NOT EXISTS {identifier(self.table)} ({columns}) USING delta "
-            "TBLPROPERTIES (delta.enableChangeDataFeed = true)"
-        )
-        with access.reaching(f"--table {self.table!r}"):
-            committed(lambda: self.spark.sql(create), also=("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION",))
-
-    def list_new(self) -> tuple[int, Iterator[Entry]]:
-        """How much the source has, and what of it is new; where something is, all older runs have been ended."""
-        before = self._version()
-        there = self._rows(before)
-        self.source = self.source.knowing(there.columns)
-        listed, new = self._list(there)
-        first = next(new, None)
-        if first is None:
-            return listed, iter(())
-        # A clock may be behind that of an earlier run.
-        self.generation = max(int(1000 * self.began.timestamp()), self._last_generation() + 1)
-        # From here on Delta drops what older runs commit: their numbers are lower. MERGE adds no columns, this does.
-        self._append(there.limit(0).select("*", *self._missing()), 0)
-        self.began_at = self._version()
-        if self.began_at == before + 1:
-            return listed, chain([first], new)
-        # What was committed in between was not known above.
-        return self._list(self._rows(self.began_at))
-
-    def _last_generation(self) -> int:
-        """The generation of the newest run in the table's history, or 0."""
-        for last in (_LAST_COMMITS, None):
-            told = [commit.told.get("generation") for commit in self._logged(last)]
-            generations = [generation for generation in told if isinstance(generation, int)]
-            if generations:
-                return max(generations)
-        return 0
-
-    def _logged(self, last: int | None) -> list[Logged]:
-        return logged(self.spark, identifier(self.table), last=last)
-
-    def _missing(self) -> list[Column]:
-        """Columns of this source that the table does not have."""
-        known = {name.lower() for name in self._rows().columns}
-        return [F.lit(None).cast("string").alias(name) for name in self.source.texts if name.lower() not in known]
-
-    def _list(self, rows: DataFrame) -> tuple[int, Iterator[Entry]]:
-        known = self._narrow(rows, there=True)
-        if tables.is_delta(self.spark, self.left_out):
-            copies = self._narrow(tables.read_table(self.spark, self.left_out), there=False)
-            known = known.unionByName(copies, allowMissingColumns=True)
-        return self.source.new(known)
-
-    def _narrow(self, rows: DataFrame, *, there: bool) -> DataFrame:
-        """What `ImageSource.new` takes."""
-        shards = [name for name in (URL, VERSION) if name in rows.columns]
-        again = F.lit(self.retry_failed) & F.col("error").isNotNull()
-        modified, ingested = (F.unix_micros(f"{did}_at").alias(f"{did}_us") for did in ("modified", "ingested"))
-        told = (again.alias("again"), F.lit(there).alias("there"))
-        return rows.select("path", modified, "length", ingested, *told, *shards)
-
-    def write(self, entries: list[Entry], number: int) -> None:
-        """Take one chunk in: read once, onto the executors' disks, then counted and committed from there.
-
-        Raises:
-            TableError: Another run has begun.
-        """
-        with ExitStack() as kept:
-            read = kept.enter_context(on_disk(self.source.read(entries).withColumn("header", header_udf()("image"))))
-            rows = self._rows_of(entries, read)
-            counts = self._counts(rows)
-            mended = self.source.mend(entries, read, {row.error for row in counts if row.error is not None})
-            if mended is not None:
-                rows = self._rows_of(entries, kept.enter_context(on_disk(mended)))
-                counts = self._counts(rows)
-            self._take_up([name for name in self.source.further if any(row[name] for row in counts)])
-            rows = rows.drop(*self.source.further)
-            self.bytes_read += sum(row.bytes or 0 for row in counts)
-            gone = None
-            if VERSION in self.source.texts:
-                rows = _versioned(rows, entries, counts)
-                if entries[0].changed:
-                    rows, gone = self._changed(rows, entries, kept)
-                    counts = self._counts(rows)
-            count, size = sum(row.rows for row in counts), sum(row.bytes or 0 for row in counts)
-            rows = rows.coalesce(max(1, -(-size // _FILE_BYTES)))
-            copies = self._commit(rows, gone, count, number, changed=entries[0].changed)
-        for row in counts:
-            if row.error is not None:
-                self.failed[row.error] += row.rows
-        self.chunks += 1
-        self.duplicates += copies
-        if not entries[0].changed:
-            self.added += count - copies
-
-    def _rows_of(self, entries: list[Entry], read: DataFrame) -> DataFrame:
-        """What was read, and what could not be, as the table has it."""
-        rows, unread = self._described(read), self.source.unread(entries, read)
-        if unread is None:
-            return rows
-        return rows.unionByName(self._described(unread.withColumn("header", F.lit(None).cast(headers.HEADER))))
-
-    def _counts(self, rows: DataFrame) -> list[Row]:
-        """Rows, bytes and the least path of each error, and of shards of each shard."""
-        by = ["error", *([URL] if URL in self.source.texts else [])]
-        told = [F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes"), F.min("path").alias("path")]
-        # The table gets a column for a text once a row has it.
-        told += [F.count(quoted(name)).alias(name) for name in self.source.further if name in rows.columns]
-        return rows.groupBy(*by).agg(*told).collect()
-
-    def _take_up(self, names: list[str]) -> None:
-        """Give the table columns for texts that the first samples did not have."""
-        if names:
-            # MERGE adds none.
-            add_columns(self.spark, identifier(self.table), self._rows(), dict.fromkeys(names, StringType()))
-            self.source = self.source.knowing(names)
-
-    def _changed(self, rows: DataFrame, entries: list[Entry], kept: ExitStack) -> tuple[DataFrame, DataFrame]:
-        """The new and changed rows of modified shards, and the paths that these shards no longer have, both `kept`."""
-        compared = ["image_id", "error", *(name for name in self.source.texts if name != VERSION)]
-        urls = self.spark.createDataFrame([(entry.path,) for entry in entries], f"`{URL}` string")
-        # At a version: Spark computes again what it keeps of a table that is written to.
-        there = self._rows(self._version()).join(F.broadcast(urls), URL, "left_semi")
-        narrow = rows.select("path", VERSION, *map(quoted, compared))
-        known = there.select("path", VERSION, *map(quoted, compared))
-        # One row of each shard has its version, the older one's may be another.
-        equal = narrow.where(F.col(VERSION).isNull()).join(
-            known.where(F.col(VERSION).isNull()).select(
-                F.col("path").alias("_aesthetic_path"),
-                *[F.col(quoted(name)).alias(f"_aesthetic_{at}") for at, name in enumerate(compared)],
-            ),
-            (F.col("path") == F.col("_aesthetic_path")) & _all_equal(compared),
-            "left_semi",
-        )
-        with on_disk(equal.select("path")) as equal:
-            self.unchanged += equal.count()
-            gone = kept.enter_context(on_disk(known.select("path").join(narrow, "path", "left_anti")))
-            self.removed += gone.count()
-            changed = kept.enter_context(on_disk(rows.join(F.broadcast(equal), "path", "left_anti")))
-            # While what they are made of is there.
-            changed.count()
-        return changed, gone
-
-    def _described(self, read: DataFrame) -> DataFrame:
-        """Rows as the table has them."""
-        header = F.col("header")
-        error = F.coalesce("error", header.getField("error"))
-        return read.select(
-            F.sha2(F.coalesce("image", F.col("path").cast("binary")), 256).alias("image_id"), "path", "image",
-            *[header.getField(name).alias(name) for name in ("width", "height", "format")],
-            error.alias("error"), "length", F.timestamp_micros("modified_us").alias("modified_at"),
-            F.lit(self.began).alias("ingested_at"),
-            *[F.col(quoted(name)) for name in (*self.source.texts, *self.source.further)],
-        )  # fmt: skip
-
-    def _commit(self, rows: DataFrame, gone: DataFrame | None, count: int, number: int, *, changed: bool) -> int:
-        """Write rows, take those out whose paths are gone, and give how many were left out as copies."""
-        if not self.keep_once:
-            self._replace(_marked(rows, None, gone), number) if changed else self._append(rows, number)
-            return 0
-        with on_disk(self._kept(rows, changed=changed)) as kept:
-            copies = count - kept.count()
-            marked = _marked(rows, kept, None)
-            if changed:
-                # Before the images, so that a kill in between has copies looked at again, and not lost.
-                self._forget_copies(rows, kept, gone)
-                self._replace(_marked(rows, kept, gone), number)
-            else:
-                self._append(marked.where(f"NOT {_DROPPED}").drop(_DROPPED), number)
-            if copies:
-                # After the images, so that a kill in between has a file looked at again, and not lost.
-                self._list_copies(marked.where(_DROPPED).drop(_DROPPED, "image"))
-        return copies
-
-    def _kept(self, rows: DataFrame, *, changed: bool) -> DataFrame:
-        """Paths of the first of each content, unless the table has it."""
-        # At a version: Spark computes again what it keeps of a table that is written to.
-        there = self._rows(self._version()).select("path", "image_id")
-        if changed:
-            # The older file of a path does not make the newer one a copy.
-            there = there.join(F.broadcast(rows.select("path")), "path", "left_anti")
-        first = rows.groupBy("image_id").agg(F.min("path").alias("path"))
-        return _without(first, there, F.broadcast(first)).select("path")
-
-    def _forget_copies(self, rows: DataFrame, kept: DataFrame, gone: DataFrame | None) -> None:
-        """Let the next run take copies of what rows replace for new: it keeps one of them.
-
-        Those of files go from the list. Those of shards make their shards to be read again.
-        """
-        if not tables.is_delta(self.spark, self.left_out):
-            return
-        list_ = identifier(self.left_out)
-        there = self._rows(self._version()).select("path", "image_id")
-        paths = rows.select("path") if gone is None else rows.select("path").union(gone)
-        old = there.join(F.broadcast(paths), "path", "left_semi").select("image_id").distinct()
-        lost = old.join(rows.join(kept, "path").select("image_id"), "image_id", "left_anti")
-        again = ""
-        if gone is not None:
-            self._list_copies(rows.limit(0).drop("image"))
-            again = f"WHEN MATCHED AND target.{URL} IS NOT NULL THEN UPDATE SET {VERSION} = '{_AGAIN}' "
-        clauses = f"ON target.image_id = scored.image_id {again}WHEN MATCHED THEN DELETE"
-        committed(lambda: merge_into(self.spark, list_, lost, clauses, Commit(info="{}")))
-        if gone is not None:
-            # A shard that is read again has its copies found again.
-            own = rows.select(URL).distinct()
-            clauses = f"ON target.{URL} = scored.{URL} WHEN MATCHED THEN DELETE"
-            committed(lambda: merge_into(self.spark, list_, own, clauses, Commit(info="{}")))
-
-    def _list_copies(self, copies: DataFrame) -> None:
-        writer = copies.coalesce(1).write.format("delta").mode("append").option("mergeSchema", "true")
-        tables.write_table(writer, self.left_out)
-
-    def _append(self, rows: DataFrame, number: int) -> None:
-        commit = self._said(number)
-        writer = rows.write.format("delta").mode("append").option("mergeSchema", "true").options(**commit.options())
-        committed(lambda: tables.write_table(writer, self.table))
-        self._check_alone(number)
-
-    def _replace(self, rows: DataFrame, number: int) -> None:
-        """Put rows in place of those of the same path."""
-        columns = list(map(quoted, [*_COLUMNS, *self.source.texts]))
-        clauses = (
-            f"ON target.path = scored.path WHEN MATCHED AND scored.{_DROPPED} THEN DELETE "
-            f"WHEN MATCHED THEN UPDATE SET {', '.join(f'{name} = scored.{name}' for name in columns)} "
-            f"WHEN NOT MATCHED AND NOT scored.{_DROPPED} THEN INSERT ({', '.join(columns)}) "
-            f"VALUES ({', '.join(f'scored.{name}' for name in columns)})"
-        )
-        commit = self._said(number)
-        done = committed(lambda: merge_into(self.spark, identifier(self.table), rows, clauses, commit))
-        self._check_alone(number)
-        self.replaced += done[0].num_updated_rows
-        self.added += done[0].num_inserted_rows
-
-    def _said(self, number: int) -> Commit:
-        told = {
-            "spark_aesthetic": spark_aesthetic.__version__, "ingested": self.name, "run": self.id, "chunk": number,
-            "generation": self.generation,
-        }  # fmt: skip
-        return Commit(info=json.dumps(told), application=_APPLICATION, number=(self.generation << 20) + number)
-
-    def _check_alone(self, number: int) -> None:
-        """Whether a commit was made, which Delta does not say where it has dropped it, and none by a later run."""
-        last = [commit.told for commit in self._logged(_LAST_COMMITS)]
-        later = any((told.get("generation") or 0) > self.generation for told in last)
-        if later or (self.id, number) not in [(told.get("run"), told.get("chunk")) for told in last]:
-            raise TableError(
-                f"--table {self.table!r}: expected this run alone to take images in, found that a later one has begun; "
-                "let that one finish, then run again"
-            )
-
-    def count_duplicates(self) -> int:
-        """Rows of this run whose bytes another row had before them; reads ids alone."""
-        mine = self._rows().where(F.col("ingested_at") == F.lit(self.began)).select("path", "image_id")
-        known = self._rows(self.began_at).select("path", "image_id")
-        if self.replaced:
-            known = known.join(mine.select("path"), "path", "left_anti")
-        ids = mine.select("image_id").distinct()
-        return mine.count() - _without(ids, known, ids).count()
-
-    def _version(self) -> int:
-        return tables.current_version(self.spark, identifier(self.table))
-
-    def _rows(self, version: int | None = None) -> DataFrame:
-        """The table now, or at one of its versions."""
-        return tables.read_table(self.spark, self.table, version)
-
-
-def _versioned(rows: DataFrame, entries: list[Entry], counts: list[Row]) -> DataFrame:
-    """Rows with each shard's version on the row of its least path."""
-    least: dict[str, str] = {}
-    for row in counts:
-        least[row[URL]] = min(row.path, least.get(row[URL], row.path))
-    versions = [(least[entry.path], entry.version) for entry in entries]
-    marks = rows.sparkSession.createDataFrame(versions, f"path string, `{VERSION}` string")
-    return rows.drop(VERSION).join(F.broadcast(marks), "path", "left").select(*map(quoted, rows.columns))
-
-
-def _all_equal(names: Sequence[str]) -> Column:
-    """Whether columns have the values of those that are called by their numbers."""
-    return reduce(and_, (F.col(quoted(name)).eqNullSafe(F.col(f"_aesthetic_{at}")) for at, name in enumerate(names)))
-
-
-def _marked(rows: DataFrame, kept: DataFrame | None, gone: DataFrame | None) -> DataFrame:
-    """Rows with whether they are to be taken out: all but those that are kept, and paths that are gone."""
-    if kept is None:
-        marked = rows.withColumn(_DROPPED, F.lit(False))
-    else:
-        marked = rows.join(F.broadcast(kept.withColumn(_KEPT, F.lit(True))), "path", "left")
-        marked = marked.withColumn(_DROPPED, F.col(_KEPT).isNull()).drop(_KEPT)
-    return (
-        marked if gone is None else marked.unionByName(gone.withColumn(_DROPPED, F.lit(True)), allowMissingColumns=True)
-    )
-
-
-def _without(rows: DataFrame, known: DataFrame, few: DataFrame) -> DataFrame:
-    """Rows whose image_id is not known; those that are known are looked up first, so that few of them are shuffled."""
-    met = known.join(few, "image_id", "left_semi").select("image_id").distinct()
-    return rows.join(met, "image_id", "left_anti")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.functions import pandas_udf
 
 from spark_aesthetic.curation.columns import check_score, image_column
 from spark_aesthetic.curation.models import is_score, is_untrained, model_column
 from spark_aesthetic.delta.naming import quoted
-from spark_aesthetic.images.thumbnails import data_uri, thumbnails
+from spark_aesthetic.images.thumbnails import data_uri
 from spark_aesthetic.options import whole
 from spark_aesthetic.pages.gallery import render
+from spark_aesthetic.pages.pictures import thumbnail_udf
 from spark_aesthetic.scoring.target import SCORE
 
 _BAR_WIDTH = 0.25
@@ -119,10 +118,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
 def _tiles(df: DataFrame, image: Column, score: Column, chosen: list[float]) -> list[Tile]:
     # Of several images with one score any that is there.
     one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image, True).alias("image"))
-    # Made here: where this module is imported on a worker there is no session to make it with.
-    make_udf: Any = pandas_udf
-    shrink = make_udf(thumbnails, "thumbnail binary, reason string")
-    shown = one_each.select("score", shrink("image").alias("made")).collect()
+    shown = one_each.select("score", thumbnail_udf()("image").alias("made")).collect()
     return [
         Tile(row.score, data_uri(row.made.thumbnail), row.made.reason)
         for row in sorted(shown, reverse=True, key=lambda row: row.score)

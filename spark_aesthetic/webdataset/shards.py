@@ -18,6 +18,7 @@ from spark_aesthetic.visible import visible
 from spark_aesthetic.webdataset import tar
 from spark_aesthetic.webdataset.compressed import plain
 from spark_aesthetic.webdataset.places import absolute, find, locate, tars
+from spark_aesthetic.webdataset.tar_headers import DamageError
 
 __all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text", "locate", "read", "split", "tars"]
 
@@ -274,7 +275,7 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
                     found.extensions[extension] = None
                     if wanted(extension):
                         found.take(extension, size, reader)
-        except tar.DamageError as error:
+        except DamageError as error:
             if reader.ended and found.is_any:
                 yield seen.sample(found)
             left_out.warn(url)

@@ -7,15 +7,14 @@ long on each header, which for small images is most of the time; its TarInfo wri
 from __future__ import annotations
 
 import errno
-import struct
 import tarfile
 from bisect import bisect
 from collections.abc import Callable, Iterator
-from posixpath import dirname, join, normpath
+from posixpath import normpath
 from typing import IO
-from zlib import adler32
 
 from spark_aesthetic.webdataset.compressed import CompressionError
+from spark_aesthetic.webdataset.tar_headers import ABOUT, DamageError, member, parse_header, records
 
 # Bytes, where they lie.
 Buffer = bytes | memoryview
@@ -23,34 +22,11 @@ Buffer = bytes | memoryview
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(_BLOCK)
 
-# Name, size, checksum, kind, magic and prefix, at their places in the header of POSIX.
-_FIELDS = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
-_LINK_NAME = slice(157, 257)
-
-_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
-
-# Notes of GNU tar and Solaris about other entries. POSIX asks that every other unknown kind is read as a file.
-_NOTES = (b"A", b"D", b"E", b"I", b"N", b"V")
-_CONTINUED = b"M"
-
-# Headers with names and records of the next file, or of all that follow.
-_ABOUT = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE,
-)  # fmt: skip
-
-# The records that are kept; all that begin with the last one count as it. The header of a sparse file may have a
-# made-up name, and its own in a record.
-_SPARSE, _SPARSE_NAME = "GNU.sparse", "GNU.sparse.name"
-_RECORDS = frozenset({"path", "linkpath", "size", _SPARSE_NAME, _SPARSE})
-
 # Where an old GNU header, and each block behind it, says that another block with places of a sparse file follows.
 _GOES_ON, _GOES_ON_AGAIN = 482, 504
 
 # A link may lead to a link; more than so many are taken for a circle, as Linux does.
 _MAX_LINKS = 40
-
-# What a header's checksum is taken over in its own place.
-_BLANK = 8 * ord(" ")
 
 # Further than this a file is not read but left out, or read in such pieces where it cannot be sought in.
 _SEEK_BYTES, _PIECE_BYTES = 64 << 10, 1 << 20
@@ -59,10 +35,7 @@ _SEEK_BYTES, _PIECE_BYTES = 64 << 10, 1 << 20
 MAX_MEMBER_BYTES = 256 << 20
 
 # Names and PAX records of one file. Linux has no path of more than 4 kB, and other records are comments.
-_MAX_NOTES_BYTES, _MAX_NAME = 1 << 20, 4096
-
-# Characters at the end of a longer name that are kept, for its extension.
-_NAME_END = 256
+_MAX_NOTES_BYTES = 1 << 20
 
 # What a tar has between two archives is at most a block of a tape; more than this was built to keep readers busy.
 _MAX_ZEROS = 1 << 30
@@ -78,10 +51,6 @@ _MAX_OFFSET = 2**63 - 1
 
 # Characters of a name that an error shows.
 _SHOWN = 100
-
-
-class DamageError(Exception):
-    """What was read is no tar file, or not all of one."""
 
 
 class MemberError(Exception):
@@ -134,15 +103,16 @@ class TarReader:
         own: dict[str, str] = {}
         notes = 0
         while (block := self._header()) is not None:
-            name, size, kind = _parse(block)
+            name, size, kind = parse_header(block)
             if self.ended:
                 # The next one of several archives.
                 everywhere, own, notes, self.ended = {}, {}, 0, False
-            if kind in _ABOUT:
+            if kind in ABOUT:
                 notes += _BLOCK + size
                 if notes > _MAX_NOTES_BYTES:
                     raise DamageError(f"names and PAX records of one file of more than {_MAX_NOTES_BYTES} bytes")
-                told = _told(kind, self._take(size))
+                self._expect(size)
+                told = records(kind, self._read(size))
                 if kind == tarfile.XGLTYPE:
                     everywhere |= told
                 else:
@@ -153,26 +123,10 @@ class TarReader:
                 own, notes = {}, 0
             if kind == tarfile.GNUTYPE_SPARSE:
                 self._pass_places(block)
-            name = told.get(_SPARSE_NAME) or told.get("path", name)
-            size = _size(told["size"]) if "size" in told else size
-            self._fault = _fault(kind, name, is_sparse=_SPARSE in told)
-            if len(name) > _MAX_NAME:
-                name = f"{name[: _MAX_NAME - _NAME_END]}…{name[-_NAME_END:]}"
-            is_file = kind in tarfile.REGULAR_TYPES or kind not in (*tarfile.SUPPORTED_TYPES, *_NOTES)
-            # Only what tar does not know has content beside regular files.
-            if is_file or kind in _NOTES:
-                self._size, self._next = size, self._at + size + -size % _BLOCK
-                if self._next > _MAX_OFFSET:
-                    raise DamageError(f"a file of {size} bytes, more than any file system has")
-            if kind in _LINKS:
-                path = told.get("linkpath") or _text(block[_LINK_NAME])
-                # A hard link begins at the root of the archive, a symbolic one in its own folder.
-                self._target = normpath(path if kind == tarfile.LNKTYPE else join(dirname(name), path))
-                yield name, 0
-            # Before POSIX a folder was a file whose name says so.
-            elif is_file and not name.endswith("/"):
-                self._target = ""
-                yield name, 0 if self._fault else size
+            name, self._size, self._target, self._fault, is_given = member(block, name, size, kind, told)
+            self._expect(self._size)
+            if is_given:
+                yield name, 0 if self._fault else self._size
 
     @property
     def target(self) -> str:
@@ -239,14 +193,18 @@ class TarReader:
         while goes_on:
             goes_on = self._read(_BLOCK)[_GOES_ON_AGAIN]
 
-    def _take(self, size: int) -> bytes:
+    def _expect(self, size: int) -> None:
+        """Note that the next header follows so many bytes of content.
+
+        Raises:
+            DamageError: That is further than any file goes.
+        """
         self._next = self._at + size + -size % _BLOCK
-        return self._read(size)
+        if self._next > _MAX_OFFSET:
+            raise DamageError(f"a file of {size} bytes, more than any file system has")
 
     def _read(self, size: int) -> bytes:
-        content = _reading(self._file, size)
-        if len(content) < size:
-            raise DamageError("it ends here")
+        content = _whole(self._file, size)
         self._at += size
         return content
 
@@ -314,10 +272,8 @@ class _Links:
             self._file.close()
             self._file, self._at = self._again(), 0
         _pass_over(self._file, begin - self._at)
-        content = _reading(self._file, size)
-        self._at = begin + len(content)
-        if len(content) < size:
-            raise DamageError("it ends here")
+        content = _whole(self._file, size)
+        self._at = begin + size
         return content
 
 
@@ -338,6 +294,13 @@ def _pass_over(file: IO[bytes], gap: int) -> None:
         gap -= len(piece)
 
 
+def _whole(file: IO[bytes], size: int) -> bytes:
+    content = _reading(file, size)
+    if len(content) < size:
+        raise DamageError("it ends here")
+    return content
+
+
 def _reading(file: IO[bytes], size: int) -> bytes:
     try:
         return file.read(size)
@@ -345,86 +308,6 @@ def _reading(file: IO[bytes], size: int) -> bytes:
         raise DamageError(f"a file of {size} bytes, for which there is no memory") from error
     except CompressionError as error:
         raise DamageError(str(error)) from error
-
-
-def _parse(block: bytes) -> tuple[str, int, bytes]:
-    name, size, checksum, kind, magic, prefix = _FIELDS.unpack(block)
-    try:
-        # The lower half of Adler's is the sum of all bytes and one, modulo 65521; sum() takes twenty times as long.
-        told = _number(checksum)
-        if (told + sum(checksum) - _BLANK + 1 - (adler32(block) & 0xFFFF)) % 65521 and told != _signed_sum(block):
-            raise DamageError("the checksum of a header is another")
-        length = _number(size)
-    except ValueError as error:
-        raise DamageError("no header of a file") from error
-    # GNU has other things in the place of the prefix.
-    folder = _text(prefix) if magic == tarfile.POSIX_MAGIC[:6] else ""
-    return f"{folder}/{_text(name)}" if folder else _text(name), length, kind
-
-
-def _signed_sum(block: bytes) -> int:
-    """The checksum as tars of before POSIX took it, whose bytes go from -128 to 127."""
-    return sum(memoryview(block[:148] + b" " * 8 + block[156:]).cast("b"))
-
-
-def _fault(kind: bytes, name: str, *, is_sparse: bool) -> str:
-    """Why a file cannot be had whose size is known, so that the next one can; empty if nothing speaks against it."""
-    if is_sparse or kind == tarfile.GNUTYPE_SPARSE:
-        return "a sparse file, of which not all bytes are there"
-    if kind == _CONTINUED:
-        return "the end of a file that begins in another volume"
-    if len(name) > _MAX_NAME:
-        return f"a file with a name of {len(name)} characters, more than {_MAX_NAME}"
-    return ""
-
-
-def _number(field: bytes) -> int:
-    # Sizes that octal digits cannot hold are binary, with a mark.
-    number = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
-    if number < 0:
-        raise ValueError("negative")
-    return number
-
-
-def _size(text: str) -> int:
-    # Longer ones Python refuses to read, and no file has them.
-    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
-        raise DamageError(f"a PAX header with the size {text[:20]!r}")
-    return int(text)
-
-
-def _text(field: bytes) -> str:
-    # Two names that are not UTF-8 stay two names.
-    return field.partition(b"\0")[0].decode("utf-8", "backslashreplace")
-
-
-def _told(kind: bytes, content: bytes) -> dict[str, str]:
-    """The records that matter here of what a header says about the next file, or about all that follow."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": _text(content)}
-    if kind == tarfile.GNUTYPE_LONGLINK:
-        return {"linkpath": _text(content)}
-    return _records(content)
-
-
-def _records(content: bytes) -> dict[str, str]:
-    """Of a PAX header: each its length, a blank, a name, =, a value and a line feed."""
-    found = {}
-    content, at = content.rstrip(b"\0"), 0
-    while at < len(content):
-        # A length of more digits than these is greater than any header.
-        length, blank, _ = content[at : at + 12].partition(b" ")
-        end = at + int(length) if blank and length.isdigit() else at
-        name, equals, value = content[at + len(length) + 1 : end - 1].partition(b"=")
-        if not equals or content[end - 1 : end] != b"\n":
-            raise DamageError("a PAX header that is none")
-        key = _text(name)
-        if key in _RECORDS:
-            found[key] = value.decode("utf-8", "backslashreplace")
-        if key.startswith(_SPARSE):
-            found[_SPARSE] = ""
-        at = end
-    return found
 
 
 def entry(name: str, content: Buffer) -> Iterator[Buffer]:

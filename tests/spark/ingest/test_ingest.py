@@ -27,9 +27,11 @@ from spark_aesthetic.errors import AestheticError, OptionError, TableError
 from spark_aesthetic.ingest import listing
 from spark_aesthetic.ingest.allowed import Allowed
 from spark_aesthetic.ingest.fetching import fetch
-from spark_aesthetic.ingest.job import IngestSummary, _Run
+from spark_aesthetic.ingest.job import IngestSummary
 from spark_aesthetic.ingest.pace import Limits
+from spark_aesthetic.ingest.run import Run
 from spark_aesthetic.ingest.sources import Addresses, open_source
+from spark_aesthetic.ingest.table import ImageTable
 from spark_aesthetic.testing import noise_image, photographs, small_predictor
 from spark_aesthetic.webdataset.source import WebDataset
 
@@ -372,7 +374,7 @@ def test_of_two_runs_at_once_the_older_one_stops(spark: SparkSession, tmp_path: 
     folder.mkdir()
     (folder / "a.jpg").write_bytes(noise_image(0))
     older = _run(spark, folder, table)
-    older.make_table()
+    older.table.make()
     _, new = older.list_new()
     done = sa.ingest_images(spark, str(folder), str(table))
     assert done.added == 1
@@ -396,9 +398,10 @@ def test_of_two_runs_that_replace_rows_the_older_one_stops(spark: SparkSession, 
     assert rows(spark, table)["a.jpg"].image_id == id_of(noise_image(1))
 
 
-def _run(spark: SparkSession, folder: Path, table: Path) -> _Run:
+def _run(spark: SparkSession, folder: Path, table: Path) -> Run:
     source = open_source(spark, str(folder), format=None, uri_col=None, glob=None, max_file_bytes=1 << 20)
-    return _Run(spark=spark, source=source, name=str(folder), table=str(table), keep_once=False, retry_failed=False)
+    into = ImageTable(spark, str(table))
+    return Run(source=source, name=str(folder), table=into, keep_once=False, retry_failed=False)
 
 
 def test_a_table_by_name_and_a_pattern_of_names(spark: SparkSession, folder: Path) -> None:

@@ -17,6 +17,7 @@ from test_ingest import _run, id_of, rows
 
 import spark_aesthetic as sa
 from spark_aesthetic.errors import TableError
+from spark_aesthetic.ingest.table import ImageTable
 from spark_aesthetic.testing import noise_image
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -184,7 +185,7 @@ def test_a_clock_that_was_ahead_blocks_no_later_run(spark: SparkSession, tmp_pat
     (folder / "a.jpg").write_bytes(noise_image(0))
     ahead = _run(spark, folder, table)
     ahead.began += timedelta(hours=5)
-    ahead.make_table()
+    ahead.table.make()
     _, new = ahead.list_new()
     ahead.write(list(new), 1)
     (folder / "b.jpg").write_bytes(noise_image(1))
@@ -196,18 +197,21 @@ def test_a_clock_that_was_ahead_blocks_no_later_run(spark: SparkSession, tmp_pat
         ahead.write(list(_run(spark, folder, table).list_new()[1]), 2)
 
 
-def test_of_two_runs_of_one_number_one_goes_on(spark: SparkSession, tmp_path: Path) -> None:
+def test_of_two_runs_of_one_number_one_goes_on(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, table = tmp_path / "in", tmp_path / "table"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(noise_image(0))
     one, other = _run(spark, folder, table), _run(spark, folder, table)
     one.began = other.began
-    one.make_table()
+    one.table.make()
     one.generation = other.generation = 1_000
     _, new = one.list_new()
-    # It has looked for the last number before the first one committed.
-    other._last_generation = lambda: one.generation - 1  # type: ignore[method-assign]
-    with pytest.raises(TableError, match="found that a later one has begun"):
-        other.list_new()
+    # The other one has looked for the last number before the first one committed.
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageTable, "last_generation", lambda _: one.generation - 1)
+        with pytest.raises(TableError, match="found that a later one has begun"):
+            other.list_new()
     one.write(list(new), 1)
     assert set(rows(spark, table)) == {"a.jpg"}

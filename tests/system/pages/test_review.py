@@ -24,7 +24,8 @@ from spark_aesthetic.cli import curation, submit
 from spark_aesthetic.curation.labels import _read_csv
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.images.thumbnails import MAX_BYTES, thumbnail
-from spark_aesthetic.pages.review import Hundredths, Review, _bands, _columns, _quotas, _sample
+from spark_aesthetic.pages.review import Review
+from spark_aesthetic.pages.sampling import Hundredths, _bands, _columns, _quotas, _sample
 from spark_aesthetic.testing import noise_image, photographs
 
 SCORES = "site int, path string, aesthetic_score float, aesthetic_error string, aesthetic_model string"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from spark_aesthetic.webdataset import tar
-from spark_aesthetic.webdataset.tar import DamageError, TarReader
+from spark_aesthetic.webdataset.tar import TarReader
+from spark_aesthetic.webdataset.tar_headers import DamageError
 
 NAMES = ["a.jpg", "empty.txt", f"{'folder/' * 30}deep.jpg", f"{'n' * 180}.jpg", "grün/ж.json", f"{'ü' * 70}/x.png"]
 
