@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from spark_aesthetic.delta.frames import on_disk
-from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.naming import lacking, quoted
 from spark_aesthetic.images import headers
 from spark_aesthetic.ingest.duplicates import Duplicates
 from spark_aesthetic.ingest.entries import Entry, ImageSource, header_udf
@@ -101,8 +101,8 @@ class Run:
 
     def _missing(self) -> list[Column]:
         """Columns of this source that the table does not have."""
-        known = {name.lower() for name in self.table.rows().columns}
-        return [F.lit(None).cast("string").alias(name) for name in self.source.texts if name.lower() not in known]
+        missing = lacking(self.table.rows().columns, self.source.texts)
+        return [F.lit(None).cast("string").alias(name) for name in missing]
 
     def _list(self, rows: DataFrame) -> tuple[int, Iterator[Entry]]:
         known = self._narrow(rows, there=True)
