@@ -386,7 +386,7 @@ def test_a_reconcile_that_is_killed_is_asked_for_again(
         raise RuntimeError("as if the driver died")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_score_keys", dies)
+        patch.setattr(Run, "score_keys", dies)
         with pytest.raises(RuntimeError, match="as if the driver died"):
             score(spark, path, scores, reconcile=True)
     with pytest.raises(SourceChangedError, match="expected the last --reconcile to have ended"):

@@ -59,9 +59,9 @@ def slow(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         time.sleep(0.4)
         return ids.notna()
 
-    plan = jobs._check_and_plan
+    plan = jobs._struct
     monkeypatch.setattr(
-        jobs, "_check_and_plan", lambda *given: F.when(wait.asNondeterministic()(F.col("id")), plan(*given))
+        jobs, "_struct", lambda *given: F.when(wait.asNondeterministic()(F.col("id")), plan(*given))
     )
     monkeypatch.setattr(live, "_LIVE_EVERY_SECONDS", 0.1)
     path = str(tmp_path / "source")
