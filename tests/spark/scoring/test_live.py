@@ -60,9 +60,7 @@ def slow(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return ids.notna()
 
     plan = jobs._struct
-    monkeypatch.setattr(
-        jobs, "_struct", lambda *given: F.when(wait.asNondeterministic()(F.col("id")), plan(*given))
-    )
+    monkeypatch.setattr(jobs, "_struct", lambda *given: F.when(wait.asNondeterministic()(F.col("id")), plan(*given)))
     monkeypatch.setattr(live, "_LIVE_EVERY_SECONDS", 0.1)
     path = str(tmp_path / "source")
     embeddings = published_embeddings().astype(float).tolist()
