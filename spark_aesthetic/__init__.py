@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from spark_aesthetic.curation.metadata import save_metadata
     from spark_aesthetic.curation.quality import describe_scores, score_drift
     from spark_aesthetic.curation.selection import curate as curate
+    from spark_aesthetic.delta.commits import history as history
     from spark_aesthetic.errors import AestheticError
     from spark_aesthetic.functions.columns import (
         aesthetic_score,
@@ -59,9 +60,9 @@ if TYPE_CHECKING:
     from spark_aesthetic.predictors.recipe import DEFAULT as DEFAULT
     from spark_aesthetic.predictors.recipe import Predictor as Predictor
     from spark_aesthetic.predictors.recipe import resolve as resolve
-    from spark_aesthetic.scoring.jobs import Summary as Summary
-    from spark_aesthetic.scoring.jobs import history as history
-    from spark_aesthetic.scoring.jobs import rescore_from_embeddings, score_table
+    from spark_aesthetic.scoring.jobs import score_table
+    from spark_aesthetic.scoring.rescore import rescore_from_embeddings
+    from spark_aesthetic.scoring.summary import Summary as Summary
     from spark_aesthetic.training.estimator import AestheticEstimator
 
 
@@ -76,8 +77,8 @@ _HOME = {
     "AestheticScorer": "functions.stage",
     "AestheticEstimator": "training.estimator",
     "score_table": "scoring.jobs",
-    "rescore_from_embeddings": "scoring.jobs",
-    "history": "scoring.jobs",
+    "rescore_from_embeddings": "scoring.rescore",
+    "history": "delta.commits",
     "calibrate": "curation.calibration",
     "Calibration": "curation.calibration",
     "curate": "curation.selection",
@@ -88,7 +89,7 @@ _HOME = {
     "review": "pages.review",
     "ingest_images": "ingest.job",
     "save_metadata": "curation.metadata",
-    "Summary": "scoring.jobs",
+    "Summary": "scoring.summary",
     "Predictor": "predictors.recipe",
     "DEFAULT": "predictors.recipe",
     "resolve": "predictors.recipe",

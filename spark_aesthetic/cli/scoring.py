@@ -7,9 +7,9 @@ import argparse
 from spark_aesthetic.cli.arguments import SIZE, TABLE, UNCHECKED, Parser, taken_by
 from spark_aesthetic.cli.submit import Stderr, exit_with, session, stop_on_sigterm
 from spark_aesthetic.options import Options
-from spark_aesthetic.scoring.jobs import Summary
-from spark_aesthetic.scoring.jobs import rescore_from_embeddings as _rescore
 from spark_aesthetic.scoring.jobs import score_table as _score_table
+from spark_aesthetic.scoring.rescore import rescore_from_embeddings as _rescore
+from spark_aesthetic.scoring.summary import Summary
 
 
 def score_table() -> None:

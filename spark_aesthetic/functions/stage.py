@@ -146,6 +146,9 @@ class AestheticScorer(
         [None, 'embedding: wrong length']
     """
 
+    # A saved stage names its class by this: the place that stays.
+    __module__ = "spark_aesthetic"
+
     inputKind = make_param("inputKind", "what the column holds: image or embedding", TypeConverters.toString)
     errorCol = make_param("errorCol", "output column of the reason why a row has no score", _optional_string)
     embeddingCol = make_param("embeddingCol", "output column of the image's embedding", _optional_string)

@@ -12,7 +12,6 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic.delta import identity, schemas, tables
-from spark_aesthetic.delta.commits import history
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.sessions import in_own_session
 from spark_aesthetic.errors import TableError
@@ -25,7 +24,6 @@ from spark_aesthetic.scoring import checks, in_place, views
 from spark_aesthetic.scoring.beside import bring_up_to_date
 from spark_aesthetic.scoring.chunks import never
 from spark_aesthetic.scoring.plan import Asked
-from spark_aesthetic.scoring.rescore import rescore_from_embeddings
 from spark_aesthetic.scoring.runs import Run
 from spark_aesthetic.scoring.summary import Summary, summed_up
 from spark_aesthetic.scoring.target import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target
@@ -33,8 +31,6 @@ from spark_aesthetic.scoring.writer import Writer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-__all__ = ["Summary", "history", "rescore_from_embeddings", "score_table"]
 
 # What a kill may cost: at most so much of the source is read and scored again.
 MAX_BYTES_PER_CHUNK = "8g"

@@ -92,6 +92,9 @@ class AestheticEstimator(
         5
     """
 
+    # A saved stage names its class by this: the place that stays.
+    __module__ = "spark_aesthetic"
+
     name = make_param("name", "of the predictor that is made", TypeConverters.toString)
     path = make_param("path", "folder that the head and its predictor are saved in", TypeConverters.toString)
     backbone = make_param("backbone", "architecture that made the embeddings", TypeConverters.toString)

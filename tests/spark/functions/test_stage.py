@@ -62,6 +62,9 @@ def test_a_stage_in_a_pipeline_is_saved_and_loaded_with_its_own_predictor(spark:
     assert loaded.stages[1].getPredictor() == own
     assert loaded.stages[1].uid == stage.uid
     stage.save(str(tmp_path / "stage"))
+    saved = spark.read.json(str(tmp_path / "stage" / "metadata")).collect()[0]
+    # A saved stage outlives the module that it is in today.
+    assert saved["class"] == "spark_aesthetic.AestheticScorer"
     alone = AestheticScorer.load(str(tmp_path / "stage"))
     assert alone.getNormalize() is False
     assert alone.extractParamMap() == stage.extractParamMap()
