@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -161,8 +161,8 @@ class World:
         self.scores.rows = [row for row in self.scores.rows if row[0] not in keys]
         self.scores.commit(ours=False)
 
-    def faults(self, source: Source) -> list[str]:
-        """What is wrong with the scores of a source."""
+    def faults(self, source: Source, known_later: Collection[int] = ()) -> list[str]:
+        """What is wrong with the scores of a source, leaving out which image those of some keys are of."""
         copies = Counter(key for key, _ in self.scores.rows)
         made_of = dict(self.scores.rows)
         return [
@@ -171,7 +171,7 @@ class World:
             *[
                 f"row {key} has that of {made_of[key]}, not of {image}"
                 for key, image in source.rows.items()
-                if key in made_of and made_of[key] != image
+                if key in made_of and made_of[key] != image and key not in known_later
             ],
         ]
 
