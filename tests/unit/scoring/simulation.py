@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -118,6 +118,10 @@ class Scores:
         self.rows = [row for row in self.rows if row[0] != key] + [(key, image)]
 
 
+# The rows of a chunk, whether they belong to the beginning, and their version.
+Pending = tuple[list[tuple[str, int, int]], bool, int]
+
+
 @dataclass
 class Checkpoint:
     """What Spark keeps of a stream."""
@@ -126,8 +130,8 @@ class Checkpoint:
     initial: int
     next: int
     chunk: int = 0
-    # Logged and not yet known to be committed: rows, whether they belong to the beginning, and their version.
-    pending: tuple[list[tuple[str, int, int]], bool, int] | None = None
+    # Logged and not yet known to be committed.
+    pending: Pending | None = None
 
 
 class World:
@@ -161,8 +165,8 @@ class World:
         self.scores.rows = [row for row in self.scores.rows if row[0] not in keys]
         self.scores.commit(ours=False)
 
-    def faults(self, source: Source, known_later: Collection[int] = ()) -> list[str]:
-        """What is wrong with the scores of a source, leaving out which image those of some keys are of."""
+    def faults(self, source: Source) -> list[str]:
+        """What is wrong with the scores of a source."""
         copies = Counter(key for key, _ in self.scores.rows)
         made_of = dict(self.scores.rows)
         return [
@@ -171,7 +175,7 @@ class World:
             *[
                 f"row {key} has that of {made_of[key]}, not of {image}"
                 for key, image in source.rows.items()
-                if key in made_of and made_of[key] != image and key not in known_later
+                if key in made_of and made_of[key] != image
             ],
         ]
 
@@ -370,13 +374,17 @@ class Run:
                     there.next += 1
                 else:
                     break
+            pending, chunk = there.pending, there.chunk
             yield
             # Spark ends a query whose checkpoint is gone.
             if world.checkpoints.get(name) is not there:
                 raise RefusedError("the checkpoint is gone")
-            yield from self.write_chunk(progress, there)
+            yield from self.write_chunk(progress, pending, chunk)
             yield
-            there.pending, there.chunk = None, there.chunk + 1
+            # And one that is not the first to note in it that a chunk has ended.
+            if there.chunk != chunk:
+                raise RefusedError("another run is at work on the same rows")
+            there.pending, there.chunk = None, chunk + 1
         self.alone(progress)
 
     def alone(self, progress: Progress) -> Progress:
@@ -385,19 +393,18 @@ class Run:
             raise RefusedError("another run has begun anew")
         return current
 
-    def write_chunk(self, progress: Progress, there: Checkpoint) -> Iterator[None]:
+    def write_chunk(self, progress: Progress, pending: Pending, chunk: int) -> Iterator[None]:
         scores, source = self.scores, self.source
-        assert there.pending is not None
-        rows, initial, version = there.pending
+        rows, initial, version = pending
         current = self.alone(progress)
-        number = (current.generation << 20) + there.chunk
-        told = {**self.told, "chunk": there.chunk, "checkpoint": current.checkpoint, "source_version": version}
+        number = (current.generation << 20) + chunk
+        told = {**self.told, "chunk": chunk, "checkpoint": current.checkpoint, "source_version": version}
         if self.known is None:
             self.known = len(scores.rows)
             last = [(commit.told.get("checkpoint"), commit.told.get("chunk")) for commit in scores.history]
-            if self.known > 0 and (current.checkpoint, there.chunk) in last:
+            if self.known > 0 and (current.checkpoint, chunk) in last:
                 return
-            if begins_empty(chunk=there.chunk, known=self.known, others=scores.others(source)):
+            if begins_empty(chunk=chunk, known=self.known, others=scores.others(source)):
                 current = replace(current, began_empty=True)
                 scores.progress[source.id] = current
                 scores.commit(adds_only=True)

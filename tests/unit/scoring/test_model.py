@@ -39,6 +39,7 @@ class Tables(RuleBasedStateMachine):
         self.paused: list[Iterator[None]] = []
         # The image of each key that the first source had last: the second one has no other.
         self.shown: dict[int, int] = {}
+        self.updated = set[int]()
         if begun:
             self.append({0, 1, 2})
             self.run(PLAIN)
@@ -60,6 +61,7 @@ class Tables(RuleBasedStateMachine):
         # An image that two sources share is the same in both.
         if key in self.source.rows and (self.other is None or key not in self.other.rows):
             self.source.commit("update", [("update", key, self.image())])
+            self.updated.add(key)
             self.shown |= self.source.rows
             if run:
                 self.run(PLAIN)
@@ -78,7 +80,11 @@ class Tables(RuleBasedStateMachine):
     @rule(keys=st.sets(KEYS, min_size=1, max_size=3))
     def append_to_the_other(self, keys: set[int]) -> None:
         assert self.other is not None
-        new = [("insert", key, self.shown.get(key, self.image())) for key in sorted(keys - set(self.other.rows))]
+        # Of an image that was updated in one source, a run over the other one knows nothing.
+        new = [
+            ("insert", key, self.shown.get(key, self.image()))
+            for key in sorted(keys - set(self.other.rows) - self.updated)
+        ]
         if new:
             self.other.commit("add", new)
 
@@ -134,9 +140,7 @@ class Tables(RuleBasedStateMachine):
     def run_over_the_other(self) -> None:
         assert self.other is not None
         if finished(Run(self.world, self.other, PLAIN)) is None:
-            # What was updated in the one source is known to a run over that one, and not to this one.
-            faults = self.world.faults(self.other, known_later=self.source.rows)
-            assert not faults, faults
+            self.check(self.other)
 
     def check(self, source: Source) -> None:
         faults = self.world.faults(source)
@@ -154,12 +158,14 @@ class Tables(RuleBasedStateMachine):
             self.check(source)
 
 
+# The usual number of sequences is the same ones each time; another number tries new ones.
 def test_no_sequence_of_twelve_steps_breaks_the_scores() -> None:
     Tables.tried = 0
     run_state_machine_as_test(
         Tables,
         settings=settings(
-            max_examples=SEQUENCES, report_multiple_bugs=False, stateful_step_count=12, deadline=None, database=None,
+            max_examples=SEQUENCES, derandomize=SEQUENCES == 300,
+            report_multiple_bugs=False, stateful_step_count=12, deadline=None, database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
