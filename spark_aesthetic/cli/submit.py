@@ -43,7 +43,7 @@ def session(name: str) -> SparkSession:
     """The session of what spark-submit was given; on one machine with the workers' Python that of the driver."""
     conf = SparkConf()
     if conf.get("spark.master", "local[*]").startswith("local"):
-        # Else the workers run whatever python3 is on the PATH.
+        # Without it the workers use the first python3 on the PATH.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     return SparkSession.builder.appName(f"spark-aesthetic: {name}").getOrCreate()
 
@@ -74,7 +74,7 @@ def stop_on_sigterm(spark: SparkSession) -> Callable[[], bool]:
 
 
 class Result(Protocol):
-    """What a job tells of itself at its end."""
+    """The summary that a job prints when it ends."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

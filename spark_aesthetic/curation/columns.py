@@ -21,8 +21,8 @@ from pyspark.sql.types import (
     ShortType,
 )
 
-from spark_aesthetic.delta.naming import column_named, has_column, quoted
-from spark_aesthetic.delta.schemas import column_path, column_type, path_parts, spelled
+from spark_aesthetic.delta.naming import has_column, quoted
+from spark_aesthetic.delta.schemas import column_path, column_type, holder
 from spark_aesthetic.errors import TableError, nearest
 from spark_aesthetic.functions.inputs import check_image_type
 
@@ -47,8 +47,7 @@ def image_column(rows: DataFrame, column: str, option: str) -> tuple[str, str]:
     """
     path = column_path(rows, column)
     check_image_type(column_type(rows, path, option), f"{option} {column}")
-    top = column_named(rows.columns, column)
-    return path, spelled(rows, path_parts(column)[0]) if top is None else top
+    return path, holder(rows, column)
 
 
 def check_score(df: DataFrame, score_col: str) -> DataType:

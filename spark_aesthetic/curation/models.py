@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from spark_aesthetic.curation.columns import check_columns
 from spark_aesthetic.delta.naming import has_column, quoted
 from spark_aesthetic.errors import TableError, nearest
-from spark_aesthetic.scoring.target import ERROR, MODEL, SCORE
+from spark_aesthetic.scoring.target import ERROR, MODEL, SCORE, models_in
 
 NOT_FINITE, UNSCORED = "not finite", "unscored"
 
@@ -69,7 +69,7 @@ def of_model(df: DataFrame, model: str) -> DataFrame:
     check_columns(df, [MODEL], "--model")
     chosen = df.where(F.col(MODEL) == model)
     if chosen.isEmpty():
-        check_model(model, [row[0] for row in df.select(MODEL).distinct().dropna().collect()])
+        check_model(model, models_in(df))
     return chosen
 
 

@@ -16,7 +16,7 @@ from spark_aesthetic.delta.naming import has_column, names, quoted
 from spark_aesthetic.delta.schemas import spelled
 from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import OptionError, TableError, nearest
-from spark_aesthetic.scoring.target import MODEL, TYPES
+from spark_aesthetic.scoring.target import MODEL, TYPES, models_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str
         raise OptionError("--scores: expected --key with it, found none; name the columns that identify a row in both")
     if MODEL not in found.columns:
         raise TableError(f"--scores {scores}: expected a scores table, found no column {MODEL}; score --table first")
-    models = sorted(row[0] for row in found.select(MODEL).distinct().dropna().collect())
+    models = models_in(found)
     if model is None and len(models) > 1:
         raise OptionError(f"--model: expected one, since --scores has several; choose from {', '.join(models)}")
     if model is not None and model not in models:

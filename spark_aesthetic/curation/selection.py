@@ -121,7 +121,7 @@ def _best(
     df: DataFrame, target: str, given: object, by: Sequence[str], key: Sequence[str], score_col: str
 ) -> DataFrame:
     if not key:
-        raise OptionError(f"{target}: expected key, by whose order equal scores are told apart, found none; name it")
+        raise OptionError(f"{target}: expected key, whose order decides between equal scores, found none; name it")
     check_columns(df, key, "key")
     wanted = check_target(target, given)
     _, counted = histograms(df, score_col=score_col, by=by)

@@ -40,6 +40,12 @@ def column_path(rows: DataFrame, column: str) -> str:
     return column if top is None else quoted(top)
 
 
+def holder(rows: DataFrame, column: str) -> str:
+    """The top-level column that holds a column, which may be a field of a struct, as the schema spells it."""
+    top, parts = column_named(rows.columns, column), path_parts(column)
+    return spelled(rows, parts[0]) if top is None and parts else top or column
+
+
 def type_at(schema: StructType, column: str) -> DataType | None:
     """Give the type of a column of a schema, found as `column_path` finds it, or None if there is no such column.
 

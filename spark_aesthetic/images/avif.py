@@ -126,7 +126,7 @@ class _File:
             seen.add(extents)
             if len(extents) > 1:
                 joined += sum(end - start for start, end in extents)
-                # Of bytes that overlap, a small file can make any number.
+                # Extents that overlap would let a small file fill the memory.
                 if joined > len(self.data):
                     raise Refused("damaged AVIF")
                 yield memoryview(b"".join(view[start:end] for start, end in extents))
@@ -235,7 +235,7 @@ class _File:
 # Kinds of units; a frame header may stand alone, be repeated, or come with its tiles.
 _SEQUENCE, _FRAMES = 1, (3, 6, 7)
 
-# Of frames.
+# Kinds of frames.
 _KEY, _SWITCH = 0, 3
 
 # A frame says so itself.

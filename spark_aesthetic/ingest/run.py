@@ -24,7 +24,7 @@ from spark_aesthetic.ingest.sources import VERSION
 from spark_aesthetic.ingest.table import DROPPED, ImageTable, RunMark, marked
 from spark_aesthetic.webdataset.source import URL
 
-# Of one file of the table.
+# The size that each file of the table should have.
 _FILE_BYTES = 128 << 20
 
 

@@ -20,7 +20,7 @@ from spark_aesthetic.scoring.target import add_columns
 # As far back a commit is looked for that was made a moment ago.
 _LAST_COMMITS = 20
 
-# Of all runs into a table: Delta takes a number of an application once, and none below the last.
+# All runs into a table share it: Delta accepts each number of an application once, and no number below the last.
 _APPLICATION = "spark_aesthetic.ingest"
 
 # Columns of a MERGE's rows that the table does not have.

@@ -192,10 +192,7 @@ def _columns(
         inputs.check_image_column(rows, image_col)
     identity.check_key_columns(rows, key, reserved=list(TYPES))
     key = [schemas.spelled(rows, name) for name in key]
-    # What is scored may be a field of a struct.
-    given = str(embedding_col if image_col is None else image_col)
-    column = schemas.spelled(rows, given)
-    column = column if column in rows.columns else schemas.spelled(rows, given.split(".")[0].strip("`"))
+    column = schemas.holder(rows, str(embedding_col if image_col is None else image_col))
     kept = [*key, *([] if version_col is None else [checks.version_column(rows, version_col, key)])]
     if column in kept:
         raise TableError(f"--key, --version-col: expected other columns than the scored one, found {column!r} twice")

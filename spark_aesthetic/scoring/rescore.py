@@ -17,6 +17,7 @@ from spark_aesthetic.functions.columns import embedding_columns
 from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.recipe import Predictor, resolve
 from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring.ledger import Ledger
 from spark_aesthetic.scoring.summary import Summary, summed_up
 from spark_aesthetic.scoring.tally import Tally
 from spark_aesthetic.scoring.target import EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, TYPES, Target
@@ -53,8 +54,9 @@ def rescore_from_embeddings(
     began, key = time.monotonic(), identity.key_names(key)
     pinned = weights.pin(resolve(predictor), model_path)
     table = tables.open_source(spark, scores, called="scores")
-    models = _with_embeddings(spark, table, pinned)
-    key = _checked_key(spark, table, key)
+    known = ledger.load(spark, scores)
+    models = _with_embeddings(known, table, pinned)
+    key = _checked_key(known, table, key)
     target = Target(
         table=scores,
         key=tuple(key),
@@ -78,10 +80,9 @@ def rescore_from_embeddings(
     return summed_up(tally, model=target.model, began=began, rows_read=rows_read, skipped=rows_read - tally.rows)
 
 
-def _with_embeddings(spark: SparkSession, table: Source, pinned: Predictor) -> list[str]:
+def _with_embeddings(known: Ledger, table: Source, pinned: Predictor) -> list[str]:
     """The models whose embeddings the predictor takes; TableError if there are none."""
-    backbones = ledger.load(spark, table.table).backbones()
-    models = [model for model, backbone in backbones.items() if backbone == pinned.embedding_id]
+    models = [model for model, backbone in known.backbones().items() if backbone == pinned.embedding_id]
     if EMBEDDING not in table.rows.columns or not models:
         raise TableError(
             f"scores {table.table!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
@@ -91,9 +92,8 @@ def _with_embeddings(spark: SparkSession, table: Source, pinned: Predictor) -> l
     return models
 
 
-def _checked_key(spark: SparkSession, table: Source, key: Sequence[str]) -> list[str]:
+def _checked_key(known: Ledger, table: Source, key: Sequence[str]) -> list[str]:
     """The key as the table spells it; TableError if it is another one."""
-    known = ledger.load(spark, table.table)
     identity.check_key_columns(table.rows, key, reserved=list(TYPES))
     ledger.check_key(known, table.table, key)
     key = [schemas.spelled(table.rows, name) for name in key]

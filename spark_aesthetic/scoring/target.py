@@ -212,6 +212,11 @@ class Target:
         return done[0].num_inserted_rows, done[0].num_updated_rows, done[0].num_deleted_rows
 
 
+def models_in(rows: DataFrame) -> list[str]:
+    """The models of the rows of a scores table, in the order of their names."""
+    return sorted(row[0] for row in rows.select(MODEL).distinct().dropna().collect())
+
+
 def add_columns(spark: SparkSession, table: str, rows: DataFrame, types: dict[str, DataType]) -> None:
     """Add the columns that a table does not have, with their comments."""
     missing = {name: types[name] for name in lacking(rows.columns, types)}

@@ -11,7 +11,7 @@ from spark_aesthetic.delta.naming import folded, lacking, quoted
 from spark_aesthetic.delta.sessions import statement, text_literal
 from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import TableError, nearest
-from spark_aesthetic.scoring.target import MODEL, SCORED_AT, TYPES, Target, same_key
+from spark_aesthetic.scoring.target import MODEL, SCORED_AT, TYPES, Target, models_in, same_key
 
 ALL = "all"
 
@@ -22,7 +22,7 @@ def models_of(spark: SparkSession, scores: str) -> list[str]:
         return []
     rows = tables.read_table(spark, scores)
     fitting.check_columns(rows, {MODEL: TYPES[MODEL]}, scores, required=[MODEL])
-    return sorted(row[0] for row in rows.select(MODEL).distinct().dropna().collect())
+    return models_in(rows)
 
 
 def check_shown(shown: str, models: Sequence[str]) -> None:
