@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
-import re
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +14,32 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 PACKAGE = REPOSITORY / "spark_aesthetic"
-WITH_EXAMPLES = [
-    ".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
-    for file in sorted(PACKAGE.rglob("*.py"))
-    if re.search(r"^ *>>> ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-]
+HOLDERS = ast.Module | ast.ClassDef | ast.FunctionDef
+PARSER = doctest.DocTestParser()
 
 
-@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def examples(file: Path) -> dict[str, list[doctest.Example]]:
+    """The examples in each docstring of ``file``, by the line and the name of what it describes.
+
+    Read from the source: ``doctest.testmod`` passes over a class whose ``__module__`` names another module.
+    """
+    found = {}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, HOLDERS) and (text := ast.get_docstring(node)) and (some := PARSER.get_examples(text)):
+            found[f"{getattr(node, 'lineno', 1)} {getattr(node, 'name', 'module')}"] = some
+    return found
+
+
+FILES = {str(file.relative_to(REPOSITORY)): file for file in sorted(PACKAGE.rglob("*.py")) if examples(file)}
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_docstrings(spark: SparkSession, name: str) -> None:
-    # What the examples of Spark functions take as given.
-    given = {"spark": spark, "F": F, "np": np}
-    result = doctest.testmod(import_module(name), extraglobs=given, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.attempted > 0
-    assert result.failed == 0
+    module = import_module(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for place, some in examples(FILES[name]).items():
+        # What the examples of Spark functions take as given.
+        given = {**vars(module), "spark": spark, "F": F, "np": np}
+        runner.run(doctest.DocTest(some, given, place, name, None, None))
+    assert runner.tries > 0
+    assert runner.failures == 0
