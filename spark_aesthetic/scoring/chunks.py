@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
@@ -176,11 +176,15 @@ class Chunks:
         )
         if tally.known is None:
             tally.known = target.rows(spark).count()
+            stream = self._stream(spark, progress)
             # Committed by a run that was killed before it could note that: Delta would drop it after all the work.
             if tally.known > 0 and target.has(spark, progress.checkpoint, number):
                 return
             if begins_empty(chunk=number, known=tally.known, others=bool(ledger.others(source))):
-                progress = self._note_empty(spark, progress)
+                progress = self._note_empty(spark, replace(progress, stream=stream))
+            elif progress.stream is None:
+                progress = replace(progress, stream=stream)
+                save_progress(spark, target, {source.id: progress})
         match way_of_chunk(initial=initial, began_empty=progress.began_empty):
             case Way.APPEND:
                 still_new = partial(self._check_unchanged, spark, progress)
@@ -193,6 +197,20 @@ class Chunks:
                 # Another source may still have the row that is gone from this one.
                 drops, alone = not ledger.others(source), partial(self.check_alone, spark)
                 writer.merge(spark, batch, commit, tally, scored_at=time, drops=drops, alone=alone)
+
+    def _stream(self, spark: SparkSession, progress: Progress) -> str:
+        """Spark's id of the stream at work.
+
+        Raises:
+            TableError: It is not the one that has begun this checkpoint.
+        """
+        stream = stream_of(spark, self.checkpoint)
+        if stream is None or progress.stream not in (None, stream):
+            raise TableError(
+                f"scores {self.writer.target.table!r}: expected the checkpoint {self.checkpoint}, found that it was "
+                "deleted while this run began; nothing was written by this run. Run again"
+            )
+        return stream
 
     def _note_empty(self, spark: SparkSession, progress: Progress) -> Progress:
         """Note that the model had no row before its first chunk, unless another source has come in."""
@@ -213,6 +231,17 @@ class Chunks:
                 f"scores {target.table!r}: expected this run alone to add rows of {target.model}, found "
                 "that another one has added some; no row was lost or written twice. Run again"
             )
+
+
+def stream_of(spark: SparkSession, checkpoint: str) -> str | None:
+    """Spark's id of the stream that has begun a checkpoint; None if there is no checkpoint."""
+    try:
+        lines = access.files_reader(spark).text(f"{checkpoint}/metadata").collect()
+    except AnalysisException as error:
+        if error.getCondition() == "PATH_NOT_FOUND":
+            return None
+        raise
+    return str(json.loads(lines[0][0])["id"]) if lines else None
 
 
 def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progress) -> tuple[int, bool]:

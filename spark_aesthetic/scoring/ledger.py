@@ -41,6 +41,8 @@ class Progress:
         comparing: A comparison of keys has begun, and has not ended.
         checked: The version of the scores table up to which no commit of others took scores away, or what they took has
             been scored again; None where only the commits of scores tell.
+        stream: Spark's id of the stream that has begun the checkpoint; None before its first chunk. Where somebody has
+            deleted a checkpoint, Spark makes it anew with another id.
     """
 
     checkpoint: str
@@ -52,6 +54,7 @@ class Progress:
     location: str
     comparing: bool = False
     checked: int | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TextIO, cast
 from uuid import uuid4
 
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -23,7 +22,7 @@ from spark_aesthetic.delta.rows import rows_of_keys
 from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring import ledger
-from spark_aesthetic.scoring.chunks import Chunks, wait
+from spark_aesthetic.scoring.chunks import Chunks, stream_of, wait
 from spark_aesthetic.scoring.ledger import Ledger, Progress
 from spark_aesthetic.scoring.live import ProgressListener
 from spark_aesthetic.scoring.plan import Begin
@@ -127,14 +126,9 @@ class Run:
         self.source = tables.open_source(self.spark, self.source.table)
 
     def has_begun(self, folder: str, progress: Progress) -> bool:
-        """Whether the checkpoint is still there."""
-        checkpoint = f"{folder}/{progress.checkpoint}"
-        try:
-            return not access.files_reader(self.spark).text(f"{checkpoint}/metadata").isEmpty()
-        except AnalysisException as error:
-            if error.getCondition() == "PATH_NOT_FOUND":
-                return False
-            raise
+        """Whether the checkpoint is still there, and nobody has deleted and Spark made anew what was there before."""
+        there = stream_of(self.spark, f"{folder}/{progress.checkpoint}")
+        return there is not None and progress.stream in (None, there)
 
     def begin(self, step: Begin) -> Progress:
         """Another beginning: from all rows of the source, or from one of its versions on."""

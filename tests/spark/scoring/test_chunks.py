@@ -357,6 +357,36 @@ def test_a_checkpoint_that_is_lost_before_an_update_is_told(
     assert score(spark, path, scores, checkpoint=checkpoint).scored == 2
 
 
+def test_a_checkpoint_that_is_deleted_while_a_run_begins_is_told_and_hides_no_update(
+    spark: SparkSession, source: Callable[..., str], tmp_path: Path
+) -> None:
+    """Spark makes it anew, with chunks that begin at 0 again: Delta would drop them, and the update with them."""
+    path, scores, checkpoint = source(), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
+    score(spark, path, scores, checkpoint=checkpoint, version_col="title")
+    change(spark, path)
+    spark.sql(f"UPDATE delta.`{path}` SET title = 'another' WHERE id IN (3, 5)")
+    asked = 0
+
+    def deletes() -> bool:
+        nonlocal asked
+        asked += 1
+        # Before the steps of a run: what others did, the checkpoint, the stream.
+        if asked == 3:
+            shutil.rmtree(checkpoint)
+        return False
+
+    with pytest.raises(TableError, match=r"deleted while this run began.*Run again"):
+        score(spark, path, scores, checkpoint=checkpoint, stopping=deletes)
+    # The checkpoint that Spark has made is not the one that the scores came from.
+    with pytest.raises(SourceChangedError, match=r"updated or deleted since version 0.*--reconcile"):
+        score(spark, path, scores, checkpoint=checkpoint)
+    score(spark, path, scores, checkpoint=checkpoint, reconcile=True, version_col="title")
+    assert_all_scored(spark, path, scores)
+    append(spark, path, range(60, 62))
+    assert score(spark, path, scores, checkpoint=checkpoint).scored == 2
+    assert_all_scored(spark, path, scores)
+
+
 @pytest.mark.long
 def test_a_table_that_was_made_anew_is_not_taken_for_new_rows(
     spark: SparkSession, source: Callable[..., str], scores: str

@@ -126,6 +126,7 @@ Pending = tuple[list[tuple[str, int, int]], bool, int]
 class Checkpoint:
     """What Spark keeps of a stream."""
 
+    id: str
     left: list[tuple[str, int, int]]
     initial: int
     next: int
@@ -232,7 +233,8 @@ class Run:
                 return self.others()
             case Look.CHECKPOINT:
                 assert state.progress is not None
-                return state.progress.checkpoint in self.world.checkpoints
+                there = self.world.checkpoints.get(state.progress.checkpoint)
+                return there is not None and state.progress.stream in (None, there.id)
             case Look.LOST:
                 until = self.read_until(len(scores.history))
                 if not scores.rows:
@@ -358,7 +360,7 @@ class Run:
             start = source.current if progress.starting_version is None else progress.starting_version - 1
             first = source.versions[start].rows if progress.starting_version is None else {}
             left = [("insert", key, image) for key, image in first.items()]
-            world.checkpoints[name] = Checkpoint(left=left, initial=start, next=start + 1)
+            world.checkpoints[name] = Checkpoint(id=f"s{world.tick()}", left=left, initial=start, next=start + 1)
         there = world.checkpoints[name]
         end = source.current
         while True:
@@ -379,7 +381,7 @@ class Run:
             # Spark ends a query whose checkpoint is gone.
             if world.checkpoints.get(name) is not there:
                 raise RefusedError("the checkpoint is gone")
-            yield from self.write_chunk(progress, pending, chunk)
+            yield from self.write_chunk(progress, pending, chunk, there.id)
             yield
             # And one that is not the first to note in it that a chunk has ended.
             if there.chunk != chunk:
@@ -393,7 +395,7 @@ class Run:
             raise RefusedError("another run has begun anew")
         return current
 
-    def write_chunk(self, progress: Progress, pending: Pending, chunk: int) -> Iterator[None]:
+    def write_chunk(self, progress: Progress, pending: Pending, chunk: int, stream: str) -> Iterator[None]:
         scores, source = self.scores, self.source
         rows, initial, version = pending
         current = self.alone(progress)
@@ -401,11 +403,13 @@ class Run:
         told = {**self.told, "chunk": chunk, "checkpoint": current.checkpoint, "source_version": version}
         if self.known is None:
             self.known = len(scores.rows)
+            if current.stream not in (None, stream):
+                raise RefusedError("the checkpoint was deleted")
             last = [(commit.told.get("checkpoint"), commit.told.get("chunk")) for commit in scores.history]
             if self.known > 0 and (current.checkpoint, chunk) in last:
                 return
             if begins_empty(chunk=chunk, known=self.known, others=scores.others(source)):
-                current = replace(current, began_empty=True)
+                current = replace(current, began_empty=True, stream=stream)
                 scores.progress[source.id] = current
                 scores.commit(adds_only=True)
                 yield
@@ -416,6 +420,10 @@ class Run:
                     current = replace(current, began_empty=False)
                     scores.progress[source.id] = current
                     scores.commit(adds_only=True)
+            elif current.stream is None:
+                current = replace(current, stream=stream)
+                scores.progress[source.id] = current
+                scores.commit(adds_only=True)
         way = way_of_chunk(initial=initial, began_empty=current.began_empty)
         drops = not scores.others(source)
         # What it looks up is what Delta compares its commit with: another commit in between would be a conflict.
