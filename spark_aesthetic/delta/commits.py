@@ -68,8 +68,9 @@ def is_conflict(error: Exception) -> bool:
 
 
 def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: None, also: Sequence[str] = ()) -> Done:
-    """Commit, and again where another commit came between (or for other reasons) and `check` raises nothing."""
+    """Commit, and again where another commit came between (or for other reasons); `check` may raise before each."""
     for attempt in range(ATTEMPTS):
+        check()
         try:
             return commit()
         except (PySparkException, Py4JJavaError) as error:
@@ -77,7 +78,6 @@ def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: 
             if attempt == ATTEMPTS - 1 or not again:
                 raise
         time.sleep(0.2 * 2**attempt * random.random())
-        check()
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -134,6 +134,7 @@ class Steps:
                 return self._streamed(state)
             case Do.REOPEN:
                 run.reopen()
+                run.rows_read = run.source.rows.count()
                 return run.source.version
             case Do.COUNT:
                 return self._counted()
@@ -144,8 +145,7 @@ class Steps:
             case Do.END_COMPARISON:
                 run.note(comparing=False)
             case Do.RETRY:
-                failed = run.target.rows(run.spark).where(F.col(ERROR).isNotNull())
-                run.score_keys(failed.select(*map(quoted, run.target.key)), run.commit())
+                run.retry_failed()
             case Do.SCORE_MISSING:
                 run.score_missing()
             case Do.NOTE:
@@ -203,14 +203,19 @@ class Steps:
             return Lost(scored=False)
         commits = logged(run.spark, target.identifier)
         until = read_until(commits, target.model, source.id)
-        lost = Lost(
-            until=until,
-            known=until is not None or commits[-1].version == 0,
-            only_grown=until is None or run.only_grown_since(until),
-        )
+        known = until is not None or commits[-1].version == 0
+        lost = Lost(until=until, known=known, only_grown=until is None or self._told_by_keys(until))
         if state.phase is Phase.FOLLOW and not lost.known:
             self._warn_of_updates(self._refused(Refuse.NO_HISTORY, state))
         return lost
+
+    def _told_by_keys(self, until: int) -> bool:
+        """Whether the rows of the source whose keys have no score are all that has come since one of its versions."""
+        run = self.run
+        if run.source.feed and run.ledger().others(run.source):
+            # A deleted row keeps its score for the other sources, and a new one may have come under its key.
+            return run.current_version() == until
+        return run.only_grown_since(until)
 
     def _refused(self, why: Refuse, state: State) -> SourceChangedError:
         source, target = self.run.source, self.run.target

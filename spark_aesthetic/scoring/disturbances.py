@@ -6,7 +6,7 @@ deletes scores, or restores the table, changes that behind the checkpoint's back
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from spark_aesthetic.delta.commits import Logged
 
@@ -38,9 +38,13 @@ def taken_away(commits: Sequence[Logged], since: int) -> list[Logged]:
 
 def restored_to(taken: Sequence[Logged]) -> int | None:
     """The oldest version that the table was restored to, -1 if that is not known; None if it was not restored."""
-    restored = [commit.parameters.get("version") for commit in taken if commit.operation == "RESTORE"]
-    # A restore by time does not tell the version.
-    return min((int(text) if text and text.isdecimal() else -1 for text in restored), default=None)
+    return min((_restored(commit) for commit in taken if commit.operation == "RESTORE"), default=None)
+
+
+def _restored(commit: Logged) -> int:
+    """The version that a RESTORE went back to; -1 if it went back to a time, and does not tell the version."""
+    text = commit.parameters.get("version") or ""
+    return int(text) if text.isdecimal() else -1
 
 
 def read_until(commits: Sequence[Logged], model: str, source_id: str) -> int | None:
@@ -60,8 +64,13 @@ def restored_until(commits: Sequence[Logged], model: str, source_id: str, versio
     Returns:
         The version; None where the history does not tell.
     """
-    if version >= 0:
-        return read_until([commit for commit in commits if commit.version <= version], model, source_id)
+    while version >= 0:
+        before = [commit for commit in commits if commit.version <= version]
+        restored = max((commit for commit in before if commit.operation == "RESTORE"), key=_version, default=None)
+        if restored is None:
+            return read_until(before, model, source_id)
+        # What came after that RESTORE may have been read by a run that did not know of it.
+        version = _restored(restored)
     # Every score is of the first chunk or of a later one, if the history has the first.
     return min(_chunks(commits, model, source_id), default=None) if commits[-1].version == 0 else None
 
@@ -70,6 +79,16 @@ def _chunks(commits: Sequence[Logged], model: str, source_id: str) -> list[int]:
     """The versions of the source that chunks ended in."""
     own = [commit for commit in commits if _is_of(commit, model, source_id)]
     return [int(commit.told["source_version"]) for commit in own if commit.told.get("chunk") is not None]
+
+
+def of_other_runs(commits: Sequence[Logged], told: Mapping[str, object]) -> list[Logged]:
+    """The commits of other runs of the model over the source that a run tells of itself."""
+    own = [commit for commit in commits if _is_of(commit, str(told["model"]), str(told["source_id"]))]
+    return [commit for commit in own if commit.told.get("run") != told["run"]]
+
+
+def _version(commit: Logged) -> int:
+    return commit.version
 
 
 def _is_of(commit: Logged, model: str, source_id: str) -> bool:

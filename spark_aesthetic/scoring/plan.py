@@ -93,7 +93,7 @@ class State:
         lost: What is known in its place; None before the run looked.
         fresh: `progress` was begun by this run and was not read from yet.
         followed: All that the feed tells was taken over before the comparison.
-        reopened: The source was opened again for the comparison.
+        reopened: The source was opened again, for the comparison or for what is missing.
         checked: The keys of the source were checked in this phase.
         compared: The comparison was made.
         missing: Rows of the source that have neither a score nor a reason; None before they were counted.
@@ -327,7 +327,10 @@ def _count(state: State) -> Step | None:
     if state.missing is None:
         return Do.COUNT
     took = state.others is not None and state.others.took
-    return Do.SCORE_MISSING if (state.missing or took) and not state.repaired else Do.NOTE
+    if state.repaired or not (state.missing or took):
+        return Do.NOTE
+    # A row that was deleted before the stream came to it has no score, and is to get none.
+    return Do.SCORE_MISSING if state.reopened else Do.REOPEN
 
 
 _STEPS = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_aesthetic.delta import identity, schemas, tables
+from spark_aesthetic.delta.commits import logged
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.sessions import in_own_session
 from spark_aesthetic.delta.tables import Source
@@ -76,8 +78,26 @@ def rescore_from_embeddings(
     newest = _newest(table, key, models)
     rows_read = newest.count()
     ledger.save_progress(spark, target, ledger.ended_beginnings(spark, target))
-    writer.replace_rows(spark, _outdated(newest, target.rows(spark), key), writer.commit(table.version), tally)
+    outdated = _outdated(newest, target.rows(spark), key)
+    alone = partial(_check_alone, spark, writer, table, models)
+    writer.replace_rows(spark, outdated, writer.commit(table.version), tally, alone=alone)
     return summed_up(tally, model=target.model, began=began, rows_read=rows_read, skipped=rows_read - tally.rows)
+
+
+def _check_alone(spark: SparkSession, writer: Writer, table: Source, models: Sequence[str]) -> None:
+    """Raise TableError if another run has written embeddings, or scores of the model, since the table was opened.
+
+    The score of an embedding that was replaced meanwhile would be later than the new one, so no run would replace it.
+    """
+    found = [
+        commit for commit in logged(spark, writer.target.identifier, since=table.version)
+        if commit.is_ours and commit.told.get("model") in (*models, writer.target.model)
+    ]  # fmt: skip
+    if found:
+        raise TableError(
+            f"scores {writer.target.table!r}: expected no other run while scores are made of its embeddings, found one "
+            f"that has written {found[0].told['model']} meanwhile; nothing was written. Run again when it has ended"
+        )
 
 
 def _with_embeddings(known: Ledger, table: Source, pinned: Predictor) -> list[str]:

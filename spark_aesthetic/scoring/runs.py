@@ -23,6 +23,7 @@ from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.chunks import Chunks, stream_of, wait
+from spark_aesthetic.scoring.disturbances import of_other_runs
 from spark_aesthetic.scoring.ledger import Ledger, Progress
 from spark_aesthetic.scoring.live import ProgressListener
 from spark_aesthetic.scoring.plan import Begin
@@ -47,7 +48,7 @@ class Run:
         folder: Where checkpoints go; None is beside the scores.
         max_bytes_per_chunk: As Delta's maxBytesPerTrigger.
         max_files_per_chunk: As Delta's maxFilesPerTrigger, or None.
-        rows_read: Rows of the source when the run began.
+        rows_read: Rows of the source, as it was opened last for a count or a comparison.
         every: Interval of a run without end, or None.
         backbone: What the embeddings of the model depend on.
         shared_keys: Equal keys mean the same image in all sources of the scores table.
@@ -212,12 +213,48 @@ class Run:
 
     def score_missing(self) -> None:
         """Score the rows that have neither a score nor a reason."""
-        key = list(self.target.key)
+        key, alone = list(self.target.key), self.alone_from_now()
         keys = self.source.rows.select(*map(quoted, key))
-        self.score_keys(keys.join(self.target.keys(self.spark), key, "left_anti"), self.commit())
+        self.score_keys(keys.join(self.target.keys(self.spark), key, "left_anti"), self.commit(), alone)
 
-    def score_keys(self, wanted: DataFrame, commit: Commit) -> None:
-        """Score the rows of some keys, in parts of a chunk's size: a run that is killed finds fewer the next time."""
+    def retry_failed(self) -> None:
+        """Score the rows again that have a reason and no score."""
+        alone = self.alone_from_now()
+        failed = self.target.rows(self.spark).where(F.col(ERROR).isNotNull())
+        self.score_keys(failed.select(*map(quoted, self.target.key)), self.commit(), alone)
+
+    def alone_from_now(self) -> Callable[[], None]:
+        """A function that raises TableError if another run of the model over the source writes after this moment.
+
+        What is missing, or has failed, is looked up long before it is written, and that run may have written it since,
+        of a later image.
+        """
+        target, began = self.target, self._checkpoint()
+        since = tables.current_version(self.spark, target.identifier)
+
+        def check() -> None:
+            commits = logged(self.spark, target.identifier, since=since)
+            if self._checkpoint() != began or of_other_runs(commits, self.writer.info):
+                raise TableError(
+                    f"scores {target.table!r}: expected this run alone to write {target.model}, found that another "
+                    "one has written some meanwhile; nothing is lost and nothing twice: run again when it has ended"
+                )
+
+        return check
+
+    def _checkpoint(self) -> str | None:
+        """The name of the beginning that the scores table notes now."""
+        progress = self.known()
+        return None if progress is None else progress.checkpoint
+
+    def score_keys(self, wanted: DataFrame, commit: Commit, alone: Callable[[], None]) -> None:
+        """Score the rows of some keys, in parts of a chunk's size: a run that is killed finds fewer the next time.
+
+        Args:
+            wanted: The keys.
+            commit: What the commits say of themselves.
+            alone: Raises an error if another run has written since the keys were looked up.
+        """
         writer, tally = self.writer, self.tally
         with on_disk(wanted) as wanted:
             count = wanted.count()
@@ -230,7 +267,7 @@ class Run:
             with self.shown("scoring keys of", count) as listener:
                 for rows in parts:
                     before = tally.rows
-                    writer.replace_rows(self.spark, rows, commit, tally)
+                    writer.replace_rows(self.spark, rows, commit, tally, alone=alone)
                     listener.add(tally.rows - before)
 
     def _listener(self, doing: str, rows_to_do: Callable[[], int | None], *, in_one: bool = False) -> ProgressListener:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from uuid import uuid4
 
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -53,13 +54,14 @@ class Writer:
 
     @staticmethod
     def told(pinned: Predictor, source: Origin) -> dict[str, object]:
-        """What every commit says of its scores: who made them, and of what."""
+        """What every commit of one run says of its scores: who made them, and of what."""
         return {
             "spark_aesthetic": spark_aesthetic.__version__,
             "model": pinned.model_id,
             "predictor": pinned.to_json(),
             "source": source.identifier,
             "source_id": source.id,
+            "run": uuid4().hex[:12],
         }
 
     @property
@@ -107,7 +109,7 @@ class Writer:
             commit: What the commit says of itself.
             tally: Where it is counted.
             scored_at: The time that the rows get.
-            still_new: Raises an error if the keys are new no longer; asked before the commit is tried again.
+            still_new: Raises an error if the keys are new no longer; asked before each attempt to commit.
         """
         with self.kept(rows, tally) as (kept, counts):
             made = self.made(kept, scored_at)
@@ -138,7 +140,7 @@ class Writer:
             tally: Where it is counted.
             scored_at: The time that the rows get; None is that of the clock.
             drops: Whether the scores of deleted rows are dropped.
-            alone: Raises an error if another run has begun; asked before the commit is tried again.
+            alone: Raises an error if another run has written; asked before each attempt to commit.
         """
         scored_at = now() if scored_at is None else scored_at
         has_changes = CHANGE in rows.columns
@@ -166,9 +168,11 @@ class Writer:
                 # Of those that were written, which a key that was there already is not; Delta has statistics of times.
                 tally.add_reasons(self.target.rows(spark).where(F.col(SCORED_AT) == F.lit(scored_at)), ERROR)
 
-    def replace_rows(self, spark: SparkSession, rows: DataFrame, commit: Commit, tally: Tally) -> None:
-        """Score rows of the source, replacing what is there."""
-        self.merge(spark, changes.said(rows, "update_postimage"), commit, tally)
+    def replace_rows(
+        self, spark: SparkSession, rows: DataFrame, commit: Commit, tally: Tally, *, alone: Callable[[], object]
+    ) -> None:
+        """Score rows of the source, replacing what is there; `alone` is that of `merge`."""
+        self.merge(spark, changes.said(rows, "update_postimage"), commit, tally, alone=alone)
 
 
 def now() -> datetime:

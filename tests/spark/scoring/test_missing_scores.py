@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import CONNECT
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 import spark_aesthetic as sa
-from spark_aesthetic.errors import SourceChangedError
+from spark_aesthetic.errors import SourceChangedError, TableError
+from spark_aesthetic.scoring.writer import Writer
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -163,3 +166,47 @@ def test_what_is_skipped_is_counted_when_rows_are_scored_a_second_time(
     spark.sql(f"UPDATE delta.`{source}` SET v = 'v1' WHERE id = 50")
     done = score(spark, source, scores, retry_failed=True)
     assert (done.rows_read, done.skipped) == (17, 15)
+
+
+def interposed(monkeypatch: pytest.MonkeyPatch, name: str, other: Callable[[], object]) -> None:
+    """Let something happen right before the next call of a method of the writer."""
+    method = getattr(Writer, name)
+
+    def call(self: Writer, *args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(Writer, name, method)
+        other()
+        return method(self, *args, **options)
+
+    monkeypatch.setattr(Writer, name, call)
+
+
+def test_a_retry_does_not_bring_back_the_image_that_another_run_has_replaced(
+    spark: SparkSession, tables: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, scores = tables(feed=True)
+    broken = rows(spark, range(3, 5)).withColumn("e", F.array(F.lit(1.0).cast("float")))
+    update(spark, source, broken)
+    assert score(spark, source, scores).failed == 2
+
+    def mend() -> None:
+        update(spark, source, rows(spark, range(3, 5), shift=2))
+        assert score(spark, source, scores).scored == 2
+
+    interposed(monkeypatch, "replace_rows", mend)
+    with pytest.raises(TableError, match=r"another one has written some meanwhile.*run again when it has ended"):
+        score(spark, source, scores, retry_failed=True)
+    assert found(spark, scores) == expected(range(15)) | expected(range(3, 5), shift=2)
+    assert score(spark, source, scores, retry_failed=True).scored == 0
+
+
+@pytest.mark.skipif(CONNECT, reason="there another process writes the chunks")
+def test_a_first_load_adds_no_key_that_a_reconcile_has_scored_meanwhile(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, scores = str(tmp_path / "source"), str(tmp_path / "scores")
+    rows(spark, range(15)).write.format("delta").save(source)
+    interposed(monkeypatch, "made", lambda: score(spark, source, scores, reconcile=True))
+    with pytest.raises(TableError, match="another"):
+        score(spark, source, scores)
+    assert found(spark, scores) == expected(range(15))
+    assert score(spark, source, scores).scored == 0

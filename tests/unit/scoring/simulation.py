@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -189,6 +189,7 @@ class Run:
         self.opened = source.current
         self.looked_at: int | None = None
         self.known: int | None = None
+        self.id = world.tick()
         self.told: dict[str, Any] = {}
 
     @property
@@ -222,6 +223,9 @@ class Run:
                     found = False
             elif step is Do.COMPARE:
                 found = yield from self.compare()
+            elif step is Do.SCORE_MISSING:
+                alone = self.alone_from_now()
+                found = yield from self.score(self.missing(), alone)
             else:
                 found = self.done(state, step)
             state = after(state, step, found)
@@ -239,7 +243,9 @@ class Run:
                 until = self.read_until(len(scores.history))
                 if not scores.rows:
                     return Lost(scored=False)
-                return Lost(until=until, only_grown=until is None or source.only_grown_since(until))
+                shared = source.feed and scores.others(source)
+                told = until is None or (source.current == until if shared else source.only_grown_since(until))
+                return Lost(until=until, only_grown=told)
             case Begin():
                 return self.begin(step)
             case Wait():
@@ -255,8 +261,6 @@ class Run:
                 return self.note(comparing=False)
             case Do.RETRY:
                 return None
-            case Do.SCORE_MISSING:
-                return self.score(self.missing())
             case Do.COUNT:
                 return len(self.missing())
             case Do.NOTE:
@@ -273,10 +277,25 @@ class Run:
         there = {key for key, _ in self.scores.rows}
         return {key: image for key, image in self.source.versions[self.opened].rows.items() if key not in there}
 
-    def score(self, rows: dict[int, int]) -> None:
+    def alone_from_now(self) -> Callable[[], None]:
+        scores, since, began = self.scores, len(self.scores.history), self.mine and self.mine.checkpoint
+
+        def check() -> None:
+            others = [
+                commit for commit in self.scores.history[since:]
+                if commit.told.get("source") == self.source.id and commit.told["run"] != self.id
+            ]  # fmt: skip
+            if self.scores is not scores or others or (self.mine and self.mine.checkpoint) != began:
+                raise RefusedError("another run has written")
+
+        return check
+
+    def score(self, rows: dict[int, int], alone: Callable[[], None]) -> Iterator[None]:
+        """A commit for each row; between a look at the keys and each commit there is time for others."""
         for key, image in rows.items():
+            yield
+            alone()
             self.scores.put(key, image)
-        if rows:
             self.scores.commit(**self.told, source_version=self.opened)
 
     def read_until(self, until: int) -> int | None:
@@ -290,7 +309,7 @@ class Run:
     def others(self) -> Others:
         history, progress = self.scores.history, self.mine
         if progress is None:
-            self.told = {"source": self.source.id, "checked": len(history) - 1}
+            self.told = {"source": self.source.id, "run": self.id, "checked": len(history) - 1}
             return Others()
         own = [(at, commit) for at, commit in enumerate(history) if commit.told.get("source") == self.source.id]
         told = [commit.told["checked"] for _, commit in own]
@@ -300,14 +319,18 @@ class Run:
         taken = [
             (at, commit) for at, commit in enumerate(history) if at > since and not commit.ours and not commit.adds_only
         ]
-        self.told = {"source": self.source.id, "checked": since if taken else len(history) - 1}
+        self.told = {"source": self.source.id, "run": self.id, "checked": since if taken else len(history) - 1}
         if not taken:
             return Others()
         self.looked_at = len(history) - 1
         restored = [commit.restored for _, commit in taken if commit.restored is not None]
         if not restored:
             return Others(took=True)
-        until = self.read_until(min(restored) + 1)
+        version: int | None = min(restored)
+        while version is not None:
+            there = version
+            version = next((commit.restored for commit in history[there::-1] if commit.restored is not None), None)
+        until = self.read_until(there + 1)
         grown = until is not None and self.source.only_grown_since(until)
         return Others(took=True, restored=True, until=until, current=grown or not self.scores.rows)
 
@@ -336,20 +359,19 @@ class Run:
             if progress.location == self.source.location and id != self.source.id:
                 del scores.progress[id]
                 scores.sources.pop(id, None)
-        if not scores.others(self.source):
-            scores.rows = [row for row in scores.rows if row[0] in rows]
-            scores.commit(**self.told)
-        yield
-        there = dict(scores.rows)
+        alone, there = self.alone_from_now(), dict(scores.rows)
         wanted = {
             key: image
             for key, image in rows.items()
             if key not in there or (self.asked.by_version and there[key] != image)
         }
-        # A chunk's size and a commit at a time.
-        for key in wanted:
-            self.score({key: wanted[key]})
+        gone = set() if scores.others(self.source) else there.keys() - rows.keys()
+        if gone:
             yield
+            alone()
+            scores.rows = [row for row in scores.rows if row[0] not in gone]
+            scores.commit(**self.told)
+        yield from self.score(wanted, alone)
 
     def stream(self, state: State) -> Iterator[None]:
         world, source, progress = self.world, self.source, state.progress

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from spark_aesthetic.delta.commits import Logged
-from spark_aesthetic.scoring.disturbances import checked_until, read_until, restored_to, restored_until, taken_away
+from spark_aesthetic.scoring.disturbances import (
+    checked_until,
+    of_other_runs,
+    read_until,
+    restored_to,
+    restored_until,
+    taken_away,
+)  # fmt: skip
 
 OWN = {"spark_aesthetic": "1", "model": "m", "source_id": "s"}
 
@@ -94,3 +101,38 @@ def test_the_last_chunk_that_a_version_had_tells_how_far_the_source_was_read() -
     # To a time: all scores are of the first chunk or later ones, if that is in the history.
     assert restored_until(chunks, "m", "s", -1) is None
     assert restored_until([*chunks, commit(0)], "m", "s", -1) == 6
+
+
+@pytest.mark.parametrize(
+    ("version", "until"),
+    [(2, 8), (3, 6), (4, 6), (6, 6), (7, 6), (0, None)],
+)
+def test_what_was_restored_before_holds_the_rows_of_that_time(version: int, until: int | None) -> None:
+    history = [
+        commit(7, "RESTORE", version="4"),
+        commit(6, "RESTORE", version="1"),
+        # Of a run that did not know of the RESTORE before.
+        commit(4, told=OWN | {"chunk": 2, "source_version": 9}),
+        commit(3, "RESTORE", version="1"),
+        commit(2, told=OWN | {"chunk": 1, "source_version": 8}),
+        commit(1, told=OWN | {"chunk": 0, "source_version": 6}),
+        commit(0),
+    ]
+    assert restored_until(history, "m", "s", version) == until
+
+
+@pytest.mark.parametrize(
+    ("told", "is_other"),
+    [
+        (OWN | {"run": "mine"}, False),
+        (OWN | {"run": "other"}, True),
+        # Of an earlier release.
+        (OWN, True),
+        (OWN | {"run": "other", "model": "n"}, False),
+        (OWN | {"run": "other", "source_id": "t"}, False),
+        ({"run": "other", "model": "m", "source_id": "s"}, False),
+    ],
+)
+def test_a_run_knows_the_commits_of_other_runs(told: dict[str, Any], is_other: bool) -> None:
+    mine = {"model": "m", "source_id": "s", "run": "mine"}
+    assert bool(of_other_runs([commit(3, told=told)], mine)) is is_other

@@ -7,9 +7,10 @@ says how many.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -51,8 +52,13 @@ class Tables(RuleBasedStateMachine):
 
     @rule(keys=st.sets(KEYS, min_size=1, max_size=4))
     def append(self, keys: set[int]) -> None:
-        known = {} if self.other is None else self.other.rows
-        new = [("insert", key, known.get(key, self.image())) for key in sorted(keys - set(self.source.rows))]
+        known, keys = {}, keys - set(self.source.rows)
+        if self.other is not None:
+            known = self.other.rows
+            if not self.source.feed:
+                # Nothing tells of a row that comes again, so shared keys mean one image for all time.
+                known, keys = self.shown | known, keys - self.updated
+        new = [("insert", key, known.get(key, self.image())) for key in sorted(keys)]
         if new:
             self.source.commit("add", new)
             # A row that was deleted comes back as another one, which is an update in two commits.
@@ -174,3 +180,65 @@ def test_no_sequence_of_twelve_steps_breaks_the_scores() -> None:
     )  # fmt: skip
     print(f"{Tables.tried} sequences of up to 12 steps")
     assert Tables.tried >= SEQUENCES
+
+
+Steps = Callable[[Tables], None]
+
+
+def a_checkpoint_is_deleted_while_a_run_begins(tables: Tables) -> None:
+    tables.run_and_be_killed(asked=PLAIN, steps=1, other=False)
+    tables.go_on(steps=2)
+    tables.update(key=0, run=False)
+    tables.lose_the_checkpoints()
+    tables.go_on(steps=1)
+
+
+def a_row_is_deleted_before_the_stream_begins(tables: Tables) -> None:
+    tables.append({0})
+    tables.run_and_be_killed(asked=PLAIN, steps=4, other=False)
+    tables.delete(key=0)
+    tables.go_on(steps=4)
+    tables.append({0})
+
+
+def scores_are_dropped_under_a_slow_run(tables: Tables) -> None:
+    tables.lose_the_checkpoints()
+    tables.restore_the_scores(back=2)
+    tables.run_and_be_killed(asked=PLAIN, steps=15, other=False)
+    tables.lose_the_scores()
+    tables.go_on(steps=1)
+    tables.update(key=0, run=True)
+
+
+def scores_are_restored_twice(tables: Tables) -> None:
+    tables.update(key=1, run=True)
+    tables.restore_the_scores(back=1)
+    tables.run(asked=PLAIN)
+    tables.update(key=0, run=False)
+    tables.run(asked=PLAIN)
+    tables.restore_the_scores(back=4)
+
+
+def a_shared_key_comes_again_and_the_checkpoint_is_lost(tables: Tables) -> None:
+    tables.delete(key=0)
+    tables.run_and_be_killed(asked=PLAIN, steps=1, other=True)
+    tables.run(asked=PLAIN)
+    tables.append({0})
+    tables.lose_the_checkpoints()
+
+
+@pytest.mark.parametrize(
+    ("steps", "began"),
+    [
+        (a_checkpoint_is_deleted_while_a_run_begins, {"feed": False, "shared": False, "begun": True}),
+        (a_row_is_deleted_before_the_stream_begins, {"feed": False, "shared": False, "begun": False}),
+        (scores_are_dropped_under_a_slow_run, {"feed": False, "shared": False, "begun": True}),
+        (scores_are_restored_twice, {"feed": True, "shared": False, "begun": True}),
+        (a_shared_key_comes_again_and_the_checkpoint_is_lost, {"feed": True, "shared": True, "begun": True}),
+    ],
+)
+def test_sequences_that_once_left_a_stale_score(steps: Steps, began: dict[str, bool]) -> None:
+    tables = Tables()
+    tables.begin(**began)
+    steps(tables)
+    tables.teardown()
