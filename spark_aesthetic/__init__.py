@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from spark_aesthetic._version import __version__ as __version__
 
 # What `from spark_aesthetic import *` brings: names of two words or more. Names of one word, such as display, register,
 # history or Summary, are left out because a notebook may use them for something else, as Databricks does display. They

@@ -30,7 +30,8 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 # How tables and folders are written, in the words of Spark.
 Mode = Literal["errorifexists", "append", "overwrite"]
 
-INPUT_KINDS = ("image", "embedding")
+InputKind = Literal["image", "embedding"]
+INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 DEVICES = ("auto", "cpu", "mps", "xpu", "cuda")
 MODES: tuple[Mode, ...] = get_args(Mode)
 

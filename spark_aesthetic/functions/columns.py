@@ -24,7 +24,7 @@ from spark_aesthetic.delta import connect
 from spark_aesthetic.errors import OptionError, nearest
 from spark_aesthetic.functions import udfs
 from spark_aesthetic.functions.sql import register
-from spark_aesthetic.options import INPUT_KINDS, EncoderName, OptionArgs, Options
+from spark_aesthetic.options import INPUT_KINDS, EncoderName, InputKind, OptionArgs, Options
 from spark_aesthetic.predictors import embeddings, weights
 from spark_aesthetic.predictors.head import Head
 from spark_aesthetic.predictors.recipe import BUILT_IN, DEFAULT, Predictor, resolve
@@ -144,7 +144,7 @@ def score_image(
     *,
     predictor: str | Predictor = DEFAULT,
     with_embedding: bool = False,
-    input_kind: str = "image",
+    input_kind: InputKind = "image",
     **options: Unpack[OptionArgs],
 ) -> Column:
     """Score images, or embeddings of them, and tell why some have no score, in one pass.

@@ -20,7 +20,7 @@ from spark_aesthetic.delta.naming import are_distinct, has_column
 from spark_aesthetic.errors import OptionError, TableError, nearest
 from spark_aesthetic.functions import inputs
 from spark_aesthetic.functions.columns import embedding_columns, score_image
-from spark_aesthetic.options import INPUT_KINDS, PILLOW_WARNS_PIXELS, Decode, Dtype, Options
+from spark_aesthetic.options import INPUT_KINDS, PILLOW_WARNS_PIXELS, Decode, Dtype, InputKind, Options
 from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.recipe import BUILT_IN, DEFAULT, Predictor, resolve
 
@@ -172,7 +172,7 @@ class AestheticScorer(
         self,
         *,
         inputCol: str | None = None,
-        inputKind: str = "image",
+        inputKind: InputKind = "image",
         outputCol: str = "aesthetic_score",
         errorCol: str | None = None,
         embeddingCol: str | None = None,
@@ -273,7 +273,7 @@ class AestheticScorer(
         """Set `inputCol`."""
         return self.setParams(inputCol=value)
 
-    def setInputKind(self, value: str) -> AestheticScorer:
+    def setInputKind(self, value: InputKind) -> AestheticScorer:
         """Set `inputKind`."""
         return self.setParams(inputKind=value)
 
