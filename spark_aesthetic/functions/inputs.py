@@ -85,23 +85,20 @@ def check_image_column(rows: DataFrame, column: str) -> None:
     check_image_type(column_type(rows, column_path(rows, column), "--image-col"), f"--image-col {column}")
 
 
-def check_embedding_column(rows: DataFrame, column: str, dimension: int, predictor: Predictor) -> bool:
-    """Check the type of a column of embeddings, and that some have the predictor's length.
+def check_embedding_type(rows: DataFrame, column: str) -> bool:
+    """Return whether a column of embeddings has ml Vectors; raise TableError if it has no embeddings."""
+    return is_vector(column_type(rows, column_path(rows, column), "--embedding-col"), f"--embedding-col {column}")
 
-    Returns:
-        Whether they are ml Vectors.
 
-    Raises:
-        TableError: Another type, or no embedding has the length that the head takes.
-    """
+def check_lengths(rows: DataFrame, column: str, dimension: int, predictor: Predictor, *, vector: bool) -> None:
+    """Raise TableError if the column has embeddings and none has the length that the predictor's head takes."""
     path = column_path(rows, column)
-    vector = is_vector(column_type(rows, path, "--embedding-col"), f"--embedding-col {column}")
     embedding = F.col("embedding")
     # A null vector is left out before vector_to_array, which raises on it.
     known = rows.select(F.col(path).alias("embedding")).limit(_SAMPLE_ROWS).where(embedding.isNotNull())
     counted = {row.length: row["count"] for row in _lengths(known, vector).groupBy("length").count().collect()}
     if not counted or dimension in counted:
-        return vector
+        return
     found = f"expected {dimension} numbers for {predictor.name}, found {max(counted, key=counted.__getitem__)}"
     # The first rows may be the wrong ones, so all are asked; Spark stops at the first that fits.
     every = rows.select(F.col(path).alias("embedding")).where(embedding.isNotNull())
@@ -113,7 +110,6 @@ def check_embedding_column(rows: DataFrame, column: str, dimension: int, predict
         "--embedding-col %s: %s in the first %d rows; rows of another length get a reason and no score",
         column, found, sum(counted.values()),
     )  # fmt: skip
-    return vector
 
 
 def _lengths(rows: DataFrame, vector: bool) -> DataFrame:

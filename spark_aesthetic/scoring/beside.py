@@ -16,7 +16,14 @@ from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import SourceChangedError
 from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.compare import compare
-from spark_aesthetic.scoring.disturbances import checked_until, read_until, restored_to, restored_until, taken_away
+from spark_aesthetic.scoring.disturbances import (
+    checked_until,
+    has_read_all,
+    read_until,
+    restored_to,
+    restored_until,
+    taken_away,
+)
 from spark_aesthetic.scoring.explained import raise_explained
 from spark_aesthetic.scoring.ledger import Ledger, Progress
 from spark_aesthetic.scoring.plan import (
@@ -63,9 +70,10 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
     """
     spark, source, target = run.spark, run.source, run.target
     try:
-        folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)))
-        known = ledger.register(spark, target.table, source, target.key, shared_keys=run.shared_keys)
-        steps = Steps(run=run, folder=folder, version_col=version_col)
+        scores = target.make(spark, ledger.described(source, target.key))
+        known = Ledger.of(scores.properties)
+        ledger.register(spark, target.table, known, source, target.key, shared_keys=run.shared_keys)
+        steps = Steps(run=run, folder=run.checkpoints(scores.location), version_col=version_col)
         steps.go(asked, known)
     # The second is how Delta's conflicts arrive that have no condition of their own.
     except (PySparkException, Py4JJavaError) as error:
@@ -180,10 +188,13 @@ class Steps:
         if since is None or commits[-1].version > since + 1:
             commits = logged(spark, target.identifier, since=-1 if since is None else since)
             since = checked_until(commits, target.model, source.id, progress.checked)
+        read_all = has_read_all(
+            commits, target.model, source.id, checkpoint=progress.checkpoint, version=source.version
+        )
         taken = taken_away(commits, 0 if since is None else since)
         run.writer = run.writer.telling(checked=since if taken else commits[0].version)
         if not taken:
-            return Others()
+            return Others(read_all=read_all)
         _log.warning(
             "%s: other writers may have taken scores away (%s); the rows whose scores are missing are scored again",
             target.identifier, ", ".join(f"{commit.operation} in version {commit.version}" for commit in taken[::-1]),
@@ -191,7 +202,7 @@ class Steps:
         self.looked_at = commits[0].version
         version = restored_to(taken)
         if version is None:
-            return Others(took=True)
+            return Others(took=True, read_all=read_all)
         until = restored_until(logged(spark, target.identifier), target.model, source.id, version)
         is_current = (until is not None and run.only_grown_since(until)) or target.rows(spark).isEmpty()
         return Others(took=True, restored=True, until=until, current=is_current)

@@ -16,6 +16,7 @@ from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError
 from spark_aesthetic.predictors.recipe import Predictor
 from spark_aesthetic.scoring import ledger
+from spark_aesthetic.scoring.ledger import Ledger
 from spark_aesthetic.scoring.target import SCORED_AT, TYPES, Target
 
 
@@ -142,7 +143,7 @@ def check_weights(predictor: Predictor, model_path: str | None) -> None:
     prepare.check(predictor, model_path)
 
 
-def check_target(spark: SparkSession, source: Source, target: Target, *, is_source: bool, shared_keys: bool) -> None:
+def check_target(spark: SparkSession, source: Source, target: Target, *, is_source: bool, shared_keys: bool) -> Ledger:
     """Check where the scores go, before any work.
 
     Args:
@@ -151,6 +152,9 @@ def check_target(spark: SparkSession, source: Source, target: Target, *, is_sour
         target: The scores table, or the one in which scores wait for the source.
         is_source: The source gets the columns itself.
         shared_keys: Equal keys mean the same image in all sources of the scores table.
+
+    Returns:
+        The ledger of the scores table; an empty one if the table does not exist or is the source.
 
     Raises:
         TableError: The source takes no updates in place, or the scores table does not fit the run.
@@ -163,16 +167,16 @@ def check_target(spark: SparkSession, source: Source, target: Target, *, is_sour
             )
         own = {name: TYPES[name] for name in target.written if name != SCORED_AT}
         fitting.check_columns(source.rows, own, source.table, required=())
-        return
+        return Ledger()
     found = tables.detail(spark, target.table)
     # One table has many names: a path, a link to it, a name of the catalog.
     if found is not None and found.location == source.location:
         raise TableError("--scores: expected another table than --source; leave it out to score in place")
-    if found is not None:
-        known = ledger.load(spark, target.table)
-        ledger.check_copy(spark, known, target.table, source)
-        ledger.check(known, target.table, source, target.key, shared_keys=shared_keys)
+    known = Ledger() if found is None else Ledger.of(found.properties)
+    ledger.check_copy(spark, known, target.table, source)
+    ledger.check(known, target.table, source, target.key, shared_keys=shared_keys)
     target.check(spark, found)
+    return known
 
 
 def check_checkpoint(spark: SparkSession, checkpoint: str) -> None:

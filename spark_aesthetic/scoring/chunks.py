@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -166,10 +167,11 @@ class Chunks:
         sessions.describe(spark, f"spark-aesthetic: chunk {number} of {source.identifier}")
         ledger = load(spark, target.table)
         progress = self._alone(ledger)
-        version, initial = _offset(spark, self.checkpoint, number, progress)
+        end = _offset(spark, self.checkpoint, number, progress)
         time = now()
+        told = {"checkpoint": progress.checkpoint, "chunk": number, "whole": end.is_whole}
         commit = replace(
-            writer.commit(version, checkpoint=progress.checkpoint, chunk=number, scored_at=time.isoformat()),
+            writer.commit(end.version, **told, scored_at=time.isoformat()),
             # Of all beginnings: so a chunk of an earlier one is refused, or conflicts with one of a later.
             application=f"spark_aesthetic.{target.model}/{source.id}",
             number=(progress.generation << 20) + number,
@@ -185,7 +187,7 @@ class Chunks:
             elif progress.stream is None:
                 progress = replace(progress, stream=stream)
                 save_progress(spark, target, {source.id: progress})
-        match way_of_chunk(initial=initial, began_empty=progress.began_empty):
+        match way_of_chunk(initial=end.is_initial, began_empty=progress.began_empty):
             case Way.APPEND:
                 still_new = partial(self._check_unchanged, spark, progress)
                 writer.append(batch, commit, tally, scored_at=time, still_new=still_new)
@@ -244,8 +246,22 @@ def stream_of(spark: SparkSession, checkpoint: str) -> str | None:
     return str(json.loads(lines[0][0])["id"]) if lines else None
 
 
-def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progress) -> tuple[int, bool]:
-    """Which version of the source a chunk ends in, and whether all of it belongs to the rows of the beginning."""
+class _End(NamedTuple):
+    """Where a chunk ends.
+
+    Attributes:
+        version: The last version of the source that the chunk reads.
+        is_whole: The chunk reads that version to its end.
+        is_initial: All rows of the chunk belong to the snapshot that the stream began with.
+    """
+
+    version: int
+    is_whole: bool
+    is_initial: bool
+
+
+def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progress) -> _End:
+    """Read where a chunk ends from the checkpoint."""
 
     def read(number: int) -> tuple[int, int, bool]:
         # A version of the format, the batch's metadata, and Delta's own offset.
@@ -254,15 +270,17 @@ def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progres
         return int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"])
 
     version, index, initial = read(number)
+    # A negative index is before the first file of a version, so the version before it was read to its end.
+    is_whole = index < 0 and not initial
     if initial or index >= 0 or progress.starting_version is not None:
-        return version, initial
-    # Nothing of the next version yet: the end of the beginning, if the chunk before belongs to that, or there is none.
+        return _End(version - is_whole, is_whole, initial)
+    # The end of the snapshot, if the chunk before belongs to it, or if there is no chunk before.
     if number > 0:
         before, _, before_initial = read(number - 1)
         initial = before_initial and version == before + 1
     else:
         initial = True
-    return (version - 1, True) if initial else (version, False)
+    return _End(version - 1, True, initial)
 
 
 def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> None:

@@ -52,6 +52,21 @@ def read_until(commits: Sequence[Logged], model: str, source_id: str) -> int | N
     return max(_chunks(commits, model, source_id), default=None)
 
 
+def has_read_all(commits: Sequence[Logged], model: str, source_id: str, *, checkpoint: str, version: int) -> bool:
+    """Whether the newest chunk among some commits, the newest first, read a version of the source to its end.
+
+    Args:
+        commits: The newest commits of the scores table.
+        model: The model's id.
+        source_id: Delta's id of the source.
+        checkpoint: The name of the checkpoint. A chunk of another one says nothing of what this one has read.
+        version: Of the source.
+    """
+    chunks = (commit.told for commit in commits if _is_of(commit, model, source_id) and "chunk" in commit.told)
+    last = next(chunks, {})
+    return (last.get("checkpoint"), last.get("source_version"), last.get("whole")) == (checkpoint, version, True)
+
+
 def restored_until(commits: Sequence[Logged], model: str, source_id: str, version: int) -> int | None:
     """A version of the source that is in all of the scores which a table had at one of its versions.
 

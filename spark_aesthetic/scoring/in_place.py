@@ -94,7 +94,7 @@ def _score_directly(run: Run) -> bool:
 def _score_staged(run: Run) -> bool:
     """Score chunk by chunk beside the source, then commit; whether the source allowed it."""
     spark, source, target = run.spark, run.source, run.target
-    folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)))
+    folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)).location)
     try:
         version = run.current_version()
         Steps(run=run, folder=folder).go(Asked(), run.ledger(), first=Phase.STREAM, last=Phase.STREAM)

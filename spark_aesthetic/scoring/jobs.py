@@ -136,14 +136,15 @@ def score_table(
         kept={name: schemas.column_type(table.rows, quoted(name), "--version-col") for name in kept},
         written=(SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])),
     )
-    checks.check_target(spark, table, target, is_source=scores is None, shared_keys=shared_keys)
+    known = checks.check_target(spark, table, target, is_source=scores is None, shared_keys=shared_keys)
+    is_sampled = (target.model, table.id) not in known.progress
     run = Run(
         spark=spark,
         source=table,
         writer=Writer(
             source=table.origin,
             target=target,
-            struct=_struct(table.rows, pinned, image_col, embedding_col, with_embedding, checked),
+            struct=_struct(table.rows, pinned, image_col, embedding_col, with_embedding, checked, is_sampled),
             column=column,
             info=Writer.told(pinned, table) | {"options": json.dumps(asdict(checked))},
         ),
@@ -206,14 +207,20 @@ def _struct(
     embedding_col: str | None,
     with_embedding: bool,
     options: Options,
+    is_sampled: bool,
 ) -> Column:
-    """Check the weights, and give a struct column of score, error and perhaps embedding and costs."""
+    """Check the weights, and return a struct column of score, error and perhaps embedding and costs.
+
+    The first run over a source reads a sample of its embeddings, because a predictor of another backbone scores none.
+    """
     if image_col is not None:
         inputs.warn_of_large_batches(rows.sparkSession)
         checks.check_weights(pinned, options.model_path)
         return udfs.job_udf(pinned, with_embedding, options)(F.col(schemas.column_path(rows, image_col)))
     assert embedding_col is not None, "checked before"
     head = weights.load_head(pinned, options.model_path)
-    vector = inputs.check_embedding_column(rows, embedding_col, head.dimension, pinned)
+    vector = inputs.check_embedding_type(rows, embedding_col)
+    if is_sampled:
+        inputs.check_lengths(rows, embedding_col, head.dimension, pinned, vector=vector)
     path = schemas.column_path(rows, embedding_col)
     return embedding_columns(path, predictor=pinned, vector=vector, model_path=options.model_path)

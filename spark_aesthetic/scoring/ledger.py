@@ -198,16 +198,14 @@ def described(source: Origin, key: Sequence[str]) -> dict[str, str]:
     return {_KEY: _encoded(list(key)), f"{_SOURCE}{source.id}": _encoded(asdict(known))}
 
 
-def register(spark: SparkSession, scores: str, source: Origin, key: Sequence[str], *, shared_keys: bool) -> Ledger:
-    """Note the key and the source in a scores table that does not know them yet.
-
-    Returns:
-        What the table knew before.
+def register(
+    spark: SparkSession, scores: str, ledger: Ledger, source: Origin, key: Sequence[str], *, shared_keys: bool
+) -> None:
+    """Note the key and the source in a scores table, unless its ledger has them.
 
     Raises:
-        TableError: As `check` raises it, also if another source came in at the same time.
+        TableError: `check` refuses the source or the key, or a run over another source has just begun.
     """
-    ledger = load(spark, scores)
     check(ledger, scores, source, key, shared_keys=shared_keys)
     is_new = source.id not in ledger.sources
     noted = described(source, key)
@@ -222,7 +220,6 @@ def register(spark: SparkSession, scores: str, source: Origin, key: Sequence[str
     if is_new and not shared_keys and (found := load(spark, scores)).others(source):
         forget(spark, scores, noted)
         raise _foreign(found, scores, source)
-    return ledger
 
 
 def save_progress(spark: SparkSession, target: Target, changed: Mapping[str, Progress]) -> None:

@@ -39,12 +39,14 @@ class Others:
         restored: They brought an older version back, so a score may be that of an older image.
         until: The version of the source that the restored scores had been read until; None where no chunk tells.
         current: No row of the source was updated or deleted since then, or the model has no score there.
+        read_all: The last chunk read the source to its end, and the source still has that version.
     """
 
     took: bool = False
     restored: bool = False
     until: int | None = None
     current: bool = True
+    read_all: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +297,10 @@ def _stream(state: State) -> Step | None:
     """Go on where the checkpoint says, or begin anew where that is sound."""
     progress = state.progress
     if progress is not None and not state.fresh:
+        # A stream that has nothing to read would take half of the run's time to start.
+        read_all = state.others is not None and state.others.read_all
+        if read_all and state.phase is Phase.STREAM and not state.asked.endless:
+            return None
         if state.checkpoint is None:
             return Look.CHECKPOINT
         if state.checkpoint:

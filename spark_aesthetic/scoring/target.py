@@ -103,15 +103,15 @@ class Target:
         new = lacking(rows.columns, self.types)
         fitting.check_names(found, new, f"--scores {self.table!r}")
 
-    def make(self, spark: SparkSession, told: Mapping[str, str]) -> str:
-        """Create the table if it is not there, its comments included.
+    def make(self, spark: SparkSession, told: Mapping[str, str]) -> Row:
+        """Create the table, with its comments, if it does not exist.
 
         Args:
             spark: A session of our own.
             told: Properties of a table that is created.
 
         Returns:
-            The table's folder.
+            What `tables.detail` says of the table.
 
         Raises:
             TableError: As `check` raises it, or the folder has files that are no Delta table.
@@ -120,7 +120,7 @@ class Target:
         self.check(spark, found)
         if found is not None:
             add_columns(spark, self.identifier, tables.read_table(spark, self.table), self.types)
-            return str(found.location)
+            return found
         # A chunk is as many small files as it had tasks; without the first a long run leaves millions.
         told = {"delta.autoOptimize.optimizeWrite": "true", **told}
         if naming.unusual(self.types):
@@ -145,7 +145,7 @@ class Target:
                 f"scores {self.table!r}: expected a Delta table or room for one, found a folder with files of another "
                 "kind; choose a name or a folder that is not there yet"
             ) from error
-        return naming.path_of(self.table) or self.make(spark, told)
+        return self.make(spark, told)
 
     def rows(self, spark: SparkSession) -> DataFrame:
         """The rows of this model."""

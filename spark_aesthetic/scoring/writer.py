@@ -112,6 +112,9 @@ class Writer:
             still_new: Raises an error if the keys are new no longer; asked before each attempt to commit.
         """
         with self.kept(rows, tally) as (kept, counts):
+            # The files of an OPTIMIZE have no new row.
+            if counts.rows == 0:
+                return
             made = self.made(kept, scored_at)
             committed(lambda: self.target.append(made, commit), still_new)
             tally.add_commit(scored_at)
@@ -149,6 +152,8 @@ class Writer:
         # The images of deleted rows are not scored.
         rows = rows.withColumn(self.column, F.when(changes.is_present(), F.col(quoted(self.column))))
         with self.kept(rows, tally, CHANGE, VERSION) as (kept, counts):
+            if counts.rows == 0:
+                return
             key, made = self.target.key, self.made(kept, scored_at, CHANGE, VERSION)
             latest = changes.latest(made, key, self.target.types)
             if not drops:

@@ -357,6 +357,27 @@ def test_a_checkpoint_that_is_lost_before_an_update_is_told(
     assert score(spark, path, scores, checkpoint=checkpoint).scored == 2
 
 
+@pytest.mark.parametrize("feed", ["true", "false"])
+def test_a_chunk_names_the_version_that_it_has_read_to_the_end(
+    spark: SparkSession, source: Callable[..., str], tmp_path: Path, feed: str
+) -> None:
+    """Spark's offset names the next version: an update in that one would count as read where a checkpoint is lost."""
+    path, scores, checkpoint = source(**{FEED: feed}), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
+    score(spark, path, scores, checkpoint=checkpoint, version_col="title")
+    append(spark, path, range(40, 43))
+    score(spark, path, scores, checkpoint=checkpoint)
+    chunks = sa.history(spark, scores).where("chunk IS NOT NULL").orderBy("version").collect()
+    assert [commit.source_version for commit in chunks] == [0] * (len(chunks) - 1) + [1]
+    new = ", ".join(f"CAST({number} AS FLOAT)" for number in PUBLISHED[9])
+    spark.sql(f"UPDATE delta.`{path}` SET e = array({new}), title = 'another' WHERE id = 3")
+    shutil.rmtree(checkpoint)
+    with pytest.raises(SourceChangedError, match=r"updated or deleted since version 1.*--reconcile"):
+        score(spark, path, scores, checkpoint=checkpoint)
+    told = {} if feed == "true" else {"version_col": "title"}
+    score(spark, path, scores, checkpoint=checkpoint, reconcile=True, **told)
+    assert_all_scored(spark, path, scores)
+
+
 def test_a_checkpoint_that_is_deleted_while_a_run_begins_is_told_and_hides_no_update(
     spark: SparkSession, source: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -306,6 +306,12 @@ class Run:
         ]
         return max(chunks, default=None)
 
+    def read_all(self, progress: Progress) -> bool:
+        own = [commit.told for commit in self.scores.history if commit.told.get("source") == self.source.id]
+        last = next((told for told in reversed(own) if "chunk" in told), {})
+        wanted = (progress.checkpoint, self.opened, True)
+        return (last.get("checkpoint"), last.get("source_version"), last.get("whole")) == wanted
+
     def others(self) -> Others:
         history, progress = self.scores.history, self.mine
         if progress is None:
@@ -320,12 +326,13 @@ class Run:
             (at, commit) for at, commit in enumerate(history) if at > since and not commit.ours and not commit.adds_only
         ]
         self.told = {"source": self.source.id, "run": self.id, "checked": since if taken else len(history) - 1}
+        read_all = self.read_all(progress)
         if not taken:
-            return Others()
+            return Others(read_all=read_all)
         self.looked_at = len(history) - 1
         restored = [commit.restored for _, commit in taken if commit.restored is not None]
         if not restored:
-            return Others(took=True)
+            return Others(took=True, read_all=read_all)
         version: int | None = min(restored)
         while version is not None:
             there = version
@@ -403,7 +410,7 @@ class Run:
             # Spark ends a query whose checkpoint is gone.
             if world.checkpoints.get(name) is not there:
                 raise RefusedError("the checkpoint is gone")
-            yield from self.write_chunk(progress, pending, chunk, there.id)
+            yield from self.write_chunk(progress, there, pending, chunk)
             yield
             # And one that is not the first to note in it that a chunk has ended.
             if there.chunk != chunk:
@@ -417,12 +424,15 @@ class Run:
             raise RefusedError("another run has begun anew")
         return current
 
-    def write_chunk(self, progress: Progress, pending: Pending, chunk: int, stream: str) -> Iterator[None]:
-        scores, source = self.scores, self.source
+    def write_chunk(self, progress: Progress, there: Checkpoint, pending: Pending, chunk: int) -> Iterator[None]:
+        scores, source, stream = self.scores, self.source, there.id
         rows, initial, version = pending
+        whole = not initial or not there.left
         current = self.alone(progress)
         number = (current.generation << 20) + chunk
-        told = {**self.told, "chunk": chunk, "checkpoint": current.checkpoint, "source_version": version}
+        told = {
+            **self.told, "chunk": chunk, "checkpoint": current.checkpoint, "source_version": version, "whole": whole
+        }  # fmt: skip
         if self.known is None:
             self.known = len(scores.rows)
             if current.stream not in (None, stream):
@@ -446,6 +456,8 @@ class Run:
                 current = replace(current, stream=stream)
                 scores.progress[source.id] = current
                 scores.commit(adds_only=True)
+        if not rows:
+            return
         way = way_of_chunk(initial=initial, began_empty=current.began_empty)
         drops = not scores.others(source)
         # What it looks up is what Delta compares its commit with: another commit in between would be a conflict.

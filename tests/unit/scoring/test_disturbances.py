@@ -10,6 +10,7 @@ import pytest
 from spark_aesthetic.delta.commits import Logged
 from spark_aesthetic.scoring.disturbances import (
     checked_until,
+    has_read_all,
     of_other_runs,
     read_until,
     restored_to,
@@ -136,3 +137,27 @@ def test_what_was_restored_before_holds_the_rows_of_that_time(version: int, unti
 def test_a_run_knows_the_commits_of_other_runs(told: dict[str, Any], is_other: bool) -> None:
     mine = {"model": "m", "source_id": "s", "run": "mine"}
     assert bool(of_other_runs([commit(3, told=told)], mine)) is is_other
+
+
+CHUNK = OWN | {"chunk": 3, "checkpoint": "c", "source_version": 7, "whole": True}
+
+
+@pytest.mark.parametrize(
+    ("told", "read_all"),
+    [
+        ([CHUNK], True),
+        # A repair has no chunk.
+        ([OWN | {"source_version": 9}, CHUNK], True),
+        ([CHUNK | {"whole": False}], False),
+        ([CHUNK | {"source_version": 6}], False),
+        ([CHUNK | {"source_version": 8}], False),
+        ([CHUNK | {"checkpoint": "d"}], False),
+        ([CHUNK | {"chunk": 4, "whole": False}, CHUNK], False),
+        ([CHUNK | {"model": "other", "whole": False}, CHUNK], True),
+        ([OWN | {"chunk": 3, "checkpoint": "c", "source_version": 7}], False),
+        ([], False),
+    ],
+)
+def test_a_source_was_read_to_its_end_if_the_newest_chunk_says_so(told: list[dict[str, Any]], read_all: bool) -> None:
+    commits = [commit(20 - at, told=some) for at, some in enumerate(told)]
+    assert has_read_all(commits, "m", "s", checkpoint="c", version=7) is read_all

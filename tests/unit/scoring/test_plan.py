@@ -146,6 +146,10 @@ def test_a_comparison_that_was_stopped_is_asked_for_again() -> None:
         (state(Phase.STREAM, None, replaced=True), Refuse.REPLACED),
         (state(Phase.STREAM, progress()), Look.CHECKPOINT),
         (state(Phase.STREAM, progress(), checkpoint=True), Do.STREAM),
+        # Nothing is left to read, so Spark need not look for it. A run without end waits for what comes.
+        (state(Phase.STREAM, progress(), others=Others(read_all=True)), Do.COUNT),
+        (state(Phase.STREAM, progress(), others=Others(read_all=True), asked=Asked(endless=True)), Look.CHECKPOINT),
+        (state(Phase.STREAM, progress(), others=Others(read_all=True), fresh=True), Do.STREAM),
         (state(Phase.STREAM, progress(), fresh=True, checkpoint=False), Do.STREAM),
         (state(Phase.STREAM, progress(), checkpoint=False), Look.LOST),
         (state(Phase.STREAM, progress(), checkpoint=False, lost=Lost(known=False)), Refuse.NO_HISTORY),
