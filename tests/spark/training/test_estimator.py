@@ -361,7 +361,7 @@ def test_the_schema_is_that_of_the_scorer(make: Make) -> None:
     schema = StructType.fromDDL("e array<float>, stars decimal(3,1)")
     expected = StructType.fromDDL("e array<float>, stars decimal(3,1), s float")
     assert make(outputCol="s").transformSchema(schema) == expected
-    with pytest.raises(TableError, match="output column 'stars': the table has one of that name"):
+    with pytest.raises(TableError, match="output column 'stars': the table has a column of that name"):
         make(outputCol="stars").transformSchema(schema)
 
 
