@@ -312,7 +312,7 @@ def test_a_cache_that_others_can_write_to_is_not_scored_with(own_cache: Path) ->
 def test_a_disk_that_fills_while_weights_are_prepared_is_one_line_and_leaves_nothing(own_cache: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL], check=True, capture_output=True, text=True, timeout=120)
     (message,) = done.stdout.splitlines()
-    assert "make space in the cache of weights" in message
+    assert "Make space in the cache of weights" in message
     assert [file.name for file in (own_cache / "prepared").iterdir() if file.suffix != ".lock"] == []
 
 
