@@ -1,4 +1,4 @@
-"""Score the visual appeal of images, or of their CLIP embeddings, where they already live: in Spark tables.
+"""Score the visual appeal of images, or of their CLIP embeddings, in the Spark tables that hold them.
 
 >>> import spark_aesthetic as sa
 >>> sa.resolve(sa.DEFAULT).name
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from spark_aesthetic._version import __version__ as __version__
 
-# What `from spark_aesthetic import *` brings: names of two words or more. Names of one word, such as display, register,
-# history or Summary, are left out because a notebook may use them for something else, as Databricks does display. They
-# are imported by name (`from spark_aesthetic import review`) or used as attributes (`sa.review`).
+# `from spark_aesthetic import *` imports only names of two words or more. One-word names such as display, register,
+# history or Summary are left out because a notebook may use them for something else, as Databricks uses display. Import
+# them by name (`from spark_aesthetic import review`), or use them as attributes (`sa.review`).
 __all__ = [
     "aesthetic_score",
     "aesthetic_score_from_embedding",
@@ -99,7 +99,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # Importing the package must load neither torch nor pyspark: a name loads its module on first use.
+    # Importing the package must load neither torch nor pyspark, so each name loads its module on first use.
     if name not in _HOME:
         raise AttributeError(f"module 'spark_aesthetic' has no attribute {name!r}")
     return getattr(import_module(f"spark_aesthetic.{_HOME[name]}"), name)

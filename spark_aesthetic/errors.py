@@ -1,18 +1,18 @@
-"""What can go wrong with a call, as one tree.
+"""The exceptions that this package raises.
 
     AestheticError
-    ├── PredictorError (ValueError)            no such predictor, or a recipe that cannot be
-    ├── OptionError (ValueError)               an option outside its values
-    ├── WeightsError                           a weights file that cannot be used as it is
-    │   ├── WeightsNotFoundError               nowhere, and the network did not help
-    │   └── ChecksumError                      found, but not the file that was asked for
-    ├── TableError (ValueError)                source, column, type, key or scores table
-    │   └── SourceChangedError                 rows changed, and nothing tells which
-    ├── ResourceError (RuntimeError)           a GPU or room on a disk that is not there
-    └── MissingDependencyError (ImportError)   an extra that is not installed
+    ├── PredictorError (ValueError)            unknown predictor, or invalid recipe
+    ├── OptionError (ValueError)               unknown option, or value outside its range
+    ├── WeightsError                           weights file that cannot be used
+    │   ├── WeightsNotFoundError               missing, and not downloadable
+    │   └── ChecksumError                      sha256 differs from the expected one
+    ├── TableError (ValueError)                unusable source, column, type, key or scores table
+    │   └── SourceChangedError                 rows changed, and nothing records which
+    ├── ResourceError (RuntimeError)           missing GPU, or not enough disk space
+    └── MissingDependencyError (ImportError)   package that is not installed
 
-These are faults of the call. Each message says what was expected, what was found and what to do.
-A fault of one row, such as a truncated image, is never raised: the row gets a null score and a reason.
+All of them mean that the call cannot work. Each message says what was expected, what was found and what to do.
+A fault in one row, such as a truncated image, raises nothing: the row gets a null score and a reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from difflib import get_close_matches
 
 
 class AestheticError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class PredictorError(AestheticError, ValueError):
@@ -38,23 +38,23 @@ class WeightsError(AestheticError):
 
 
 class WeightsNotFoundError(WeightsError):
-    """A weights file that is in none of the places looked at."""
+    """A weights file that is missing and cannot be downloaded."""
 
 
 class ChecksumError(WeightsError):
-    """A weights file whose sha256 is not the expected one; it is never deserialised."""
+    """A weights file with an unexpected sha256; it is never deserialised."""
 
 
 class TableError(AestheticError, ValueError):
-    """A table, column, type or key that the job cannot work on."""
+    """A table, column, type or key that cannot be used."""
 
 
 class SourceChangedError(TableError):
-    """A source whose rows were updated or deleted, without a change data feed that tells which."""
+    """A source with updated or deleted rows, but without a change data feed that identifies them."""
 
 
 class ResourceError(AestheticError, RuntimeError):
-    """A device that was asked for, or room on a disk, that is not there."""
+    """A requested device, or disk space, that is not available."""
 
 
 class MissingDependencyError(AestheticError, ImportError):
@@ -62,7 +62,7 @@ class MissingDependencyError(AestheticError, ImportError):
 
 
 def in_a_line(error: BaseException) -> str:
-    """Name an error by its class and the first line of its message.
+    """Format an error as its class name and the first line of its message.
 
     Examples:
         >>> in_a_line(OSError(28, "No space left")), in_a_line(ValueError())
@@ -73,7 +73,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """Name the valid choice nearest to a wrong one, and all of them.
+    """Suggest the valid choice that is nearest to a wrong one, and list all valid choices.
 
     Examples:
         >>> nearest("exat", ["exact", "fast"])

@@ -1,4 +1,4 @@
-"""The options that all image functions share, checked where they are given."""
+"""The options that all image functions share, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from spark_aesthetic.errors import OptionError, nearest
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# Pillow warns above this many pixels and refuses twice as many (its MAX_IMAGE_PIXELS, a quarter
-# of a gibibyte of RGB). Past the refusal no option of ours can help, so none is accepted there.
+# Pillow warns above the first number (its MAX_IMAGE_PIXELS, 0.25 GiB of RGB) and refuses images
+# above the second. A higher `max_pixels` would have no effect, so it is an error.
 PILLOW_WARNS_PIXELS = 89_478_485
 PILLOW_REFUSES_PIXELS = 2 * PILLOW_WARNS_PIXELS
 
-# Characters of a value that an error shows.
+# Error messages show at most this many characters of a value.
 _SHOWN = 80
 
 Decode = Literal["exact", "fast"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-# How tables and folders are written, in the words of Spark.
+# Spark's save modes.
 Mode = Literal["errorifexists", "append", "overwrite"]
 
 InputKind = Literal["image", "embedding"]
@@ -39,7 +39,7 @@ _Of = TypeVar("_Of", bound=str)
 
 
 class OptionArgs(TypedDict, total=False):
-    """Keyword arguments of the image functions, see `Options`."""
+    """Keyword arguments of the image functions; see `Options`."""
 
     batch_size: int
     device: str
@@ -52,25 +52,25 @@ class OptionArgs(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How images are scored; none of it changes what the score means.
+    """How images are decoded and run through the model. No option changes the meaning of the score.
 
     Attributes:
-        batch_size: Rows in one forward pass; -1 chooses for the device.
-        device: "auto" is the GPU that Spark gave to the task, else the CPU. Otherwise a torch device
-            such as "cpu" or "cuda:1", used as it is by every task.
-        dtype: "auto" is float16 on a GPU, as in the reference, and float32 on a CPU. "bfloat16" only pays on a CPU
-            that has instructions for it: on one without (AVX2 alone) it took ten times as long as float32.
-            On nine photographs its scores were 0.0070 from those of float32 in the mean, 0.019 at most, where "fast"
-            moved them by 0.00026 and 0.0023 (untrained ViT-B/32, standard deviation 0.54).
+        batch_size: Rows in one forward pass. -1 chooses a size for the device.
+        device: "auto" is the GPU that Spark gave to the task, or the CPU if Spark gave none. Any other value is a
+            torch device such as "cpu" or "cuda:1", and every task uses it.
+        dtype: "auto" is float16 on a GPU, as in the reference, and float32 on a CPU. "bfloat16" is faster only on a
+            CPU with instructions for it; on a CPU with AVX2 alone it took ten times as long as float32.
+            Compared with float32 it changed the scores of nine photographs by 0.0070 on average and 0.019 at most;
+            decode="fast" changed them by 0.00026 and 0.0023 (untrained ViT-B/32, standard deviation 0.54).
         decode: "exact" gives the pixels of the reference preprocessing, bit for bit. "fast" lets
-            libjpeg shrink a JPEG while decoding it, never below twice the target side.
-        num_threads: Threads for decoding and for inference on a CPU, in each Python worker;
-            -1 takes the cores that Spark gave to the task (`spark.task.cpus`).
-        max_pixels: An image of more pixels, by its header, gets a null score before it is decoded.
-        model_path: A folder with the weights files, or the backbone's file itself, as the workers see it.
+            libjpeg shrink a JPEG while decoding it, never below twice the side that the model takes.
+        num_threads: Threads in each Python worker, for decoding and, on a CPU, for inference.
+            -1 uses the cores that Spark gave to the task (`spark.task.cpus`).
+        max_pixels: An image with more pixels, according to its header, is not decoded and gets a null score.
+        model_path: A folder with the weights files, or the path of the backbone's file, as the workers see it.
 
     Raises:
-        OptionError: A value outside its range.
+        OptionError: A value is outside its range.
 
     Examples:
         >>> Options(decode="exat")
@@ -95,31 +95,31 @@ class Options:
         kind = str(self.device).partition(":")[0]
         if not re.fullmatch(r"(auto|cpu)|(cuda|mps|xpu)(:\S+)?", str(self.device)):
             raise OptionError(
-                f"device={self.device!r}: {nearest(kind, DEVICES)}, the latter with a number as in cuda:1"
+                f"device={self.device!r}: {nearest(kind, DEVICES)}. A GPU may have a number, as in cuda:1."
             )
         for name in ("batch_size", "num_threads"):
             value = getattr(self, name)
             if not is_whole(value) or (value < 1 and value != -1):
-                raise OptionError(f"{name}={value!r}: expected a whole number of at least 1, or -1 to choose")
+                raise OptionError(f"{name}={value!r}: expected a whole number of at least 1, or -1 for automatic")
         if not is_whole(self.max_pixels) or not 1 <= self.max_pixels <= PILLOW_REFUSES_PIXELS:
             raise OptionError(
-                f"max_pixels={self.max_pixels!r}: expected 1 to {PILLOW_REFUSES_PIXELS}; Pillow decodes no larger image"
+                f"max_pixels={self.max_pixels!r}: expected 1 to {PILLOW_REFUSES_PIXELS}, which is Pillow's limit"
             )
         if self.model_path is not None:
             if not isinstance(self.model_path, str | os.PathLike):
                 raise OptionError(f"model_path={shortened(self.model_path)}: expected a path, or None")
             object.__setattr__(self, "model_path", os.fspath(self.model_path))
         for name in ("batch_size", "num_threads", "max_pixels"):
-            # NumPy's integers print and travel otherwise than Python's.
+            # NumPy's integers differ from Python's in repr and pickle, so convert them.
             object.__setattr__(self, name, int(getattr(self, name)))
 
     @classmethod
     def of(cls, called: Callable[..., Any] | None = None, /, **given: Unpack[OptionArgs]) -> Options:
-        """Make options of keyword arguments, naming the nearest valid one for a misspelt name.
+        """Make options from keyword arguments. The error for a misspelt name suggests the nearest valid one.
 
         Args:
-            called: The public function that got them, whose own keywords are valid names too.
-            **given: The arguments that are none of its own.
+            called: The public function that received the arguments. Its own keywords are valid names too.
+            **given: The arguments that are not parameters of `called`.
 
         Examples:
             >>> Options.of(bach_size=8)
@@ -139,14 +139,14 @@ device, dtype, decode, num_threads, max_pixels, model_path
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderName:
-    """An image encoder that is no predictor's, and its weights; see `spark_aesthetic.images.other_encoders`.
+    """An image encoder of timm or open_clip, and its weights; see `spark_aesthetic.images.other_encoders`.
 
     Attributes:
-        model_name: As timm has it, "name.tag" ("vit_large_patch14_clip_quickgelu_224.openai"), or an architecture of
+        model_name: "name.tag" in timm ("vit_large_patch14_clip_quickgelu_224.openai"), or an architecture of
             open_clip ("ViT-B-32").
-        pretrained: Download the published weights; of open_clip True is the tag "openai", and another tag is given as
-            such. False is seeded random weights, for tests.
-        model_path: A safetensors file of the weights instead, or a folder with "<model_name>.safetensors" in it.
+        pretrained: True downloads the published weights; in open_clip those have the tag "openai". A string is another
+            tag of open_clip. False makes seeded random weights, for tests.
+        model_path: A safetensors file to load instead, or a folder that contains "<model_name>.safetensors".
     """
 
     model_name: str
@@ -158,19 +158,19 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def in_bytes(name: str, size: str | int) -> int:
-    """A size as Spark's settings have it, in bytes.
+    """Convert a size in the notation of Spark's settings to bytes.
 
     Raises:
-        OptionError: It is none, not above zero, or beyond what Spark can count.
+        OptionError: The size is malformed, zero, or at least 2^63.
 
     Examples:
         >>> in_bytes("max_bytes_per_chunk", "8g"), in_bytes("max_bytes_per_chunk", 1024)
         (8589934592, 1024)
     """
-    # Python reads no number of thousands of digits.
+    # At most 19 digits, because int() raises for more than 4,300.
     found = re.fullmatch(r"([0-9]{1,19})([kmgt]?)b?", str(size).strip().lower()) if type(size) is not bool else None
     total = 0 if found is None else int(found[1]) * _UNITS[found[2]]
-    # Spark's settings are 64-bit numbers.
+    # Spark stores sizes in signed 64-bit integers.
     if not 0 < total < 2**63:
         raise OptionError(
             f"{name}={size!r}: expected a number of bytes above zero and below 2^63, such as 8g, 512m or 1000000"
@@ -179,24 +179,24 @@ def in_bytes(name: str, size: str | int) -> int:
 
 
 def check_files(name: str, files: int) -> None:
-    """Raise OptionError unless it is a number of files that Delta can count to."""
+    """Raise OptionError unless `files` is at least 1 and fits into the 32 bits that Delta counts files with."""
     whole(name, files, least=1, most=2**31 - 1, of="files")
 
 
 def whole(name: str, value: Any, *, least: int, most: int | None = None, of: str = "") -> int:
-    """Check a whole number that a caller gave.
+    """Check that an argument is a whole number, and return it as int.
 
-    Python's and NumPy's integers are taken, and floats without a fraction, such as 1e6. Text and booleans are not.
+    Integers of Python and NumPy pass, and so do floats without a fraction, such as 1e6. Text and booleans do not.
 
     Args:
         name: The argument, as the caller wrote it.
-        value: What was given.
+        value: The argument's value.
         least: The lowest number allowed.
-        most: The highest number allowed, if there is one.
-        of: What is counted, for the message: "rows".
+        most: The highest number allowed; None sets no limit.
+        of: The unit for the message, such as "rows".
 
     Raises:
-        OptionError: Anything else, or a number outside the range.
+        OptionError: The value is not a whole number, or is outside the range.
 
     Examples:
         >>> whole("top_k", 1e6, least=1)
@@ -206,7 +206,7 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None, of: str
           ...
         spark_aesthetic.errors.OptionError: top_k='5': expected a whole number of rows of at least 1
     """
-    # An integer of any size is finite; Python raises where it is too large for a float.
+    # is_whole comes first, because math.isfinite raises for an integer that is too large for a float.
     if is_whole(value) or (is_real(value) and math.isfinite(value) and value == int(value)):
         found = int(value)
         if least <= found and (most is None or found <= most):
@@ -217,13 +217,13 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None, of: str
 
 
 def shortened(value: Any) -> str:
-    """A value as an error shows it, or its beginning.
+    """Format a value for an error message, shortened to 80 characters.
 
     Examples:
         >>> shortened("5"), shortened(10**90)[-12:], shortened(10**9000)
         ("'5'", '0000000000 …', 'an integer of 29898 bits')
     """
-    # Python writes no integer of more than 4,300 digits.
+    # repr() raises for an integer of more than 4,300 digits.
     if is_whole(value) and int(value).bit_length() > 4096:
         return f"an integer of {int(value).bit_length()} bits"
     text = repr(value)
@@ -231,10 +231,10 @@ def shortened(value: Any) -> str:
 
 
 def number(name: str, value: Any, *, remedy: str = "") -> float:
-    """Check a finite number that a caller gave: Python's or NumPy's, and no text and no boolean.
+    """Check that an argument is a finite number of Python or NumPy, not a boolean, and return it as float.
 
     Raises:
-        OptionError: Anything else.
+        OptionError: The value is anything else.
 
     Examples:
         >>> number("cut", float("nan"))
@@ -245,41 +245,42 @@ def number(name: str, value: Any, *, remedy: str = "") -> float:
     try:
         if is_real(value) and math.isfinite(value):
             return float(value)
-    # An integer that is too large for a float.
+    # math.isfinite raises for an integer that is too large for a float.
     except OverflowError:
         pass
     raise OptionError(f"{name}={shortened(value)}: expected a finite number{remedy}")
 
 
 def share(name: str, value: Any) -> float:
-    """Check a share of rows that a caller gave, above 0 and up to 1; raises OptionError as `number` does."""
-    if not 0 < number(name, value, remedy=" above 0 and up to 1; a tenth is 0.1") <= 1:
-        raise OptionError(f"{name}={value!r}: expected a share above 0 and up to 1; a tenth is 0.1")
+    """Check that an argument is a share of rows, above 0 and at most 1; raises OptionError as `number` does."""
+    if not 0 < number(name, value, remedy=" above 0 and at most 1, such as 0.1 for a tenth") <= 1:
+        raise OptionError(f"{name}={value!r}: expected a share above 0 and at most 1, such as 0.1 for a tenth")
     return float(value)
 
 
 def is_real(value: Any) -> bool:
-    """Whether a value is a number of Python's or NumPy's, a Decimal among them, and no boolean."""
-    # NumPy's booleans are no Real.
+    """Whether a value is a number of Python or NumPy, including Decimal but not booleans."""
+    # NumPy's booleans are not Real, so only Python's need a check.
     return isinstance(value, Real | Decimal) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer of Python's or NumPy's, and no boolean."""
+    """Whether a value is an integer of Python or NumPy, but not a boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-# mypy takes no default for a type variable, which here stands for Mode if `valid` is left out.
+# mypy accepts no default for a parameter with a type variable. Without `valid` the type is Mode.
 def check_mode(name: str, mode: Any, valid: Sequence[_Of] = MODES) -> _Of:  # type: ignore[assignment]
-    """Check what is to happen where something is written already.
+    """Check a save mode, and return its name in lower case.
 
     Args:
         name: The argument, as the caller wrote it.
-        mode: "errorifexists" (Spark also calls it "error" and "default"), "append" or "overwrite", in any case.
-        valid: Those that make sense for the call.
+        mode: "errorifexists" (Spark also calls it "error" and "default"), "append" or "overwrite", in upper or lower
+            case.
+        valid: The modes that the call supports.
 
     Raises:
-        OptionError: Another one.
+        OptionError: The mode is not one of them.
 
     Examples:
         >>> check_mode("mode", "Error"), check_mode("mode", "overwrite")

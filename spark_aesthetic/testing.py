@@ -1,4 +1,4 @@
-"""Small true inputs for tests and demos: photographs, published embeddings, a predictor that needs no file."""
+"""Small inputs for tests and demos: real photographs, published embeddings, and a predictor that needs no file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from spark_aesthetic.errors import MissingDependencyError
 from spark_aesthetic.predictors.recipe import UNTRAINED, Predictor
 
-# Files of photographs inside the packages scikit-image and scikit-learn.
+# Photographs that the packages scikit-image and scikit-learn contain.
 _PHOTOGRAPHS = {
     "skimage": (
         "data/astronaut.png",
@@ -28,23 +28,23 @@ _PHOTOGRAPHS = {
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
 }
 
-# Scores of the default predictor for `published_embeddings("vit_l_14")`, as its authors' weights give them.
+# Scores of the default predictor for `published_embeddings("vit_l_14")`, computed with its authors' weights.
 PUBLISHED_SCORES = (1.655, 2.359, 3.070, 3.672, 4.238, 4.701, 5.073, 5.365, 5.577, 5.747)
 
 
 def photographs() -> dict[str, bytes]:
-    """Nine real photographs as file bytes by file name: PNG and JPEG, 427 to 1411 pixels wide.
+    """Return nine real photographs as a dict of file name to bytes: PNG and JPEG, 427 to 1411 pixels wide.
 
     Raises:
         MissingDependencyError: scikit-image or scikit-learn is not installed.
     """
     found = {}
     for package, files in _PHOTOGRAPHS.items():
-        # Found, not imported: importing scikit-learn takes seconds.
+        # find_spec does not import the package, because importing scikit-learn takes seconds.
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise MissingDependencyError(
-                f"photographs come with the package {package}, found none: pip install 'spark-aesthetic[demo]'"
+                f"photographs: expected the package {package}, found none. Run pip install 'spark-aesthetic[demo]'."
             )
         for file in files:
             path = Path(spec.origin).parent / file
@@ -53,7 +53,7 @@ def photographs() -> dict[str, bytes]:
 
 
 def published_embeddings(backbone: str = "vit_l_14") -> npt.NDArray[np.float32]:
-    """Published CLIP embeddings of ten levels of appeal, rating0 to rating9, of unit length.
+    """Return published CLIP embeddings of unit length for ten levels of appeal, rating0 to rating9.
 
     Args:
         backbone: "vit_l_14" or "vit_b_32".
@@ -71,7 +71,7 @@ def published_embeddings(backbone: str = "vit_l_14") -> npt.NDArray[np.float32]:
 
 
 def small_predictor(seed: int = 0) -> Predictor:
-    """The smallest ViT of open_clip (22 million weights) with seeded random weights; its scores mean nothing."""
+    """Return a predictor on open_clip's smallest ViT (22 million seeded random weights); its scores mean nothing."""
     return Predictor(
         name=f"untrained-vit-s-32-seed-{seed}",
         backbone="ViT-S-32",
@@ -81,7 +81,7 @@ def small_predictor(seed: int = 0) -> Predictor:
 
 
 def noise_image(seed: int, *, width: int = 64, height: int = 48, file_format: str = "JPEG", mode: str = "RGB") -> bytes:
-    """The bytes of an image file of seeded noise."""
+    """Return the bytes of an image file of seeded noise."""
     from PIL import Image
 
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

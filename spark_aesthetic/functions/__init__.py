@@ -1,4 +1,4 @@
-"""Column functions, SQL functions and ML stages; no torch at import."""
+"""Column functions, SQL functions and ML stages. Importing them does not import torch."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""Column functions, in the manner of `pyspark.sql.functions`.
+"""Column functions in the style of `pyspark.sql.functions`.
 
-All take a Column, a column name, or the path of a struct's field such as `image.bytes`; run lazily; and give null (with
-a reason in `score_image`) for a row that cannot be scored.
+Each takes a Column, a column name, or the path of a struct's field such as `image.bytes`, runs lazily, and returns null
+for a row that cannot be scored. `score_image` also returns the reason.
 
-How often is an image scored? `score_image`, `clip_embedding` and `image_embedding` are nondeterministic to Spark, so
-that a filter on their result does not run them a second time below itself; a filter on another column then stays above
-them: write it before. On Spark Connect each mention of a Column is a call: name it by `withColumn` before you take
-several fields of it. `aesthetic_score` is deterministic, so that it stands inside aggregates, and filters on other
-columns pass below it; filtering or sorting by its own result scores twice: write the scores first, or take
-`score_image`.
+The following decides how often an image is scored:
+
+- `score_image`, `clip_embedding` and `image_embedding` are nondeterministic to Spark, so a filter on their result does
+  not run them a second time. In return, Spark does not push filters on other columns below them, so filter first. On
+  Spark Connect every reference to the Column runs the function again: assign it with `withColumn` before you read
+  several of its fields.
+- `aesthetic_score` is deterministic, so it works inside aggregates, and Spark pushes filters on other columns below it.
+  Filtering or sorting by its result scores twice: write the scores first, or use `score_image`.
 """
 
 from __future__ import annotations
@@ -54,11 +56,12 @@ def aesthetic_score(
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        `float`, about 1 (poor) to 10 (fine), never clamped. Null for a null, undecodable or over-limit image.
+        `float`, about 1 (poor) to 10 (fine), never clamped. Null if the image is null, cannot be decoded, or has more
+        than `max_pixels`.
 
     Raises:
-        PredictorError: No such predictor, or one of your own whose backbone open_clip has not; the second where that is
-            installed beside the session, else on the workers.
+        PredictorError: No such predictor, or open_clip does not have its backbone. The backbone is checked at the call
+            if open_clip is installed there, and otherwise on the workers.
         OptionError: A misspelt option or a value outside its range.
 
     Examples:
@@ -78,16 +81,16 @@ def clip_embedding(
 
     Args:
         image: Binary column of whole image files.
-        predictor: A predictor, its name, or the path of its JSON file; its head is neither used nor looked for.
+        predictor: A predictor, its name, or the path of its JSON file. Its head is not loaded.
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        `array<float>`, the CLIP image embedding, of unit length (768 numbers for ViT-L/14). Null for a null,
-        undecodable or over-limit image.
+        `array<float>`, the CLIP image embedding of unit length (768 numbers for ViT-L/14). Null if the image is null,
+        cannot be decoded, or has more than `max_pixels`.
 
     Raises:
-        PredictorError: No such predictor, or one of your own whose backbone open_clip has not; the second where that is
-            installed beside the session, else on the workers.
+        PredictorError: No such predictor, or open_clip does not have its backbone. The backbone is checked at the call
+            if open_clip is installed there, and otherwise on the workers.
         OptionError: A misspelt option or a value outside its range.
     """
     checked = Options.of(clip_embedding, **options)
@@ -103,35 +106,36 @@ def image_embedding(
     normalize: bool = True,
     **options: Unpack[OptionArgs],
 ) -> Column:
-    """Embed images with any encoder of timm or open_clip, by its own preprocessing, for several classifiers to share.
+    """Embed images with any encoder of timm or open_clip, so that several classifiers can share the embeddings.
 
-    Of a classifier, such as "resnet50.a1_in1k", the embedding is what its last layer takes; of a CLIP model it is the
-    projected one. For a predictor's own backbone `clip_embedding` is faster and loads its weights once a node.
-    Preprocessing is the library's: some of timm's CLIP models crop closer than the reference does
-    (vit_base_patch32_clip_quickgelu_224.openai to 0.9), and all drop an alpha channel before they resize.
+    The embedding of a classification model such as "resnet50.a1_in1k" is the input of its last layer, and that of a
+    CLIP model is the projected image embedding. For a predictor's own backbone `clip_embedding` is faster and loads the
+    weights once per node. The library's own preprocessing applies: some of timm's CLIP models crop closer than the
+    reference (vit_base_patch32_clip_quickgelu_224.openai to 0.9), and all timm models drop an alpha channel before
+    resizing.
 
     Args:
         image: Binary column of whole image files.
-        model_name: A model of timm with its tag, as `timm.list_pretrained()` has them, or one of open_clip, as
-            `open_clip.list_models()` has them.
-        pretrained: The published weights, which the library downloads to its own cache on every worker's node; of
-            open_clip's models True is the tag "openai", and another tag is given as such. False is seeded random
-            weights, whose embeddings mean nothing. `model_path` stands for a download: a safetensors file, or a folder
-            that has `<model_name>.safetensors` in it.
-        normalize: Bring embeddings to unit length, as scores expect them.
+        model_name: A model that `timm.list_pretrained()` lists, with its tag, or one that `open_clip.list_models()`
+            lists.
+        pretrained: True uses the published weights, which the library downloads to its own cache on every worker's
+            node; for a model of open_clip they have the tag "openai". A string is another tag of open_clip. False uses
+            seeded random weights, and the embeddings mean nothing. `model_path` replaces the download by a safetensors
+            file, or by `<model_name>.safetensors` in a folder.
+        normalize: Scale embeddings to unit length, as predictors expect them.
         **options: See `spark_aesthetic.Options`.
 
     Returns:
-        `array<float>`. Null for a null, undecodable or over-limit image, or an embedding that is not finite; the
-        reason is not told, and `score_image` of this output calls it "null".
+        `array<float>`. Null if the image is null, cannot be decoded, or has more than `max_pixels`, or if the embedding
+        is not finite. The reason is lost: `score_image` of this column gives "null".
 
     Raises:
-        OptionError: No such model or weights, a misspelt option or a value outside its range. The first two where timm
-            is installed beside the session, else on the workers.
+        OptionError: No such model or weights, a misspelt option or a value outside its range. Model and weights are
+            checked at the call if timm and open_clip are installed there, and otherwise on the workers.
     """
     checked = Options.of(image_embedding, **options)
     name = EncoderName(model_name=model_name, pretrained=pretrained, model_path=checked.model_path)
-    # A thin client of Spark Connect has no torch.
+    # A thin client of Spark Connect has no torch, so the workers check the name.
     if find_spec("timm") is not None and find_spec("open_clip") is not None:
         from spark_aesthetic.images import other_encoders
 
@@ -147,24 +151,24 @@ def score_image(
     input_kind: InputKind = "image",
     **options: Unpack[OptionArgs],
 ) -> Column:
-    """Score images, or embeddings of them, and tell why some have no score, in one pass.
+    """Score images or embeddings, and give the reason for each missing score, in one pass.
 
     Args:
-        image: Binary column of whole image files; with `input_kind="embedding"` what `image_embedding`,
-            `clip_embedding` or a table has: `array<float>` or `array<double>`.
+        image: Binary column of whole image files or, with `input_kind="embedding"`, an `array<float>` or
+            `array<double>` column of embeddings.
         predictor: A predictor, its name, or the path of its JSON file.
-        with_embedding: Also keep the embedding, so that another head can score it without the image.
+        with_embedding: Also return the embedding, so that another head can score it without the image.
         input_kind: "image" or "embedding".
         **options: See `spark_aesthetic.Options`.
 
     Returns:
         `struct<score float, error string[, embedding array<float>], model string>`. Exactly one of score
         and error is null; `error` is a short reason such as "decode: truncated JPEG". `model` is the predictor's
-        `model_id`, also where there is an error. The struct itself is never null.
+        `model_id`, also in a row with an error. The struct itself is never null.
 
     Raises:
-        PredictorError: No such predictor, or one of your own whose backbone open_clip has not; the second where that is
-            installed beside the session, else on the workers.
+        PredictorError: No such predictor, or open_clip does not have its backbone. The backbone is checked at the call
+            if open_clip is installed there, and otherwise on the workers.
         OptionError: A misspelt option or a value outside its range.
 
     Examples:
@@ -178,9 +182,11 @@ def score_image(
         raise OptionError(f"input_kind={input_kind!r}: {nearest(str(input_kind), INPUT_KINDS)}")
     if input_kind == "embedding":
         if with_embedding:
-            raise OptionError("with_embedding: expected input_kind='image', found 'embedding', which holds it already")
+            raise OptionError(
+                "with_embedding: expected input_kind='image', found 'embedding'. Leave with_embedding out."
+            )
         scored = embedding_columns(image, predictor=pinned, model_path=checked.model_path)
-        # As that of images is called, and not by the expression, with all its weights.
+        # Without the alias Spark would name the column by its expression, with all weights.
         return scored.withField("model", F.lit(pinned.model_id)).alias("score_image")
     return _scored(udfs.score_image_udf(_with_backbone(pinned), with_embedding, checked), image)
 
@@ -195,30 +201,30 @@ def aesthetic_score_from_embedding(
 ) -> Column:
     """Score CLIP image embeddings.
 
-    With an affine head (all built-in ones but `laion-aesthetics-v2-ava-relu`) on Spark 4.2 or later this is a
-    Spark expression: no Python worker, and 0.87 of the speed of reading the column, 0.93 without `normalize`
-    (`make bench`: 200,000 rows of 768 floats from Delta, 2 cores, with the JVM option of conf/local.conf; 0.5 to 0.6
-    without it).
+    On Spark 4.2 or later and with an affine head (all built-in predictors except `laion-aesthetics-v2-ava-relu`) this
+    is a Spark expression without a Python worker. It runs at 0.87 times the speed of reading the column, or at 0.93
+    with `normalize=False` (`make bench`: 200,000 rows of 768 floats from Delta, 2 cores, with the JVM option of
+    conf/local.conf; 0.5 to 0.6 without that option).
     Otherwise it is a pandas UDF.
 
     Args:
         embedding: `array<float>` or `array<double>` column, or an ml Vector column with `vector=True`.
-        predictor: A predictor, its name, or the path of its JSON file; its backbone is neither used nor looked for.
-        normalize: Divide by the L2 norm first, as the published heads expect. False saves a part of the time
-            where embeddings are known to be of unit length.
-        vector: The column holds ml Vectors. Spark casts those to no array, and a Column does not know its type
-            before it meets a table, so it must be said.
-        **options: See `spark_aesthetic.Options`; only `model_path` matters here, for a head that is not in the package.
+        predictor: A predictor, its name, or the path of its JSON file. Its backbone is not loaded.
+        normalize: Divide by the L2 norm first, as the published heads expect. False is faster, and correct if all
+            embeddings have unit length.
+        vector: Whether the column holds ml Vectors. Spark cannot cast them to arrays, and the type of a Column is
+            not known before Spark analyses the query.
+        **options: See `spark_aesthetic.Options`. Only `model_path` has an effect, for a head outside of the package.
 
     Returns:
-        `float`, the score. Null where the embedding is null, of the wrong length, has a null, a NaN or an
-        infinity in it, or is all zeros (without `normalize`, all zeros score as the head's bias). Give what you make of
-        it a name by `alias`: Spark else calls it by the expression, with all the weights.
+        `float`, the score. Null if the embedding is null, has the wrong length, contains a null, NaN or infinity, or is
+        all zeros (with `normalize=False`, all zeros score as the head's bias). Name any expression of this column with
+        `alias`; without one Spark's name for it contains all weights.
 
     Raises:
         PredictorError: No such predictor.
-        WeightsError: The head's file is missing or another one.
-        pyspark.errors.AnalysisException: By the query: the column is of another type.
+        WeightsError: The head's file is missing or has another checksum.
+        pyspark.errors.AnalysisException: The column has another type; raised when Spark analyses the query.
 
     Examples:
         >>> unit = [1.0] + [0.0] * 767
@@ -233,7 +239,7 @@ def aesthetic_score_from_embedding(
         score = _once(_column(embedding), lambda column: _native_score(as_array(column, vector), head, normalize))
     else:
         score = udfs.vector_udf(pinned, normalize, model_path)(as_array(embedding, vector)).getField("score")
-    # Without a name of its own the column would be called by the expression, with all its weights.
+    # Without the alias Spark would name the column by its expression, with all weights.
     return score.alias("aesthetic_score_from_embedding")
 
 
@@ -245,7 +251,7 @@ def embedding_columns(
     vector: bool = False,
     model_path: str | None = None,
 ) -> Column:
-    """What `aesthetic_score_from_embedding` gives, with the reason: struct<score: float, error: string>."""
+    """Score embeddings like `aesthetic_score_from_embedding`, and return struct<score: float, error: string>."""
     head = weights.load_head(predictor, model_path)
     if not udfs.runs_natively(head):
         return udfs.vector_udf(predictor, normalize, model_path)(as_array(embedding, vector))
@@ -259,10 +265,10 @@ def embedding_columns(
 
 
 def _once(column: Column, expression: Callable[[Column], Column]) -> Column:
-    """An expression that names a column several times, of a column that is computed once for each row.
+    """Apply an expression that refers to its column several times, and compute the column once per row.
 
-    Where each mention would be computed, such as that of a model's result, the column is bound to a variable first, in
-    a lambda. For a column of a table that would only cost (1.8 times the time).
+    If Spark would compute every reference, as for a model's result, a lambda binds the column to a variable first. A
+    table's column is not bound, because that takes 1.8 times as long.
     """
     if connect.computes_each_mention(column):
         return F.transform(F.array(column), expression)[0]
@@ -270,31 +276,31 @@ def _once(column: Column, expression: Callable[[Column], Column]) -> Column:
 
 
 def as_array(embedding: ColumnOrName, vector: bool) -> Column:
-    """A column of embeddings, ml Vectors or not, as array<float>; null where the embedding is.
+    """Convert a column of arrays or ml Vectors to array<float>. Null stays null.
 
-    What cannot be one, such as text, numbers or Vectors that were not said to be, ends when Spark analyses the query.
+    A column of another type, such as text, fails when Spark analyses the query. So do ml Vectors without `vector`.
     """
     column = _column(embedding)
     if vector:
         from pyspark.ml.functions import vector_to_array
 
-        # vector_to_array raises on null.
+        # vector_to_array raises for null.
         column = F.when(column.isNotNull(), vector_to_array(column, dtype="float32"))
     return column.cast("array<float>")
 
 
 def _native_score(array: Column, head: Head, normalize: bool) -> Column:
-    # One text that folds to one constant. A literal list would be 768 expressions, each copied to every place that
-    # names the weights: seconds of planning for each query.
+    # JSON text folds to one constant. A literal list would be 768 expressions, copied to every reference to the
+    # weights, and each query would take seconds to plan.
     weight = F.from_json(F.lit(head.weight_text), "array<float>")
     checked = _of_right_length(array, head)
-    # What stands in a branch of a CASE is computed once more there, so each guard becomes a null in an operand.
+    # Spark would compute an expression again in a branch of a CASE, so each guard is an operand that may be null.
     if normalize:
-        # Product and norm in one pass over the embedding.
+        # This function computes product and norm in one pass over the embedding.
         similarity = F.call_function("vector_cosine_similarity", checked, weight)
         value = similarity * F.lit(head.norm)
-        # A NaN or an infinity inside makes the similarity NaN, which to Spark is larger than any number. A norm beyond
-        # float32 makes it 0, and only then is the norm itself computed.
+        # A NaN or infinity in the embedding makes the similarity NaN, which Spark orders above every number. A norm too
+        # large for float32 makes it 0, so the norm is computed only then.
         finite = F.when(similarity == 0, _norm(checked) < F.lit(float("inf"))).otherwise(similarity <= 2)
     else:
         value = F.call_function("vector_inner_product", checked, weight)
@@ -303,7 +309,7 @@ def _native_score(array: Column, head: Head, normalize: bool) -> Column:
 
 
 def _native_error(array: Column, score: Column, head: Head) -> Column:
-    """Why the score, of a normalised embedding, is null; computed where it is."""
+    """Return the reason why the score of a normalised embedding is null; computed only for null scores."""
     reason = (
         F.when(array.isNull(), embeddings.NULL)
         .when(F.size(array) != head.dimension, embeddings.WRONG_LENGTH)
@@ -314,7 +320,7 @@ def _native_error(array: Column, score: Column, head: Head) -> Column:
 
 
 def _of_right_length(array: Column, head: Head) -> Column:
-    # The vector functions raise on another length.
+    # The vector functions raise for an array of another length.
     return F.when(F.size(array) == head.dimension, array)
 
 
@@ -323,8 +329,8 @@ def _norm(array: Column) -> Column:
 
 
 def _with_backbone(predictor: Predictor) -> Predictor:
-    """The predictor, if its backbone is one that makes embeddings; whatever scores embeddings alone needs none."""
-    # A thin client of Spark Connect has no open_clip, and importing it for what is known to be right takes seconds.
+    """Check that a predictor's backbone is supported, and return the predictor. Only functions of images need this."""
+    # A thin client of Spark Connect has no open_clip. Built-in backbones need no check, and the import takes seconds.
     if predictor not in BUILT_IN.values() and find_spec("open_clip") is not None:
         from spark_aesthetic.images import architectures
 
@@ -332,22 +338,22 @@ def _with_backbone(predictor: Predictor) -> Predictor:
     return predictor
 
 
-# Stands in the expression, so Spark's error shows it where a query with a struct is analysed.
+# The message is part of the expression, so Spark's error shows it when the analysis of a struct column fails.
 _EXPECTED = (
-    "image column: expected the bytes of image files (binary), found another type; read files with format binaryFile, "
-    "decode base64 with unbase64, or name the field of a struct, as in image.bytes"
+    "image column: expected the bytes of image files (binary), found another type. Read files with format binaryFile, "
+    "decode base64 with unbase64, or name the field of a struct, as in image.bytes."
 )
 
 
 def _scored(function: UserDefinedFunctionLike, image: ColumnOrName) -> Column:
-    """A UDF of a binary column. A struct fails when Spark analyses the query, text when it is run.
+    """Apply a UDF to a binary column. A struct fails when Spark analyses the query, and text when the query runs.
 
-    For a binary column Spark's optimizer leaves nothing of the check.
+    For a binary column Spark's optimizer removes the check.
     """
     column = _column(image)
     wrong = F.typeof(column) != "binary"
     checked = F.when(wrong, F.raise_error(F.lit(_EXPECTED)).cast("binary")).otherwise(column)
-    # Otherwise the check would be a part of the name that Spark gives the column.
+    # Without the alias Spark's name for the column would contain the check.
     name = function.func.__name__
     return function(checked).alias(name if isinstance(image, Column) else f"{name}({image})")
 

@@ -1,4 +1,4 @@
-"""What images cost, which the workers tell beside the scores."""
+"""The cost of scoring images, which workers return as columns next to the scores."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What some images have cost.
+    """Time and memory that scoring some images took.
 
-    The seconds are those of the workers' threads (see `spark_aesthetic.images.pipeline.Stages`).
+    Seconds are summed over the workers' threads (see `spark_aesthetic.images.pipeline.Stages`).
 
     Attributes:
-        decode_seconds: To make pixels of files.
-        transfer_seconds: To bring pixels to the device.
-        infer_seconds: To make scores of pixels.
-        wait_seconds: For Spark, which gives rows and takes scores.
-        peak_memory_bytes: The most memory that one worker has had resident.
+        decode_seconds: Decoding files to pixels.
+        transfer_seconds: Moving pixels to the device.
+        infer_seconds: Computing scores from pixels.
+        wait_seconds: Waiting for rows from Spark.
+        peak_memory_bytes: Peak resident memory of one worker.
     """
 
     decode_seconds: float = 0.0
@@ -26,16 +26,16 @@ class Costs:
     peak_memory_bytes: float = 0.0
 
     def __add__(self, other: Costs) -> Costs:
-        """Both together: the sum of the seconds, and the larger peak."""
+        """Add the seconds, and keep the larger peak."""
         both = {name: getattr(self, name) + getattr(other, name) for name in NAMES}
         return Costs(**both | {PEAK: max(self.peak_memory_bytes, other.peak_memory_bytes)})
 
     @property
     def stages(self) -> dict[str, float]:
-        """The seconds by their stage, such as `decode`."""
+        """Seconds by stage, such as `decode`."""
         return {name.removesuffix("_seconds"): getattr(self, name) for name in NAMES if name != PEAK}
 
 
-# Columns of doubles beside the score; a high-water mark among sums.
+# The names of the cost columns, which are all doubles. PEAK is combined by maximum, the others by sum.
 NAMES = tuple(field.name for field in fields(Costs))
 PEAK = "peak_memory_bytes"

@@ -1,4 +1,4 @@
-"""What a column of images or of embeddings must be."""
+"""Checks of the columns that hold images or embeddings."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from spark_aesthetic.predictors.recipe import Predictor
 
 _log = logging.getLogger("spark_aesthetic")
 
-# As many embeddings are looked at to tell a wrong predictor from a few wrong rows.
+# If none of this many embeddings has the predictor's length, all embeddings are checked.
 _SAMPLE_ROWS = 1000
 
 
 def warn_of_large_batches(spark: SparkSession) -> None:
-    """Say so where Spark would hand whole columnar batches of images to Python, thousands at once, past its limits."""
+    """Warn if Spark would ignore its batch limits and pass thousands of images to Python at once."""
     name = "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled"
     if (spark.conf.get(name, None) or "false").lower() == "true":
         _log.warning(
-            "%s: expected false, found true: up to 4096 images then go to Python at once, whatever "
-            "spark.sql.execution.arrow.maxBytesPerBatch says; set it as conf/local.conf does", name,
+            "%s: expected false, found true, so up to 4096 images go to Python at once, regardless of "
+            "spark.sql.execution.arrow.maxBytesPerBatch. Set it to false, as in conf/local.conf.", name,
         )  # fmt: skip
 
 
@@ -36,28 +36,28 @@ def check_image_type(found: DataType, given: str) -> None:
     """Check that a column holds bytes.
 
     Args:
-        found: Its type.
+        found: The column's type.
         given: The option and the column, as the caller wrote them: `--image-col photo`.
 
     Raises:
-        TableError: Another type. For a struct the message names its fields that hold bytes.
+        TableError: The type is not binary. For a struct, the message names its fields that hold bytes.
     """
-    # In the struct of Spark's image source `data` holds decoded pixels, not the bytes of a file.
+    # The field `data` of Spark's image source holds decoded pixels, not the bytes of a file.
     inside = bytes_within(found) if isinstance(found, StructType) and "nChannels" not in found.names else []
     if inside:
         raise TableError(
-            f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; name its field "
+            f"{given}: expected binary (the bytes of image files), found {found.simpleString()}. Name its field "
             f"{' or '.join(inside)}: {given}.{inside[0]}"
         )
     if not isinstance(found, BinaryType):
         raise TableError(
-            f"{given}: expected binary (the bytes of image files), found {found.simpleString()}; read files with "
-            "format binaryFile, decode base64 with unbase64; embeddings are scored as such, not as images"
+            f"{given}: expected binary (the bytes of image files), found {found.simpleString()}. Read files with "
+            "format binaryFile, decode base64 with unbase64, and score embeddings as embeddings, not as images."
         )
 
 
 def bytes_within(found: StructType) -> list[str]:
-    """List the paths of the fields that hold bytes, those of structs inside it too."""
+    """List the paths of the fields that hold bytes, including fields of nested structs."""
     paths = []
     for field in found.fields:
         name = field.name if re.fullmatch(r"\w+", field.name) else quoted(field.name)
@@ -69,13 +69,13 @@ def bytes_within(found: StructType) -> list[str]:
 
 
 def is_vector(found: DataType, given: str) -> bool:
-    """Whether the type of a column of embeddings is that of ml Vectors; TableError if it is that of no embeddings."""
+    """Whether a column of embeddings holds ml Vectors; raises TableError if its type cannot hold embeddings."""
     if isinstance(found, VectorUDT):
         return True
     if not isinstance(found, ArrayType) or not isinstance(found.elementType, FloatType | DoubleType):
         raise TableError(
-            f"{given}: expected array<float>, array<double> or an ml Vector, found {found.simpleString()}; cast it; "
-            "bytes of image files are scored as images, not as embeddings"
+            f"{given}: expected array<float>, array<double> or an ml Vector, found {found.simpleString()}. Cast the "
+            "column, or score image files as images, not as embeddings."
         )
     return False
 
@@ -94,20 +94,20 @@ def check_lengths(rows: DataFrame, column: str, dimension: int, predictor: Predi
     """Raise TableError if the column has embeddings and none has the length that the predictor's head takes."""
     path = column_path(rows, column)
     embedding = F.col("embedding")
-    # A null vector is left out before vector_to_array, which raises on it.
+    # vector_to_array raises for null, so nulls are filtered first.
     known = rows.select(F.col(path).alias("embedding")).limit(_SAMPLE_ROWS).where(embedding.isNotNull())
     counted = {row.length: row["count"] for row in _lengths(known, vector).groupBy("length").count().collect()}
     if not counted or dimension in counted:
         return
     found = f"expected {dimension} numbers for {predictor.name}, found {max(counted, key=counted.__getitem__)}"
-    # The first rows may be the wrong ones, so all are asked; Spark stops at the first that fits.
+    # Only the first rows may be wrong, so search all rows. Spark stops at the first match.
     every = rows.select(F.col(path).alias("embedding")).where(embedding.isNotNull())
     if _lengths(every, vector).where(F.col("length") == dimension).isEmpty():
         raise TableError(
-            f"--embedding-col {column}: {found}; choose the --predictor whose backbone made the embeddings"
+            f"--embedding-col {column}: {found}. Choose the --predictor with the backbone that made the embeddings."
         )
     _log.warning(
-        "--embedding-col %s: %s in the first %d rows; rows of another length get a reason and no score",
+        "--embedding-col %s: %s in the first %d rows. Rows of another length get a reason instead of a score.",
         column, found, sum(counted.values()),
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ from spark_aesthetic.predictors.recipe import BUILT_IN, DEFAULT, Predictor, reso
 if TYPE_CHECKING:
     from spark_aesthetic.training.ratings import HeadReport
 
-# The stage's params by the options that they stand for.
+# The name of the stage's param for each option.
 _OPTIONS = {
     "batch_size": "batchSize",
     "device": "device",
@@ -41,37 +41,37 @@ _DEFAULTS = {_OPTIONS[field.name]: field.default for field in fields(Options)}
 
 
 def make_param(name: str, doc: str, converter: Any) -> Param[Any]:
-    """A param for the body of a stage's class."""
+    """Make a param for the body of a stage's class."""
     return Param(Params._dummy(), name, doc, typeConverter=converter)
 
 
 def _portable(predictor: str | Predictor) -> str:
-    """As a param keeps it: a name, or the whole recipe, so that a saved stage needs no other file of ours."""
+    """Convert a predictor to a param's value: its name, or its whole recipe, so that a saved stage is complete."""
     if isinstance(predictor, str) and (predictor in BUILT_IN or predictor.startswith("{")):
         return predictor
     return resolve(predictor).to_json()
 
 
 def _optional_string(value: Any) -> str | None:
-    """The converter of a param that may be None, as `copy` and a saved stage may have it."""
+    """Convert the value of a param that may be None, which `copy` and a saved stage can pass."""
     return None if value is None else TypeConverters.toString(value)
 
 
 def _of_python(value: Any) -> Any:
-    """Give NumPy's numbers as Python's, since PySpark's converters take only some of them."""
+    """Convert NumPy's numbers to Python's, because PySpark's converters accept only some of them."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return [_of_python(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class CheckedParams(Params):
-    """Params that are set together, and only if all of them are right."""
+    """Params that are set together, and only if all of them are valid."""
 
     def _assign(self, given: dict[str, Any]) -> None:
-        """Set params by name; None sets one back to its default.
+        """Set params by name; None resets a param to its default.
 
         Raises:
-            OptionError: There is no param of a name, or a value is refused. The stage is then as it was.
+            OptionError: A name is unknown or a value is invalid. No param is changed.
         """
         before = dict(self._paramMap)
         try:
@@ -81,15 +81,15 @@ class CheckedParams(Params):
             self._set(**given)
             self._check()
         except Exception:
-            # Otherwise each later call would meet the value that was refused.
+            # Without this, every later call would fail on the invalid value.
             self._paramMap = before
             raise
 
     def _set(self, **given: Any) -> CheckedParams:
-        """Set params, which PySpark's `copy` does by this too; raises OptionError for a value of another type."""
+        """Set params; PySpark's `copy` calls this too. Raises OptionError for a value of the wrong type."""
         for name, value in given.items():
             if value is None:
-                # PySpark saves no None that was set.
+                # A param that was set to None does not survive PySpark's save and load.
                 self.clear(self.getParam(name))
                 continue
             try:
@@ -99,8 +99,8 @@ class CheckedParams(Params):
         return self
 
     def _check(self) -> object:
-        """Raise an AestheticError unless the params are right; those of `fit` and `transform` pass no setter."""
-        raise NotImplementedError  # every stage has its own
+        """Raise an AestheticError unless the params are valid; `fit` and `transform` take params without a setter."""
+        raise NotImplementedError
 
 
 class AestheticScorer(
@@ -111,33 +111,33 @@ class AestheticScorer(
     DefaultParamsReadable["AestheticScorer"],
     DefaultParamsWritable,
 ):
-    """Scores a column of images or of CLIP embeddings, as `score_image` and `aesthetic_score_from_embedding` do.
+    """Scores a column of images or of CLIP embeddings, like `score_image` and `aesthetic_score_from_embedding`.
 
-    Saved and loaded like any other stage, with a predictor of your own inside it; on classic sessions and on Connect.
-    Each image is scored once, whatever is done with the columns.
+    The stage can be saved and loaded like any other, with your own predictor inside it, on classic sessions and on
+    Spark Connect. Each image is scored once, regardless of how the output columns are used.
 
     Args:
-        inputCol: Binary column of image files, or with `inputKind="embedding"` `array<float>`, `array<double>` or an
-            ml Vector; it may be the field of a struct, such as "image.bytes".
+        inputCol: Binary column of image files or, with `inputKind="embedding"`, a column of `array<float>`,
+            `array<double>` or ml Vectors. A field of a struct, such as "image.bytes", works too.
         inputKind: "image" or "embedding".
-        outputCol: `float`: the score; null where there is none.
-        errorCol: `string`: why there is none; left out unless named.
-        embeddingCol: `array<float>`: the image's embedding; left out unless named.
+        outputCol: Output column of the score, a `float`; null if there is no score.
+        errorCol: Output column of the reason for a missing score, a `string`; omitted unless named.
+        embeddingCol: Output column of the image's embedding, an `array<float>`; omitted unless named.
         predictor: A predictor, its name, or the path of its JSON file.
-        normalize: Divide embeddings by their length first.
-        batchSize: This and the others are those of `spark_aesthetic.Options`.
-        device: As there.
-        dtype: As there.
-        decode: As there.
-        numThreads: As there.
-        maxPixels: As there.
-        modelPath: As there.
+        normalize: Divide embeddings by their L2 norm first.
+        batchSize: See `batch_size` in `spark_aesthetic.Options`.
+        device: See `device` in `spark_aesthetic.Options`.
+        dtype: See `dtype` in `spark_aesthetic.Options`.
+        decode: See `decode` in `spark_aesthetic.Options`.
+        numThreads: See `num_threads` in `spark_aesthetic.Options`.
+        maxPixels: See `max_pixels` in `spark_aesthetic.Options`.
+        modelPath: See `model_path` in `spark_aesthetic.Options`.
 
     Raises:
         PredictorError: No such predictor.
         OptionError: A misspelt param or a value outside its range.
-        TableError: By `transform` and `transformSchema`: no such column, another type, or a column of the output's
-            name is there already.
+        TableError: From `transform` and `transformSchema`: the input column is missing or has the wrong type, or an
+            output column already exists.
 
     Examples:
         >>> scorer = AestheticScorer(inputCol="e", inputKind="embedding", errorCol="reason")
@@ -146,23 +146,25 @@ class AestheticScorer(
         [None, 'embedding: wrong length']
     """
 
-    # A saved stage names its class by this: the place that stays.
+    # A saved stage stores this as its class's module, so it must stay the same when files move.
     __module__ = "spark_aesthetic"
 
     inputKind = make_param("inputKind", "what the column holds: image or embedding", TypeConverters.toString)
     errorCol = make_param("errorCol", "output column of the reason why a row has no score", _optional_string)
     embeddingCol = make_param("embeddingCol", "output column of the image's embedding", _optional_string)
     predictor = make_param("predictor", "name of a predictor, or its JSON text", _portable)
-    normalize = make_param("normalize", "divide embeddings by their length first", TypeConverters.toBoolean)
-    batchSize = make_param("batchSize", "rows in one forward pass; -1 chooses for the device", TypeConverters.toInt)
+    normalize = make_param("normalize", "divide embeddings by their L2 norm first", TypeConverters.toBoolean)
+    batchSize = make_param(
+        "batchSize", "rows in one forward pass; -1 chooses a size for the device", TypeConverters.toInt
+    )
     device = make_param("device", "auto, or a torch device", TypeConverters.toString)
     dtype = make_param("dtype", "auto, float32, float16 or bfloat16", TypeConverters.toString)
     decode = make_param("decode", "exact or fast", TypeConverters.toString)
     numThreads = make_param("numThreads", "threads in a Python worker; -1 takes the task's cores", TypeConverters.toInt)
-    maxPixels = make_param("maxPixels", "an image of more pixels gets no score", TypeConverters.toInt)
+    maxPixels = make_param("maxPixels", "an image with more pixels gets no score", TypeConverters.toInt)
     modelPath = make_param("modelPath", "folder of the weights, or the backbone's file", _optional_string)
 
-    # Of a head that AestheticEstimator made, what it found; not saved with the stage.
+    # The training report, if AestheticEstimator made the head. It is not saved with the stage.
     report: HeadReport | None = None
 
     _input_kwargs: dict[str, Any]
@@ -185,7 +187,7 @@ class AestheticScorer(
         numThreads: int = -1,
         maxPixels: int = PILLOW_WARNS_PIXELS,
         modelPath: str | None = None,
-        # Taken here, so that setParams can name the nearest.
+        # Unknown names are accepted here, so that setParams can suggest the nearest valid one.
         **_: NoReturn,
     ) -> None:
         super().__init__()
@@ -202,35 +204,37 @@ class AestheticScorer(
         return self
 
     def _check(self) -> tuple[Predictor, Options]:
-        """The predictor and the options of the params, checked."""
+        """Check the params, and return the predictor and the options that they describe."""
         kind = self.getInputKind()
         if kind not in INPUT_KINDS:
             raise OptionError(f"inputKind={kind!r}: {nearest(kind, INPUT_KINDS)}")
         if kind == "embedding" and self.getEmbeddingCol() is not None:
-            raise OptionError("embeddingCol: expected inputKind='image', found 'embedding', which holds them already")
+            raise OptionError("embeddingCol: expected inputKind='image', found 'embedding'. Leave embeddingCol out.")
         outputs = [name for name, _ in self._outputs()]
         if not are_distinct(outputs):
             raise OptionError(
-                f"outputCol, errorCol, embeddingCol: expected a name of its own for each, found {', '.join(outputs)}; "
-                "rename one"
+                f"outputCol, errorCol, embeddingCol: expected a different name for each, found {', '.join(outputs)}. "
+                "Rename one."
             )
         options = {option: self.getOrDefault(param) for option, param in _OPTIONS.items()}
         return _restored(self.getOrDefault("predictor")), Options.of(**options)
 
     def transformSchema(self, schema: StructType) -> StructType:
-        """The schema that `transform` gives for one that it gets; raises as that does."""
+        """Return the output schema of `transform` for an input schema; raises as `transform` does."""
         self._check()
         self._check_input(schema)
         for name, data_type in self._outputs():
             if has_column(schema.names, name):
-                raise TableError(f"output column {name!r}: the table has one of that name; drop it, or name another")
+                raise TableError(
+                    f"output column {name!r}: the table has a column of that name. Drop it, or choose another name."
+                )
             schema = StructType([*schema.fields]).add(name, data_type)
         return schema
 
     def _check_input(self, schema: StructType) -> bool:
-        """Whether the input column holds ml Vectors."""
+        """Check the input column, and return whether it holds ml Vectors."""
         if not self.isDefined(self.inputCol):
-            raise OptionError("inputCol: expected the name of a column, found none; set it")
+            raise OptionError("inputCol: expected the name of a column, found none. Set inputCol.")
         name = self.getInputCol()
         found = schemas.type_at(schema, name)
         if found is None:
@@ -266,7 +270,7 @@ class AestheticScorer(
         scored = f"_aesthetic_{self.uid}"
         parts = {"score": self.getOutputCol(), "error": self.getErrorCol(), "embedding": self.getEmbeddingCol()}
         made = [F.col(scored)[part].alias(name) for part, name in parts.items() if name is not None]
-        # By no name of the table, of which a join leaves several.
+        # "*" instead of the table's column names, which can be ambiguous after a join.
         return dataset.select("*", struct.alias(scored)).select("*", *made).drop(scored)
 
     def setInputCol(self, value: str) -> AestheticScorer:
@@ -305,11 +309,11 @@ class AestheticScorer(
         return found
 
     def setPredictor(self, value: str | Predictor) -> AestheticScorer:
-        """Set the predictor: one, its name, or the path of its JSON file."""
+        """Set `predictor`: a predictor, its name, or the path of its JSON file."""
         return self.setParams(predictor=value)
 
     def getPredictor(self) -> Predictor:
-        """Get the predictor."""
+        """Get `predictor`."""
         return _restored(self.getOrDefault("predictor"))
 
     def setNormalize(self, value: bool) -> AestheticScorer:

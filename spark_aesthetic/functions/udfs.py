@@ -1,7 +1,7 @@
-"""The pandas UDFs behind the column functions and behind their names in SQL.
+"""The pandas UDFs behind the column functions and the SQL functions.
 
-Each takes a pinned predictor, so that what travels to the workers names its content. Why some are
-nondeterministic to Spark: see `spark_aesthetic.functions.columns`.
+Each takes a pinned predictor, so that the workers get the checksums of the weights with it.
+`spark_aesthetic.functions.columns` explains why some are nondeterministic to Spark.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _NATIVE_SINCE = (4, 2)
 
 
 def runs_natively(head: Head) -> bool:
-    """Whether this Spark, and with Spark Connect its server too, scores embeddings with this head without Python."""
-    # Weights of all zeros have no direction, so no cosine similarity to an embedding either.
+    """Whether Spark, including the server on Spark Connect, can score embeddings with this head without Python."""
+    # The cosine similarity between an embedding and weights of all zeros is undefined.
     return head.affine and head.norm > 0 and connect.oldest_release() >= _NATIVE_SINCE
 
 
@@ -71,7 +71,7 @@ def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -
 
 
 def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
-    """The UDF of a job over images: score and reason as `score_image` has them, and what the rows cost."""
+    """The UDF of a job over images: score and error as in `score_image`, and the cost columns."""
     spent = [StructField(name, DoubleType()) for name in costs.NAMES]
     schema = StructType([*_result_fields(with_embedding), *spent])
 
@@ -82,7 +82,7 @@ def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDe
 
 
 def vector_udf(pinned: Predictor, normalize: bool, model_path: str | None) -> UserDefinedFunctionLike:
-    """The UDF that scores embeddings, with the reason, where Spark's own functions cannot."""
+    """The UDF that returns score and error of embeddings where Spark's own functions cannot."""
 
     def score_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return worker.score_vectors(batches, pinned, normalize, model_path)
@@ -91,7 +91,7 @@ def vector_udf(pinned: Predictor, normalize: bool, model_path: str | None) -> Us
 
 
 def vector_score_udf(pinned: Predictor, model_path: str | None) -> UserDefinedFunctionLike:
-    """The same with the score alone."""
+    """The UDF that returns only the score of embeddings where Spark's own functions cannot."""
 
     def aesthetic_score_from_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return (frame["score"] for frame in worker.score_vectors(batches, pinned, True, model_path))
@@ -107,6 +107,6 @@ def _result_fields(with_embedding: bool) -> list[StructField]:
 def _iterator_udf(
     function: Callable[[Iterator[pd.Series]], Iterator[Any]], returns: DataType | str
 ) -> UserDefinedFunctionLike:
-    # The overloads of pandas_udf ask for a functionType, which its documentation has deprecated.
+    # The overloads of pandas_udf require a functionType, which is deprecated.
     make_udf: Any = pandas_udf
     return cast("UserDefinedFunctionLike", make_udf(function, returns))

@@ -1,6 +1,6 @@
-"""What runs inside a Python worker of Spark: the place of the task, and columns in and out as pandas.
+"""The functions inside Spark's Python workers: they resolve the device, and score pandas columns.
 
-Imported by name on the workers, so the model cache of `spark_aesthetic.images.pipeline` lives as long as the worker.
+Workers import this module by name, so the model cache of `spark_aesthetic.images.pipeline` lives as long as a worker.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 def granted(options: Options) -> Options:
-    """Fill in the device and the threads that are left open, from what Spark gave to this task.
+    """Replace `device="auto"` and `num_threads=-1` by what Spark gave to this task.
 
-    "auto" becomes the first GPU address of the task, or the CPU where Spark gave none. Spark does not set
+    "auto" becomes the first GPU address of the task, or the CPU if the task has no GPU. Spark does not set
     CUDA_VISIBLE_DEVICES, so the address is torch's device number.
     """
     context = TaskContext.get()
@@ -51,7 +51,7 @@ def score_images(batches: Iterable[pd.Series], predictor: Predictor, options: Op
 
     Yields:
         Frames with the columns score (float32), error (text or None), embedding (float32 arrays or None) and those
-        of `costs.Costs`, together as many rows as came in, in their order but in batches of their own.
+        of `costs.Costs`. They have the rows of the input in the same order, but in different batches.
     """
 
     def load(granted: Options) -> Pipeline:
@@ -66,7 +66,7 @@ def clip_embeddings(batches: Iterable[pd.Series], predictor: Predictor, options:
     """Embed columns of image bytes with a predictor's backbone.
 
     Yields:
-        Frames as `score_images` has them, without scores.
+        Frames as from `score_images`, with NaN for every score.
     """
 
     def load(granted: Options) -> Pipeline:
@@ -86,7 +86,7 @@ def embed_images(
     """Embed columns of image bytes with an encoder of timm or open_clip.
 
     Yields:
-        Frames as `score_images` has them, without scores.
+        Frames as from `score_images`, with NaN for every score.
     """
 
     def load(granted: Options) -> Pipeline:
@@ -106,17 +106,17 @@ def _piped(
     _check_address(options.device)
     images = _images(batches)
     first = list(islice(images, 1))
-    # Of an empty partition, such as a filter leaves, nothing is worth loading a model.
+    # An empty partition, such as a filter leaves, needs no model.
     if not first:
         return
-    # torch loads here, on the worker, not where the function is made; open_clip where weights are yet to be prepared.
+    # torch is imported here, on the worker, and not on the driver; open_clip only if weights are not prepared yet.
     try:
         _check_device(options.device)
         pipeline = load(options)
     except ImportError as missing:
         raise MissingDependencyError(
-            "image bytes need torch, torchvision, open_clip_torch, Pillow and simplejpeg on every executor (found: "
-            f"{missing}): pip install 'spark-aesthetic[image]'; scoring embeddings needs none of them"
+            "image columns: expected torch, torchvision, open_clip_torch, Pillow and simplejpeg on every executor, "
+            f"found: {missing}. Run pip install 'spark-aesthetic[image]' there; scoring embeddings needs none of them."
         ) from missing
 
     for rows in pipeline.score(chain(first, images)):
@@ -130,21 +130,22 @@ def _piped(
                 "embedding": pd.Series(embeddings, dtype=object),
             }
         )
-        # Of a whole batch, so on its first row: a sum over any rows then is what they cost.
+        # Costs are per batch. They are stored on the batch's first row and are 0 on the others, so a sum over rows is
+        # correct.
         for name, value in zip(costs.NAMES, (*astuple(rows.stages), float(peak_memory_bytes())), strict=True):
             frame[name] = [value] + [0.0] * (len(frame) - 1)
         yield frame
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has had resident, pages that it shares with others included."""
+    """Return the peak resident memory of this process, including shared pages."""
     status = Path("/proc/self/status")
-    # On Linux getrusage tells of the process that this one was started by, if that had more.
+    # On Linux getrusage returns the parent's peak if that was higher.
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    # Linux counts in kB, macOS in bytes.
+    # ru_maxrss is in kB on Linux and in bytes on macOS.
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -154,7 +155,7 @@ def score_vectors(
     """Score columns of embeddings: arrays or ml Vectors.
 
     Yields:
-        Frames with the columns score (float32) and error (text or None), batch for batch.
+        Frames with the columns score (float32) and error (text or None), one for each batch.
     """
     head = weights.load_head(predictor, model_path)
     for batch in batches:
@@ -163,7 +164,7 @@ def score_vectors(
 
 
 def _vectors(batch: pd.Series | pd.DataFrame) -> Iterator[npt.ArrayLike | None]:
-    # An ml Vector comes as the fields of the struct that it is stored as.
+    # Spark passes a column of ml Vectors as a frame of the fields of their struct.
     if isinstance(batch, pd.DataFrame):
         if list(batch.columns) != ["type", "size", "indices", "values"]:
             raise _no_embeddings(f"a struct of {', '.join(batch.columns)}")
@@ -177,7 +178,8 @@ def _vectors(batch: pd.Series | pd.DataFrame) -> Iterator[npt.ArrayLike | None]:
 
 def _no_embeddings(found: str) -> TableError:
     return TableError(
-        f"embedding column: expected array<float>, array<double> or an ml Vector, found {found}; name the embeddings"
+        f"embedding column: expected array<float>, array<double> or an ml Vector, found {found}. "
+        "Name a column of embeddings."
     )
 
 
@@ -203,18 +205,18 @@ def _bytes(value: Any) -> bytes | None:
     if isinstance(value, bytearray | memoryview | np.bytes_):
         return bytes(value)
     raise TableError(
-        f"image column: expected the bytes of image files (binary), found {type(value).__name__} {str(value)[:60]!r}; "
-        "read files with spark.read.format('binaryFile'), and decode base64 with unbase64"
+        f"image column: expected the bytes of image files (binary), found {type(value).__name__} {str(value)[:60]!r}. "
+        "Read files with spark.read.format('binaryFile'), and decode base64 with unbase64."
     )
 
 
 def _check_address(device: str) -> None:
     kind, _, address = device.partition(":")
-    # Such as a GPU's UUID, which is an address to Spark and to nvidia-smi but not to torch.
+    # Spark and nvidia-smi accept a GPU's UUID as an address, but torch does not.
     if kind == "cuda" and address and not address.isdecimal():
         raise ResourceError(
-            f"device {device}: expected a GPU by its number, as in cuda:0, found {address!r}; let the "
-            "discovery script print numbers, as conf/gpu-discovery.sh does"
+            f"device {device}: expected a GPU by its number, as in cuda:0, found {address!r}. Let the "
+            "discovery script print numbers, as conf/gpu-discovery.sh does."
         )
 
 
@@ -226,6 +228,6 @@ def _check_device(device: str) -> None:
     number = torch.device(device).index or 0
     if number >= torch.cuda.device_count():
         raise ResourceError(
-            f"device {device}: expected a GPU that torch can use, found {torch.cuda.device_count()} of them; install a "
-            "CUDA build of torch and the driver on the executors, or correct the discovery script's addresses"
+            f"device {device}: expected a GPU that torch can use, found {torch.cuda.device_count()} GPUs. Install a "
+            "CUDA build of torch and the GPU driver on the executors, or correct the discovery script's addresses."
         )

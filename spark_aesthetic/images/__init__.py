@@ -1,1 +1,1 @@
-"""Image files to pixels to embeddings. Torch, and no Spark."""
+"""Decode image files to pixels, and encode pixels to embeddings. Uses torch, but not Spark."""

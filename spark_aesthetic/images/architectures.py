@@ -1,7 +1,7 @@
-"""What open_clip knows of the architecture of a predictor's backbone.
+"""The architectures of predictors' backbones, as open_clip describes them.
 
-It is imported where weights are checked and prepared, and on a worker only for the towers that
-`spark_aesthetic.images.tower` does not have: importing it costs more than torch does.
+This module is imported where weights are checked and prepared. Other workers import it only for towers that
+`spark_aesthetic.images.tower` does not support, because importing open_clip takes longer than importing torch.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from spark_aesthetic.errors import PredictorError, nearest
 from spark_aesthetic.images.tower import MEAN, STD, Shape
 
-# The text tower is not used; this is the least that open_clip's constructor takes.
+# The text tower is not used. These are the smallest values that open_clip's constructor accepts.
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 
-# Settings of a vision transformer that `spark_aesthetic.images.tower` has; dropout of patches is for training.
+# Settings of a vision transformer that `spark_aesthetic.images.tower` supports. patch_dropout only affects training.
 _REWRITTEN = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
 
 
 def image_side(architecture: str) -> int:
-    """Height and width in pixels of the images that a backbone takes.
+    """Return the height and width in pixels of the images that a backbone takes.
 
     Raises:
         PredictorError: open_clip has no such architecture, or its images are not square.
@@ -35,7 +35,7 @@ def image_side(architecture: str) -> int:
 
 
 def embedding_dimension(architecture: str) -> int:
-    """Length of the embeddings that a backbone gives.
+    """Return the length of the embeddings that a backbone makes.
 
     Raises:
         PredictorError: The architecture is unknown or not supported.
@@ -44,7 +44,7 @@ def embedding_dimension(architecture: str) -> int:
 
 
 def rewritten_shape(architecture: str) -> Shape | None:
-    """The shape of a tower that `spark_aesthetic.images.tower` can stand for, or None, as for a ResNet.
+    """Return the shape of a tower, or None if `spark_aesthetic.images.tower` does not support it, as for a ResNet.
 
     Raises:
         PredictorError: The architecture is unknown or not supported.
@@ -64,7 +64,7 @@ def rewritten_shape(architecture: str) -> Shape | None:
 
 
 def empty_tower(architecture: str, dtype: str = "float32") -> torch.nn.Module:
-    """open_clip's image tower on torch's meta device: shapes and types, and no memory.
+    """Make open_clip's image tower on torch's meta device, with shapes and types but without memory.
 
     In float16 and bfloat16 the layer norms keep their weights and their arithmetic in float32, as in open_clip.
 
@@ -88,7 +88,8 @@ def empty_tower(architecture: str, dtype: str = "float32") -> torch.nn.Module:
 
 
 def _config(architecture: str) -> dict[str, Any]:
-    # Not open_clip's names with a scheme ("hf-hub:…"), which would be fetched, and hide their preprocessing.
+    # Names with a scheme ("hf-hub:…") are refused: open_clip would download them, and does not list their
+    # preprocessing.
     known = open_clip.list_models()
     if architecture not in known:
         raise PredictorError(f"open_clip has no architecture {architecture!r}: {nearest(architecture, known)}")
@@ -100,14 +101,14 @@ def _config(architecture: str) -> dict[str, Any]:
     ]
     if not _preprocessed_alike(config.get("preprocess_cfg", {})):
         unfit.append("preprocess_cfg")
-    # Where some of an architecture's published weights were trained with OpenAI's preprocessing, it can be used.
+    # An architecture is accepted if some of its published weights were trained with OpenAI's preprocessing.
     elif published and not any(_preprocessed_alike(preprocessing) for preprocessing in published):
         unfit.append("the preprocessing of its published weights")
     if unfit:
         raise PredictorError(
             f"backbone {architecture!r}: expected one of open_clip's own image towers with OpenAI's preprocessing "
-            f"(bicubic, shorter side to the target, mean {MEAN}, std {STD}), found {', '.join(unfit)}; use a ViT-… or "
-            "RN… such as ViT-L-14-quickgelu"
+            f"(bicubic, shorter side to the target, mean {MEAN}, std {STD}), found {', '.join(unfit)}. Use a ViT-… or "
+            "RN… such as ViT-L-14-quickgelu."
         )
     return config
 

@@ -1,8 +1,8 @@
-"""AVIF files: their boxes are counted, and their pictures are as large as the file says or smaller than is allowed.
+"""Limit the number of boxes in an AVIF file, and the size of the pictures in it.
 
-The container states the size of the picture, and the pictures in it state theirs again. libavif decodes the latter,
-whatever they are, and scales them. Sizes of AV1 are as in the AV1 Bitstream & Decoding Process Specification, 5.5.1
-(sequence header) and 5.9.2 (frame header); boxes are those of ISO/IEC 14496-12.
+The container states the size of the picture, and each AV1 picture in it states its own. libavif decodes pictures at
+their own size, however large, and then scales them. Sizes are read as in the AV1 Bitstream & Decoding Process
+Specification, 5.5.1 (sequence header) and 5.9.2 (frame header), and boxes as in ISO/IEC 14496-12.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 
 from spark_aesthetic.images.refused import Refused
 
-# An AVIF of 256 tiles, with transparency and thumbnails, describes itself in 40 kB.
+# The metadata of an AVIF of 256 tiles, with transparency and thumbnails, takes 40 kB.
 _MAX_META_BYTES = 1 << 20
-# libavif looks for each item among all before it.
+# libavif searches for each item among all earlier ones, so the time grows with the square of their number.
 _MAX_ITEMS = 4096
-# Boxes, extents of items, and the parts of AV1 data, together.
+# The limit for boxes, extents of items, and units of AV1 data together.
 _MAX_PARTS = 16_384
 _MAX_DEPTH = 12
 
-# Sequence and frame headers end long before.
+# Sequence and frame headers are much shorter than this.
 _HEADER_BYTES = 512
 
 _NEEDED = (b"ftyp", b"meta", b"moov", b"mdat")
 
-# Boxes of boxes, and how many bytes stand before the first.
+# Boxes that contain boxes, and the number of bytes before the first.
 _OUTER = {
     b"iprp": 0,
     b"ipco": 0,
@@ -41,29 +41,29 @@ _OUTER = {
 
 
 def fault(data: bytes, max_pixels: int) -> str | None:
-    """Go once through the boxes of a file.
+    """Check the boxes and the pictures of a file in one pass.
 
     Args:
         data: The bytes of a whole file.
-        max_pixels: Most pixels of a picture; 0 leaves the pictures alone.
+        max_pixels: Most pixels of a picture; 0 skips the check of the pictures.
 
     Returns:
-        What is wrong behind the header, such as `truncated AVIF`; None if nothing is that can be told here.
+        The damage after the header, such as `truncated AVIF`; None if this pass detects none.
 
     Raises:
-        Refused: It has more parts than honest files have, or a picture of more pixels.
+        Refused: The file is damaged, has more parts than any encoder writes, or has a picture of more pixels.
     """
     file = _File(data)
     found = None
     for kind, start, end in file.boxes(0, len(data)):
-        # What stands behind the last box looks like one, too.
+        # Bytes after the last box can look like a box, so only the kinds that are needed count.
         if end > len(data):
             found = "truncated AVIF" if kind in _NEEDED else None
             break
         if kind in (b"meta", b"moov"):
             if end - start > _MAX_META_BYTES:
                 raise Refused("too much metadata")
-            # A full box: version and flags come first.
+            # `meta` is a full box, in which version and flags come first.
             file.descend(start + 4 if kind == b"meta" else start, end, _MAX_DEPTH)
     if max_pixels:
         for picture in file.pictures():
@@ -73,14 +73,14 @@ def fault(data: bytes, max_pixels: int) -> str | None:
 
 @dataclass
 class _Track:
-    """Where the first sample of a track is."""
+    """The position of a track's first sample."""
 
     starts: list[int] = field(default_factory=list)
     size: int = 0
 
 
 class _File:
-    """The boxes of an ISO file, counted, and where they say that pictures are."""
+    """Counts the boxes of an ISO file, and collects the positions of its pictures."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.passed = data, 0
@@ -90,7 +90,7 @@ class _File:
         self.tracks = list[_Track]()
 
     def boxes(self, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-        """Kind, start of the content and end of each box; the last may end behind the file's end."""
+        """Yield kind, start of the content and end of each box. The last box may end beyond the end of the file."""
         while start + 8 <= end:
             self._pass()
             length, kind = struct.unpack_from(">I4s", self.data, start)
@@ -104,7 +104,7 @@ class _File:
             start = after
 
     def descend(self, start: int, end: int, depth: int) -> None:
-        """Go through boxes within boxes."""
+        """Read the boxes inside a box."""
         if depth == 0:
             raise Refused("too many boxes")
         for kind, inner, after in self.boxes(start, end):
@@ -118,7 +118,7 @@ class _File:
                 self._note(kind, inner, after, depth)
 
     def pictures(self) -> Iterator[memoryview]:
-        """The AV1 data of each item, and of the first sample of each track."""
+        """Yield the AV1 data of each item, and of the first sample of each track."""
         view, seen, joined = memoryview(self.data), set[tuple[tuple[int, int], ...]](), 0
         for extents in self._extents():
             if extents in seen:
@@ -137,7 +137,7 @@ class _File:
                 yield view[start : start + track.size]
 
     def check_size(self, picture: memoryview, max_pixels: int) -> None:
-        """Raise Refused if AV1 data are of more pixels."""
+        """Raise Refused if AV1 data have more than `max_pixels`."""
         sequence: _Sequence | None = None
         for kind, content in self._units(picture):
             if kind == _SEQUENCE:
@@ -152,14 +152,14 @@ class _File:
 
     def _note(self, kind: bytes, inner: int, after: int, depth: int) -> None:
         if kind == b"iinf":
-            # Version and flags, then the number: of 16 bits in the first version.
+            # The number of items follows version and flags. It has 16 bits in version 0 and 32 bits later.
             bytes_of_number = 4 if self._number(inner, 1) else 2
             if self._number(inner + 4, bytes_of_number) > _MAX_ITEMS:
                 raise Refused("too many items")
             self.descend(inner + 4 + bytes_of_number, after, depth - 1)
         elif kind == b"infe":
             bytes_of_id = 4 if self._number(inner, 1) >= 3 else 2
-            # A number for protection stands in between.
+            # The kind follows the id and a protection index of two bytes.
             kind_at = inner + 4 + bytes_of_id + 2
             if self.data[kind_at : kind_at + 4] == b"av01":
                 self.coded.add(self._number(inner + 4, bytes_of_id))
@@ -170,12 +170,12 @@ class _File:
         elif kind in (b"stco", b"co64") and self.tracks:
             self.tracks[-1].starts.append(self._number(inner + 8, 4 if kind == b"stco" else 8))
         elif kind == b"stsz" and self.tracks:
-            # One size of all samples, or their number and the size of each.
+            # The box holds one size for all samples, or zero, their number, and the size of each.
             size = self._number(inner + 4, 4) or self._number(inner + 12, 4)
             self.tracks[-1].size = max(size, self.tracks[-1].size)
 
     def _extents(self) -> Iterator[tuple[tuple[int, int], ...]]:
-        """Start and end of the parts of each item that is a picture."""
+        """Yield start and end of the extents of each item that is a picture."""
         for at in self.locations:
             version, sizes = self._number(at, 1), self._number(at + 4, 2)
             offset_bytes, length_bytes, base_bytes = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
@@ -187,7 +187,7 @@ class _File:
             for _ in range(count):
                 item, at = self._number(at, bytes_of_id), at + bytes_of_id
                 method, at = (self._number(at, 2) & 15, at + 2) if version else (0, at)
-                # Data may stand in another file, which nobody reads.
+                # The two skipped bytes are a data reference, which can name another file. No decoder reads other files.
                 base, at = self._number(at + 2, base_bytes), at + 2 + base_bytes
                 extents, at = self._number(at, 2), at + 2
                 base += self.inner_data if method == 1 else 0
@@ -203,16 +203,17 @@ class _File:
         self._pass()
         start = min(base + self._number(at, offset_bytes), len(self.data))
         length = self._number(at + offset_bytes, length_bytes)
-        # Without a length it is all that follows.
+        # An extent without a length ends with the file.
         return start, min(start + length, len(self.data)) if length else len(self.data)
 
     def _units(self, picture: memoryview) -> Iterator[tuple[int, memoryview]]:
-        """Kind and content of each open bitstream unit (OBU)."""
+        """Yield kind and content of each open bitstream unit (OBU)."""
         at = 0
         while at < len(picture):
             self._pass()
             head = picture[at]
-            # A byte more with its layer, then its size in groups of seven bits, or all that follows.
+            # A byte with the layer may follow, then the size in groups of seven bits. Without a size the unit is the
+            # last.
             at += 2 if head & 4 else 1
             size, shift, more = 0, 0, bool(head & 2)
             if not more:
@@ -232,30 +233,30 @@ class _File:
             raise Refused("too many boxes")
 
 
-# Kinds of units; a frame header may stand alone, be repeated, or come with its tiles.
+# Kinds of units: a sequence header; a frame header alone, with its tiles, or repeated.
 _SEQUENCE, _FRAMES = 1, (3, 6, 7)
 
 # Kinds of frames.
 _KEY, _SWITCH = 0, 3
 
-# A frame says so itself.
+# The value in a sequence header that leaves a setting to each frame.
 _ITS_OWN = 2
 
 
 class _Bits:
-    """Bits from the front of some bytes; zeros behind their end."""
+    """Reads bits from the start of some bytes, and zeros after their end."""
 
     def __init__(self, content: memoryview) -> None:
         self.left = 8 * _HEADER_BYTES
         self.value = int.from_bytes(bytes(content[:_HEADER_BYTES]).ljust(_HEADER_BYTES, b"\0"), "big")
 
     def take(self, count: int = 1) -> int:
-        """A number of so many bits."""
+        """Read a number of `count` bits."""
         self.left -= count
         return self.value >> self.left & ((1 << count) - 1) if self.left >= 0 else 0
 
     def skip_exp_golomb(self) -> None:
-        """Pass a number whose leading zeros tell its length."""
+        """Skip a number with a length that its leading zeros state."""
         zeros = 0
         while zeros < 32 and not self.take():
             zeros += 1
@@ -265,7 +266,7 @@ class _Bits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sequence:
-    """What the frames of a sequence have in common, as far as sizes need it."""
+    """The fields of a sequence header that sizes depend on."""
 
     width: int
     height: int
@@ -279,7 +280,7 @@ class _Sequence:
 
 
 def _sequence(bits: _Bits) -> _Sequence:
-    # Profile, and that it is a still picture.
+    # Skip seq_profile and still_picture.
     bits.take(4)
     is_reduced = bool(bits.take())
     time_bits = 0
@@ -293,9 +294,9 @@ def _sequence(bits: _Bits) -> _Sequence:
     if not is_reduced:
         if bits.take():
             id_bits = bits.take(4) + bits.take(3) + 3
-        # Blocks of 128 and filters, then ways to predict from other frames.
+        # Skip the flags of blocks of 128 pixels, of two intra filters and of four inter tools.
         bits.take(7)
-        # With an order of frames come two ways more.
+        # enable_order_hint is followed by two more flags.
         if bits.take():
             bits.take(2)
         if not bits.take():
@@ -309,7 +310,7 @@ def _sequence(bits: _Bits) -> _Sequence:
 
 
 def _timing(bits: _Bits) -> int:
-    """Pass the clock and the operating points; bits of the time that a shown frame states."""
+    """Skip timing and operating points, and return the number of bits of a shown frame's time."""
     time_bits = delay_bits = 0
     if bits.take():
         bits.take(64)
@@ -334,8 +335,8 @@ def _timing(bits: _Bits) -> int:
 
 
 def _has_own_size(sequence: _Sequence, bits: _Bits) -> bool:
-    """Whether a frame states a size of its own: of any that its number of bits allows, whatever the sequence says."""
-    # A frame that is shown again has its size already.
+    """Whether a frame states its own size, which may be as large as its number of bits allows."""
+    # A frame that is shown again (show_existing_frame) states no size.
     if sequence.is_reduced or bits.take():
         return False
     kind, is_shown = bits.take(2), bits.take()

@@ -1,4 +1,4 @@
-"""BMP files with run-length coding to files without it: Pillow reads such by single pixels in Python."""
+"""Expand BMP files with run-length coding, which Pillow decodes pixel by pixel in Python."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 
 from spark_aesthetic.images.refused import Refused
 
-# Runs, 0.4 to 1 us each. A scanned page has some hundred thousand.
+# A run takes 0.4 to 1 us. A scanned page has a few hundred thousand runs.
 _MAX_RUNS = 1_000_000
 
 _RUNS_OF_8, _RUNS_OF_4 = 1, 2
 _HEAD = struct.Struct("<iiHHIIiiI")
 _HEAD_AT = 18
 
-# The two pixels of each byte, four bits each.
+# The two 4-bit pixels of each byte value.
 _PAIRS = [bytes((byte >> 4, byte & 15)) for byte in range(256)]
 _ALL_PAIRS = np.array([list(pair) for pair in _PAIRS], dtype=np.uint8)
 
 
 def plain(data: bytes, max_pixels: int) -> bytes:
-    """The same file with a byte for each pixel, if it has runs and no more pixels than these.
+    """Expand a file to one byte per pixel if it has runs and at most `max_pixels`.
 
     Raises:
-        Refused: It has more runs than honest files have, or too few pixels.
+        Refused: The file is damaged, or has more runs than any encoder writes, or too few pixels.
     """
     if len(data) < _HEAD_AT + _HEAD.size or int.from_bytes(data[14:18], "little") < 40:
         return data
@@ -44,7 +44,7 @@ def plain(data: bytes, max_pixels: int) -> bytes:
 
 
 def _expanded(data: bytes, at: int, width: int, size: int, *, pairs: bool) -> bytearray:
-    """The pixels of a file, row by row; runs end with their row, as in Pillow."""
+    """Return the pixels of a file, row by row. A run ends with its row, as in Pillow."""
     pixels, across, runs = bytearray(), 0, 0
     while len(pixels) < size and at + 1 < len(data):
         count, value = data[at], data[at + 1]
@@ -61,7 +61,7 @@ def _expanded(data: bytes, at: int, width: int, size: int, *, pairs: bool) -> by
             across = 0
         elif value == 1:
             if len(pixels) < size and at + 1 >= len(data):
-                # Valid, and Pillow reads no file of which some pixels have no value.
+                # The file is valid, but Pillow does not read files in which some pixels have no value.
                 raise Refused("unsupported BMP layout")
             break
         elif value == 2 and at + 1 >= len(data):
@@ -75,7 +75,7 @@ def _expanded(data: bytes, at: int, width: int, size: int, *, pairs: bool) -> by
             literal = data[at : at + length]
             pixels += _ALL_PAIRS[list(literal)].tobytes()[:count] if pairs and literal else literal
             at, across = at + length, across + value
-            # Each piece begins at an even place of the file.
+            # The next code begins at an even offset.
             at += at % 2
     if len(pixels) < size:
         raise Refused("truncated BMP" if at + 1 >= len(data) else "damaged BMP")

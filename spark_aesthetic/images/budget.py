@@ -1,4 +1,4 @@
-"""Memory that several threads share."""
+"""A budget of memory that several threads share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from threading import Condition
 
 
 class Budget:
-    """Bytes that threads may hold at once. What is larger than all of it waits until it is alone.
+    """Bytes that threads may hold at once. A request for more than the whole budget waits until nothing else is held.
 
     Examples:
         >>> budget = Budget(100)
@@ -26,7 +26,7 @@ class Budget:
 
     @contextmanager
     def holding(self, amount: int) -> Iterator[None]:
-        """Wait until so many bytes are free, and hold them."""
+        """Wait until `amount` bytes are free, and hold them."""
         amount = min(amount, self.size)
         with self._changed:
             self._changed.wait_for(lambda: self.free >= amount)

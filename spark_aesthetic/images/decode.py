@@ -1,14 +1,17 @@
-"""Image bytes to pixels, or to the reason why not.
+"""Decode image bytes to pixels, or to the reason why they cannot be decoded.
 
-Follows the preprocessing of the reference, open_clip's `image_transform`, on the PIL image: shorter side to
-the target (bicubic, antialiased), centre crop, and only then conversion to RGB. So an alpha channel is
-dropped, not laid over a background. Pillow weighs colours by their alpha while it resizes: what is wholly
-transparent comes out black, except where the image has the target's size already and is not resized; then it
-keeps the colour that the file stores. A palette image is resized by nearest neighbour. EXIF rotation is not
-applied. One departure: 16-bit greyscale is brought to 8 bits first (the high byte), where the reference would
-clip nearly all of it to white.
+The preprocessing is that of the reference, open_clip's `image_transform`, on the PIL image: resize the shorter side to
+the target (bicubic, antialiased), crop the centre, and only then convert to RGB. It has these effects:
 
-Pure functions of bytes, safe in threads: Pillow releases the GIL while it decodes and resizes.
+- An alpha channel is dropped, not laid over a background. Pillow weights colours by alpha while it resizes, so a fully
+  transparent area becomes black. An image of the target's size is not resized and keeps the stored colours.
+- A palette image is resized by nearest neighbour.
+- EXIF rotation is not applied.
+
+One step differs: 16-bit greyscale is reduced to 8 bits first (the high byte), because the reference would clip nearly
+all of it to white.
+
+All functions are pure and thread-safe. Pillow releases the GIL while it decodes and resizes.
 """
 
 from __future__ import annotations
@@ -29,23 +32,25 @@ from spark_aesthetic.images.refused import Refused
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
-# Pillow keeps an image in blocks of 16 MB, which glibc takes from a thread's own heap and keeps there when they are
-# freed: 200 MB for each thread that ever met 50 megapixels. Blocks above glibc's largest threshold of 32 MB go back.
-Image.core.set_block_size(256 << 20)  # type: ignore[attr-defined]  # as the documentation of its block allocator has it
+# By default Pillow stores an image in blocks of 16 MB. glibc takes those from a heap per thread, and keeps them there
+# when they are freed: 200 MB for each thread that ever decoded 50 megapixels. Blocks above glibc's largest threshold,
+# 32 MB, are returned to the system.
+Image.core.set_block_size(256 << 20)  # type: ignore[attr-defined]  # see Pillow's documentation of its block allocator
 
-# Else every image of this format starts a thread for each core of the machine, whatever Spark gave to the task.
+# Without this, each AVIF image starts one thread per core of the machine, regardless of how many cores Spark gave the
+# task.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 _TO_RGB = {"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
-# Largest "fast" JPEG shrink keeps this many times the target side; 1 costs 2.1 of 255 in the mean pixel, 2
-# costs 0.4 (measured on 1600 x 1068 photographs).
+# "fast" shrinks a JPEG to no less than this many times the target side. Pixels then differ by 0.4 of 255 on average;
+# with 1 they would differ by 2.1 (measured on 1600 x 1068 photographs).
 _FAST_SIDE_FACTOR = 2
 
 
 class Rejection(str):
-    """Why an image has no pixels, short and without figures, so that rows can be grouped by it."""
+    """The reason why an image has no pixels, short and without figures, so that rows can be grouped by it."""
 
 
 NULL = Rejection("null")
@@ -69,21 +74,21 @@ def decode(
     Args:
         data: The bytes of a file, or None.
         side: Height and width of the result in pixels.
-        max_pixels: Most pixels that are decoded, by the header; also the most that resizing may make of
-            a very long and thin image.
-        fast: Let libjpeg shrink a JPEG while decoding, and resize no more than the crop.
-        holding: Entered, with the bytes that decoding takes at most, while they are held.
-        preprocess: Makes the pixels of an image instead, for backbones with a preprocessing of their own.
+        max_pixels: Most pixels of an image according to its header, and after resizing, which enlarges a very long and
+            thin image.
+        fast: Let libjpeg shrink a JPEG while decoding, and resize only the crop.
+        holding: Makes a context manager for the most bytes that decoding takes. It is exited when they are freed.
+        preprocess: Makes the pixels from the decoded image instead, for encoders with their own preprocessing.
 
     Returns:
-        uint8 of shape (side, side, 3), RGB, row-major, or what `preprocess` makes; or a `Rejection`. Damage in a file
-        is never raised.
+        uint8 of shape (side, side, 3), RGB, row-major, or the result of `preprocess`; or a `Rejection`. A damaged file
+        never raises.
     """
     if data is None:
         return NULL
     if not data:
         return EMPTY
-    # Given back when the image is no more: Pillow frees its memory, and a WebP's canvases, with the object.
+    # The bytes are released after the image object, because Pillow frees its memory and a WebP's canvases with it.
     with ExitStack() as held:
         return _decode(data, side, max_pixels, fast, lambda taken: held.enter_context(holding(taken)), preprocess)
 
@@ -111,7 +116,7 @@ def _decode(
             needed = _held_bytes(image, file, data)
             shrunk = fast and name == "JPEG"
             if shrunk:
-                # draft never goes below the size asked for.
+                # draft never goes below the requested size.
                 image.draft(None, (_FAST_SIDE_FACTOR * side, _FAST_SIDE_FACTOR * side))
             width, height = _resized(image.width, image.height, side)
             if width * height > max(max_pixels, side * side):
@@ -122,8 +127,8 @@ def _decode(
                 return preprocess(_eight_bit(_loaded(image, file, name)))
             hold(needed + _resizing_bytes(image, width, height))
             return _square(_eight_bit(_loaded(image, file, name)), width, height, side, boxed=shrunk)
-    # Decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, struct.error, ...),
-    # and whatever it is, it costs this row only.
+    # Decoders raise many kinds of errors for damaged input (OSError, SyntaxError, ValueError, struct.error, ...).
+    # Each affects this row only.
     except Exception as error:
         return _rejection(data, name, error)
 
@@ -136,7 +141,7 @@ def _format(data: bytes) -> str | Rejection:
 
 
 def _loaded(image: Image.Image, file: Plain, name: str) -> Image.Image:
-    """The image with its pixels, or one that will have them when they are asked for."""
+    """Return the image with its pixels, or one that decodes them on first access."""
     if name == "WEBP":
         if webp.is_doubtful(file.data) and webp.reads_without_end(file.data):
             raise Refused("damaged WEBP")
@@ -146,12 +151,12 @@ def _loaded(image: Image.Image, file: Plain, name: str) -> Image.Image:
 
 
 class Header(NamedTuple):
-    """What an image file says of itself.
+    """The size and format in the header of an image file.
 
     Attributes:
-        width: In pixels, as stored: EXIF rotation is not applied.
-        height: The same.
-        format: In Pillow's name, one of `formats.READ`.
+        width: Width in pixels as stored, without EXIF rotation.
+        height: Height in pixels as stored, without EXIF rotation.
+        format: Pillow's name of the format, one of `formats.READ`.
     """
 
     width: int
@@ -160,13 +165,13 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes | None) -> Header | Rejection:
-    """Read the header of an image file; no pixel is decoded, so damage behind the header is not found.
+    """Read the header of an image file. No pixel is decoded, so damage after the header is not detected.
 
     Args:
         data: The bytes of a whole file, or None.
 
     Returns:
-        What it says, or the reason that `decode` has for the same bytes.
+        The header, or the reason that `decode` gives for the same bytes.
     """
     if data is None:
         return NULL
@@ -185,48 +190,48 @@ def read_header(data: bytes | None) -> Header | Rejection:
 def _rejection(data: bytes, name: str, error: Exception) -> Rejection:
     if isinstance(error, Refused):
         return Rejection(f"decode: {error}")
-    # Of its warning Pillow prints a line, once: silencing it would take a filter for the whole process, or one that
-    # is not safe in threads. Where such a filter makes it an error, all images of so many pixels are refused.
+    # Pillow prints its warning once. To silence it would take a filter for the whole process, or one that is not
+    # thread-safe. If a filter turns the warning into an error, all images of so many pixels are refused.
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return TOO_MANY_PIXELS
     if isinstance(error, UnidentifiedImageError):
         layout = name == "TIFF" and tiff.is_valid(data)
         return Rejection("decode: unsupported TIFF layout") if layout else _damaged(data, name, "")
-    # No fault of the file's.
+    # The file is not at fault.
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
-    # As Pillow says of what it does not read.
+    # Pillow begins its messages about valid but unsupported BMP files like this.
     if str(error).startswith("Unsupported BMP"):
         return Rejection("decode: unsupported BMP layout")
     return _damaged(data, name, str(error))
 
 
-# Of a pixel, in Pillow's memory.
+# Bytes per RGB pixel in Pillow's memory.
 _RGB_BYTES = 4
 
 
 def _held_bytes(image: Image.Image, file: Plain, data: bytes) -> int:
-    """What is held however small a JPEG is decoded: the plain file, and libjpeg's 16 bits of each channel at most."""
+    """Bytes held at every decoded size: the plain file, and at most 16 bits per pixel and channel in libjpeg."""
     coefficients = image.width * image.height * 2 * len(image.getbands()) if file.several_scans else 0
     return coefficients + (0 if file.data is data else len(file.data))
 
 
 def _pixel_bytes(image: Image.Image, name: str | None) -> int:
-    """Most memory that Pillow and the library below it take to decode an image and to prepare it for resizing."""
+    """Most bytes that Pillow and its decoder take to decode an image and to prepare it for resizing."""
     a_pixel = 4 if len(image.getbands()) > 1 else 1
     if image.mode in ("RGBA", "LA"):
-        a_pixel = 8  # resized with the colours multiplied by alpha, in a copy
+        a_pixel = 8  # resizing makes a copy with the colours multiplied by alpha
     elif image.mode in _SIXTEEN_BIT:
-        a_pixel = 8  # the image, its array, the shifted and the narrowed one
+        a_pixel = 8  # the image, its array, the shifted array and the uint8 array
     if name == "WEBP":
         a_pixel += 8  # two canvases
     elif name == "AVIF":
-        a_pixel += 12  # the frame in its own colours, in ours, and as bytes
+        a_pixel += 12  # the frame in its own colours, in RGB, and as bytes
     return image.width * image.height * a_pixel
 
 
 def _resizing_bytes(image: Image.Image, width: int, height: int) -> int:
-    """The result of resizing, and that of its first pass, which is across."""
+    """Bytes of the resized image, and of the result of the first, horizontal pass."""
     return 4 * width * (image.height + height)
 
 
@@ -243,12 +248,12 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, width: int, height: int, side: int, *, boxed: bool) -> Pixels:
-    # Rounds halves to even, as torchvision's center_crop does.
+    # round() rounds halves to even, as torchvision's center_crop does.
     left, top = round((width - side) / 2), round((height - side) / 2)
     right, bottom = left + side, top + side
     if boxed:
-        # Resizes no more than the crop: a fifth of the time of a shrunk JPEG. Pillow holds a box in float32, which
-        # moves single values by one.
+        # Only the crop is resized, which saves a fifth of the time for a shrunk JPEG. Pillow holds the box in float32,
+        # which changes single values by one.
         across, down = image.width / width, image.height / height
         box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
         square = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
@@ -258,7 +263,7 @@ def _square(image: Image.Image, width: int, height: int, side: int, *, boxed: bo
 
 
 def _damaged(data: bytes, name: str, message: str) -> Rejection:
-    # A RIFF file states its length; libwebp does not say why it refuses a file.
+    # libwebp does not say why it refuses a file, but a RIFF file states its length.
     cut_off = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     word = "truncated" if cut_off or "truncated" in message.lower() else "damaged"
     return Rejection(f"decode: {word} {name}")

@@ -1,4 +1,4 @@
-"""Pixels to unit embeddings, with weights that `spark_aesthetic.images.prepare` has prepared."""
+"""Encode pixels to embeddings, with weights that `spark_aesthetic.images.prepare` has prepared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spark_aesthetic.images.tower import MEAN, STD, Shape, VisionTower
 
 
 def normalize(pixels: torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
-    """uint8 (n, height, width, 3) to float32 (n, 3, height, width), bit for bit as the reference does it."""
+    """Normalise uint8 (n, height, width, 3) to float32 (n, 3, height, width), bit for bit like the reference."""
     planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     taken_off, divided_by = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
     return planes.div_(255).sub_(taken_off).div_(divided_by)
@@ -29,10 +29,10 @@ def normalize(pixels: torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[
 
 @dataclass
 class Limits:
-    """What the device's memory has turned out to hold; known as long as the model, so to every later task.
+    """Limits of the device's memory, learned when it ran out. They live as long as the model, across tasks.
 
     Attributes:
-        rows: Images in one forward pass, at most.
+        rows: Most images in one forward pass.
         alone: Whether a pass needs the device to itself.
     """
 
@@ -44,14 +44,14 @@ class Encoder:
     """An image tower on a device.
 
     Attributes:
-        side: Height and width in pixels of the images it takes; of one with a `preprocess`, the shorter one.
-        dimension: Length of the embeddings it gives.
-        row_bytes: Memory that activations take for one image in a forward pass, about.
-        limits: Of the device's memory, as far as it has been met.
-        preprocess: From a decoded image to its pixels, uint8 of one shape for all; None is that of OpenAI's CLIP.
+        side: Height and width in pixels of the images that it takes; with `preprocess`, the shorter of the two.
+        dimension: Length of the embeddings.
+        row_bytes: Approximate memory of the activations of one image in a forward pass.
+        limits: Limits of the device's memory, as far as they are known.
+        preprocess: Makes uint8 pixels of a fixed shape from a decoded image; None is OpenAI's preprocessing for CLIP.
     """
 
-    # Embeddings are brought to unit length.
+    # Whether embeddings are scaled to unit length.
     unit = True
 
     def __init__(
@@ -70,9 +70,9 @@ class Encoder:
         self.limits = Limits()
 
     def to_device(self, pixels: Sequence[Pixels]) -> torch.Tensor:
-        """Images, each uint8 of shape (height, width, 3), as one tensor on the device.
+        """Stack images, each uint8 of shape (height, width, 3), into one tensor on the device.
 
-        To a GPU the copy goes from pinned memory and is not waited for: this thread goes on.
+        The copy to a GPU is asynchronous, from pinned memory.
         """
         on_gpu = self.device.type == "cuda"
         batch = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
@@ -118,15 +118,15 @@ class ImageEncoder(Encoder):
 
 
 def convolutional_row_bytes(side: int) -> int:
-    """About what the activations of a ResNet take for one image of float32."""
-    # The first stage holds a few planes of a quarter of the pixels and 64 channels or more.
+    """Estimate the memory of a ResNet's activations for one image in float32."""
+    # The first stage holds a few planes with a quarter of the pixels and 64 or more channels.
     return 4 * 64 * side**2
 
 
 def _as_open_clip_has_it(
     about: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    # Here, because most towers do without open_clip and its import of many seconds.
+    # Imported here, because most towers do not need open_clip, and its import takes many seconds.
     from spark_aesthetic.images import architectures
 
     module = architectures.empty_tower(about["architecture"], about["dtype"]).eval().requires_grad_(False)

@@ -1,16 +1,16 @@
-"""How the bytes of an image file begin."""
+"""Recognise the format of an image file by its first bytes."""
 
 from __future__ import annotations
 
 import re
 
-# Only the decoders of these are used: the rest of Pillow's reach from rare to unsafe (EPS runs Ghostscript).
+# Only these decoders of Pillow are used. The others are rare or unsafe (EPS runs Ghostscript).
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-# Larger Exif data are dropped; smaller ones are kept for the orientation, and decoders read them whole.
+# Larger Exif data are dropped, because decoders read them completely. Smaller ones are kept for the orientation.
 MAX_EXIF_BYTES = 65_536
 
-# Offset, first bytes, name, extension of a file. The first row that fits decides: several formats begin as TIFF does.
+# Offset, bytes, name, file extension. The first row that matches decides, because several formats begin like TIFF.
 _MAGIC = (
     (0, b"\xff\xd8\xff\xf7", "JPEG-LS", "jls"),
     (0, b"\xff\xd8\xff", "JPEG", "jpg"),
@@ -43,7 +43,8 @@ _MAGIC = (
     (0, b"FLIF", "FLIF", "flif"),
     (0, b"SDPX", "DPX", "dpx"),
     (0, b"XPDS", "DPX", "dpx"),
-    # The last two bytes are the number of pictures, nearly always one. TGA files begin with the first four, then zeros.
+    # The last two bytes are the number of pictures, which is nearly always one. A TGA file also begins with the first
+    # four bytes, but then has zeros.
     (0, b"\x00\x00\x02\x00\x01\x00", "CUR", "cur"),
     (0, b"\x8aMNG", "MNG", "mng"),
     (0, b"\x8bJNG", "JNG", "jng"),
@@ -67,25 +68,25 @@ _MAGIC = (
 
 _RIFF = {b"WEBP": ("WEBP", "webp"), b"AVI ": ("AVI", "avi")}
 
-# Brands of an ISO file that is an image; any other one is a video.
+# Brands of an ISO file that is an image. A file of an unknown brand is a video.
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"avci", b"avcs", b"jpeg")
-# These tell the container alone; what is coded in it stands among the compatible brands.
+# These brands name only the container. The compatible brands name the coding.
 _ANY_HEIF = (b"mif1", b"mif2", b"msf1", b"miaf")
 
 _NETPBM = {b"1": "PBM", b"4": "PBM", b"2": "PGM", b"5": "PGM", b"3": "PPM", b"6": "PPM", b"7": "PAM"}
 _NETPBM_START = re.compile(rb"P([1-7])\s")
 
-# Plain or with runs, of one or two bytes a value, and one to three dimensions.
+# Plain or run-length coded, with one or two bytes per value, and with one to three dimensions.
 _SGI_START = re.compile(rb"\x01\xda[\0\1][\1\2]\0[\1-\3]")
 
-# Perhaps behind a declaration, comments and a doctype, but not inside a page of HTML.
+# An <svg> element may follow a declaration, comments and a doctype, but does not count inside an HTML page.
 _SVG_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml|<!--|<!DOCTYPE\s+svg|<(?:svg:)?svg[\s>])", re.IGNORECASE)
 _SVG = re.compile(rb"<(?:svg:)?svg[\s>]", re.IGNORECASE)
 _SVG_WITHIN = 4096
 
 
 def sniff(data: bytes) -> str | None:
-    r"""The format of an image file by its first bytes, in Pillow's name if it is one of `READ`; None if none is known.
+    r"""Return the format of an image file by its first bytes, in Pillow's name if it is in `READ`; None if unknown.
 
     Examples:
         >>> sniff(b"GIF89a"), sniff(b"\x00\x00\x00\x18ftypheic"), sniff(b"hello")
@@ -95,7 +96,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def extension(data: bytes) -> str:
-    r"""How a file of these bytes is called; "bin" where nobody knows.
+    r"""Return the extension of a file with these bytes; "bin" if the format is unknown.
 
     Examples:
         >>> extension(b"\xff\xd8\xff\xe0"), extension(b"GIF89a"), extension(b"hello")

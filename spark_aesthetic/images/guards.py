@@ -1,8 +1,8 @@
-"""One pass over an image file before a decoder sees it: what the pixels need, within budgets.
+"""Reduce an image file to the parts that its pixels need, within limits, before a decoder reads it.
 
-Decoders read metadata, comments and frames that nobody asked for, some of them one by one in Python, and their limits,
-if they have any, are those of the whole process. So they get a file of the picture alone, and a file of more parts
-than any encoder makes is refused. The pass looks at each part of a file once.
+Decoders read metadata, comments and frames that are not needed, some of them one by one in Python, and their limits, if
+any, apply to the whole process. They get a file with the picture alone, and a file with more parts than any encoder
+writes is refused. Each part of a file is read once.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from spark_aesthetic.images import avif, bmp, jpeg, tiff, webp
 from spark_aesthetic.images.formats import MAX_EXIF_BYTES
 from spark_aesthetic.images.refused import Refused
 
-# libpng and ImageMagick write chunks of 8 and 32 kB; at 1 kB each this is a file of 64 MB.
+# libpng and ImageMagick write chunks of 8 and 32 kB. With chunks of 1 kB this allows a file of 64 MB.
 _MAX_CHUNKS = 65_536
 
-# Parts of a GIF's comments and extensions are of 255 bytes at most: 64 MB of them.
+# Comments and extensions of a GIF have blocks of at most 255 bytes, so this allows 64 MB of them.
 _MAX_BLOCKS = 262_144
 
 
 class Plain(NamedTuple):
-    """An image file as its decoder gets it.
+    """An image file as passed to its decoder.
 
     Attributes:
-        data: The same picture without most of what is no pixel.
-        several_scans: Of a JPEG: all its coefficients are held at once.
-        fault: What is wrong behind the header, such as `truncated PNG`; None if nothing is that can be told here.
+        data: The same picture without most other data.
+        several_scans: Whether it is a JPEG of several scans. libjpeg then holds all its coefficients at once.
+        fault: The damage after the header, such as `truncated PNG`; None if this pass detects none.
     """
 
     data: bytes
@@ -38,16 +38,17 @@ class Plain(NamedTuple):
 
 
 def plain(data: bytes, name: str, *, max_pixels: int = 0, header_only: bool = False) -> Plain:
-    """Go once through the parts of a file.
+    """Read the parts of a file once, and keep those that the pixels need.
 
     Args:
         data: The bytes of a whole file.
         name: Its format, one of `formats.READ`.
-        max_pixels: Nothing is made of a larger image, which is for the caller to refuse; 0 if no pixel is wanted.
-        header_only: Stop where the pixels begin, where that saves something.
+        max_pixels: An image with more pixels is not expanded, and the caller must refuse it; 0 if only the header is
+            needed.
+        header_only: Stop at the first pixels if that saves time.
 
     Raises:
-        Refused: It has more parts than honest files have, or is of a kind that is not read.
+        Refused: The file has more parts than any encoder writes, or is of a kind that is not supported.
     """
     if name == "JPEG":
         return Plain(*jpeg.plain(data, header_only=header_only))
@@ -62,12 +63,12 @@ def plain(data: bytes, name: str, *, max_pixels: int = 0, header_only: bool = Fa
             return (_png if name == "PNG" else _gif)(data, header_only)
         return Plain(data, fault=avif.fault(data, max_pixels))
     except struct.error:
-        # Cut off within a header: its decoder finds the words.
+        # The file ends within a header. The decoder names the reason.
         return Plain(data)
 
 
 def _joined(data: bytes, ranges: list[tuple[int, int]]) -> bytes:
-    """Some ranges of bytes as one file; the same object if they are all of it."""
+    """Join ranges of bytes to one file. Returns `data` itself if they cover all of it."""
     merged: list[tuple[int, int]] = []
     for start, end in ranges:
         if merged and merged[-1][1] == start:
@@ -98,7 +99,7 @@ def _png(data: bytes, header_only: bool) -> Plain:
             return Plain(_joined(data, ranges), fault="truncated PNG")
         if kind == b"IEND" or (header_only and kind == b"IDAT"):
             return Plain(_joined(data, ranges), fault=fault)
-        # Pillow looks at the checksums of all others, and not at that of the pixels in every file.
+        # Pillow checks the CRCs of all other chunks, but those of the pixels only in some files.
         if kind == b"IDAT" and crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             fault = "damaged PNG"
         at = end
@@ -109,12 +110,12 @@ _EXTENSION, _IMAGE, _TRAILER, _CONTROL = 0x21, 0x2C, 0x3B, 0xF9
 _GIF_PART = re.compile(rb"[\x21\x2c\x3b]")
 
 
-# A picture's descriptor, its palette of 256 colours, and the size of its codes, which Pillow reads with them.
+# The descriptor of a picture, a palette of 256 colours, and the LZW code size, which Pillow reads with them.
 _GIF_HEAD_BYTES = 10 + 768 + 1
 
 
 def _gif(data: bytes, header_only: bool) -> Plain:
-    """The file from its first picture on, with what is said of that one's transparency."""
+    """Return the header and the file from its first picture on, with the extension that sets its transparency."""
     start = at = 13 + (3 << (data[10] % 8 + 1) if data[10:11] >= b"\x80" else 0) if len(data) > 12 else len(data)
     ranges, blocks = [(0, start)], 0
     while found := _GIF_PART.search(data, at):

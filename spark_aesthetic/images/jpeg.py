@@ -1,7 +1,7 @@
-"""JPEG files to what their decoder needs of them, and to pixels, with libjpeg's warnings as errors.
+"""Reduce JPEG files to what their decoder needs, and decode them with libjpeg's warnings as errors.
 
-libjpeg decodes a damaged file to the end, says so by a warning, and Pillow drops warnings. Not all of them mean damage:
-those about metadata and about headers that are merely odd are kept from arising, by a header that is written anew.
+libjpeg decodes a damaged file to the end and issues only a warning, which Pillow drops. Not all warnings mean damage.
+Those about metadata and unusual headers are avoided, because the header is rewritten.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from PIL import Image
 from spark_aesthetic.images.pixels import image_of
 from spark_aesthetic.images.refused import Refused
 
-# Each of a photograph's segments is up to 64 kB; one of 300 MB of metadata has 5,000.
+# A segment has up to 64 kB, so a photograph with 300 MB of metadata has 5,000 segments.
 _MAX_SEGMENTS = 16_384
 
-# libjpeg goes through all coefficients of a scan's channels: 0.6 ms a megapixel. A scan of three counts as three; usual
-# encoders come to 14 of colours, 24 of CMYK.
+# libjpeg visits all coefficients of a scan's channels: 0.6 ms per megapixel. A scan of three channels counts as three.
+# Common encoders come to 14 for colour and 24 for CMYK.
 _MAX_SCANS = 200
 _MAX_SCANS_OF_LARGE = 32
 _MAX_SCANNED_PIXELS = 2_000_000_000
-# Arithmetic coding decides on each coefficient anew: 6 ms a megapixel and scan, of 4 kB.
+# Arithmetic coding takes a decision per coefficient: 6 ms per megapixel for a scan of only 4 kB.
 _MAX_ARITHMETIC_SCANS_OF_LARGE = 16
 _MAX_ARITHMETIC_SCANNED_PIXELS = 200_000_000
 
 _NOT_FILL = re.compile(rb"[^\xff]")
-# In coded data a zero makes 0xff a byte like another. Goes through 64 MB in 0.6 seconds at worst, where all is 0xff.
+# In coded data 0xff 0x00 stands for the byte 0xff. In the worst case, 64 MB of 0xff, the search takes 0.6 seconds.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 _SOI, _EOI, _SOS, _COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
 _APP0, _APP1, _APP14, _APP15 = 0xE0, 0xE1, 0xEE, 0xEF
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 _LOSSLESS = 0xC3
-# Progressive ones.
+# Frames of progressive files.
 _SEVERAL = (0xC2, 0xCA)
 _ARITHMETIC = (0xC9, 0xCA)
 _DECODED = (*_SEQUENTIAL, *_SEVERAL, _LOSSLESS)
-# All that begin a frame: not the tables and extensions among the numbers between them.
+# All start-of-frame markers. The range also contains DHT, JPG and DAC, which are not frames.
 _FRAMES = tuple(code for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC))
 
-# Without parameters: restarts, and one that is of no use.
+# Markers without parameters: TEM and the restarts.
 _BARE = (0x01, *range(0xD0, 0xD8))
 
 
 class Jpeg(NamedTuple):
-    """A JPEG file as its decoder gets it.
+    """A JPEG file as passed to its decoder.
 
     Attributes:
-        data: The same picture without metadata, without anything behind its end, and with a plain header.
-        several_scans: libjpeg holds all coefficients of such a file at once.
+        data: The same picture with a plain header, without metadata and without data after its end.
+        several_scans: Whether the file has several scans. libjpeg then holds all its coefficients at once.
     """
 
     data: bytes
@@ -67,15 +67,15 @@ class _Frame(NamedTuple):
     height: int
     width: int
     components: int
-    # As scans name the components.
+    # The identifiers by which scans refer to the components.
     names: bytes
 
 
 def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
-    """Go once through the markers of a JPEG file, or through those before its first scan.
+    """Rewrite a JPEG file in one pass over its markers, or over those before its first scan.
 
     Raises:
-        Refused: It is cut off or broken before its pixels, of a kind that is not read, or made to be slow.
+        Refused: The file is truncated or damaged before its pixels, not supported, or built to be slow.
     """
     segments = _Segments(data)
     kept: list[bytes | memoryview] = [data[:2]]
@@ -105,7 +105,7 @@ def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
     head = _plain_adobe(kept, frame)
     if header_only:
         return Jpeg(b"".join([*head, memoryview(data)[start - 2 : end]]), False)
-    # Then libjpeg takes no other scan, and its end need not be looked for.
+    # libjpeg reads no further scan of such a file, so the end of this scan need not be searched for.
     if frame.code not in _SEVERAL and data[start + 2] == frame.components:
         return Jpeg(b"".join([*head, *_plain_scan(data, frame, start, end), memoryview(data)[end:]]), False)
     scans = _scans(segments, frame, start, end)
@@ -113,17 +113,17 @@ def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
 
 
 def decoded(data: bytes, image: Image.Image) -> Image.Image | None:
-    """The pixels of a plain JPEG file, bit by bit those of Pillow, without a copy.
+    """Decode a plain JPEG file without a copy. The pixels equal Pillow's bit by bit.
 
     Args:
-        data: As `plain` makes it.
-        image: The same file opened by Pillow, perhaps with a `draft`, whose size the pixels get.
+        data: A file that `plain` made.
+        image: The same file opened by Pillow. If it has a `draft`, the pixels get that size.
 
     Returns:
-        None where TurboJPEG's interface does not know the sampling, so that damage cannot be told.
+        The image, or None if TurboJPEG does not support the sampling, so that damage cannot be detected.
 
     Raises:
-        Refused: It is damaged.
+        Refused: The file is damaged.
     """
     try:
         pixels = _strictly(data, image)
@@ -133,7 +133,7 @@ def decoded(data: bytes, image: Image.Image) -> Image.Image | None:
             return None
         pixels = _without_padding(data, image, message)
     if image.mode == "CMYK":
-        # As Pillow does, which takes all for Adobe's.
+        # Pillow inverts every CMYK file, as if Adobe had written it.
         np.invert(pixels, out=pixels)
     made = image_of(pixels, image.mode, image.size)
     made.info = image.info
@@ -159,12 +159,12 @@ def _strictly(data: bytes, image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 _PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-# Encoders in hardware fill up words and lines of the cache with zeros.
+# Hardware encoders pad the end with zeros to a word or a cache line.
 _MAX_PADDING = 64
 
 
 def _without_padding(data: bytes, image: Image.Image, message: str) -> npt.NDArray[np.uint8]:
-    """Decode again without the zeros at the end, if these are all that was wrong."""
+    """Decode again without the zeros at the end if they are the only fault."""
     if "nsufficient memory" in message:
         raise MemoryError
     found = _PADDING.search(message)
@@ -178,7 +178,7 @@ def _without_padding(data: bytes, image: Image.Image, message: str) -> npt.NDArr
     raise Refused("truncated JPEG" if "Premature end of JPEG file" in message else "damaged JPEG")
 
 
-# Density and thumbnail are of no use here, but the colours are YCbCr because of it.
+# A JFIF header without density and thumbnail. It is needed because it declares the colours as YCbCr.
 _JFIF = b"\xff\xe0\x00\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 _ADOBE = b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0"
@@ -189,7 +189,7 @@ def _adobe(body: bytes) -> bytes:
 
 
 def _plain_adobe(kept: list[bytes | memoryview], frame: _Frame) -> list[bytes | memoryview]:
-    """The same with transforms that libjpeg knows: of others it warns, and takes these."""
+    """Replace unknown colour transforms of Adobe by those that libjpeg would use after a warning."""
     known, usual = ((0, 2), 2) if frame.components == 4 else ((0, 1), 1)
     return [_ADOBE + bytes((usual,)) if piece[:-1] == _ADOBE and piece[-1] not in known else piece for piece in kept]
 
@@ -202,7 +202,7 @@ def _frame(code: int, body: bytes) -> _Frame:
 
 
 def _check(frame: _Frame, data: bytes) -> None:
-    """Raise Refused if the frame is of a kind that no decoder here reads."""
+    """Raise Refused if no decoder here reads this kind of frame."""
     if frame.code not in _DECODED:
         raise Refused("unsupported JPEG process")
     if frame.precision != 8:
@@ -215,7 +215,7 @@ def _check(frame: _Frame, data: bytes) -> None:
 
 
 def _plain_scan(data: bytes, frame: _Frame, start: int, end: int) -> list[bytes]:
-    """The header of a scan; its parameters are of no use in sequential files, but libjpeg warns of unusual ones."""
+    """Return the header of a scan. In sequential files libjpeg ignores its parameters, but warns of unusual ones."""
     if frame.code in _SEQUENTIAL and end - start >= 6:
         return [data[start - 2 : end - 3], b"\x00\x3f\x00"]
     return [data[start - 2 : end]]
@@ -234,7 +234,7 @@ class _Scans(NamedTuple):
 
 
 def _scans(segments: _Segments, frame: _Frame, start: int, end: int) -> _Scans:
-    """All from the first scan on, and how many scans there are. The first one's parameters are at `start`."""
+    """Return everything from the first scan on, and the number of scans. The first scan's header is at `start`."""
     view = memoryview(segments.data)
     pieces: list[bytes | memoryview] = []
     most = _most_scans(frame)
@@ -246,7 +246,8 @@ def _scans(segments: _Segments, frame: _Frame, start: int, end: int) -> _Scans:
             if channels > most:
                 raise Refused("too many scans")
             named = view[start + 3 : end - 3 : 2]
-            # A progressive scan begins with the mean of each block, or with what lies above it.
+            # In a progressive file, a scan codes the mean of each block if its spectral selection starts at 0, and
+            # detail otherwise.
             (detail if frame.code in _SEVERAL and view[end - 3] else base).update(named)
             pieces += [view[copied : start - 2], *_plain_scan(segments.data, frame, start, end)]
             copied = end
@@ -264,27 +265,27 @@ def _scans(segments: _Segments, frame: _Frame, start: int, end: int) -> _Scans:
 
 
 class _EndsEarly(Refused):
-    """Behind the first scan this is left to the decoder, which may have all that it needs."""
+    """The file ends early. After the first scan the decoder decides whether it has all the data that it needs."""
 
 
 class _Segments:
-    """Where the markers of a file are, each with the bytes from its length on."""
+    """Finds the markers of a file, each with the range of its segment from the length field on."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at, self.passed = data, 2, 0
 
     def after_junk(self) -> tuple[int, int, int]:
-        """The next marker of the header; what stands before it is passed over, as by Pillow and libjpeg."""
+        """Return the next marker of the header. Bytes before it are skipped, as by Pillow and libjpeg."""
         while True:
             code, start, end = self._marker(self.data.find(b"\xff", self.at))
             if code in (_EOI, _SOI):
                 raise Refused("damaged JPEG")
-            # A zero behind 0xff makes it a byte like another.
+            # 0xff 0x00 is data, not a marker.
             if code != 0 and code not in _BARE:
                 return code, start, end
 
     def after_entropy(self) -> tuple[int, int, int]:
-        """The next marker behind coded data, but for restarts."""
+        """Return the next marker after coded data, except restarts."""
         found = _MARKER.search(self.data, self.at)
         return self._marker(-1 if found is None else found.start())
 

@@ -1,6 +1,6 @@
 """Image encoders of timm and open_clip, each with its own preprocessing. The only module that imports timm.
 
-Unlike the backbones of predictors they load as those libraries load them: with their classes, downloads and caches.
+Unlike the backbones of predictors, they are loaded by these libraries, with their model classes, downloads and caches.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from spark_aesthetic.images.encoder import Encoder, convolutional_row_bytes, nor
 from spark_aesthetic.options import EncoderName
 from spark_aesthetic.predictors.weights import is_safetensors
 
-# Of weights that are not pretrained, so that every worker has the same ones.
+# The seed of weights that are not pretrained, so that every worker has the same weights.
 _SEED = 0
 
-# The longest projections are SigLIP's, of 1,152 numbers or some more; heads with more outputs are those of classes.
+# The longest projections, those of SigLIP, have 1,152 numbers or a few more. A head with more outputs classifies.
 _LONGEST_PROJECTION = 2048
 
-_ALL = "timm.list_models() and open_clip.list_models() list them all"
+_ALL = "timm.list_models() and open_clip.list_models() list all names."
 
 
 def check(name: EncoderName) -> None:
-    """Check that there is such a model, and such weights of it, without loading any.
+    """Check that a model and its weights exist, without loading them.
 
     Raises:
-        OptionError: There is none; the nearest is named.
+        OptionError: They do not exist; the message names the nearest.
     """
     if not isinstance(name.model_name, str):
-        raise OptionError(f"model_name={name.model_name!r}: expected the name of a model of timm or open_clip; {_ALL}")
+        raise OptionError(f"model_name={name.model_name!r}: expected the name of a model of timm or open_clip. {_ALL}")
     if not isinstance(name.pretrained, bool | str):
         raise OptionError(f"pretrained={name.pretrained!r}: expected True, False or a tag of open_clip")
     if _is_of_timm(name):
@@ -55,7 +55,7 @@ def check(name: EncoderName) -> None:
 
 
 def _is_of_timm(name: EncoderName) -> bool:
-    # Some names are in both; a tag that is given beside the name is open_clip's.
+    # Both libraries have some of the names. A tag in `pretrained` means open_clip.
     tags = open_clip.list_pretrained_tags_by_model(name.model_name)
     return name.pretrained not in tags and timm.is_model(name.model_name.split(".")[0])
 
@@ -67,20 +67,20 @@ def _check_timm(name: EncoderName) -> None:
         raise OptionError(f"model_name: no weights {tag!r} of {architecture}: {nearest(tag, tags)}")
     if isinstance(name.pretrained, str):
         raise OptionError(
-            f"pretrained={name.pretrained!r}: expected True or False for a model of timm, whose name holds the "
-            f"tag; use model_name='{architecture}.{name.pretrained}'"
+            f"pretrained={name.pretrained!r}: expected True or False for a model of timm. Put the tag into the name: "
+            f"model_name='{architecture}.{name.pretrained}'"
         )
     if name.pretrained and name.model_path is None and not tags:
         raise OptionError(
-            f"model_name={name.model_name!r}: timm has no weights of it; give model_path, or another name"
+            f"model_name={name.model_name!r}: timm has no weights of it. Pass model_path, or another name."
         )
     published = timm.get_pretrained_cfg(name.model_name)
     if published is not None and any("QuickGELU" in note for note in published.notes or ()):
         quick = name.model_name.replace("_clip_", "_clip_quickgelu_")
         if quick != name.model_name and "quickgelu" not in architecture:
             raise OptionError(
-                f"model_name={name.model_name!r}: its weights were trained with QuickGELU, which this name leaves "
-                f"out; use {quick!r}"
+                f"model_name={name.model_name!r}: its weights were trained with QuickGELU, which this model does not "
+                f"have. Use {quick!r}."
             )
 
 
@@ -88,8 +88,8 @@ def _check_open_clip(name: EncoderName) -> None:
     known = open_clip.list_models()
     if name.model_name not in known:
         close = _close(name.model_name, [*timm.list_models(), *known])
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise OptionError(f"model_name={name.model_name!r}: no such model of timm or open_clip; {hint}{_ALL}")
+        hint = f": did you mean {' or '.join(map(repr, close))}?" if close else "."
+        raise OptionError(f"model_name={name.model_name!r}: no such model of timm or open_clip{hint} {_ALL}")
     if name.pretrained is False:
         return
     tags = open_clip.list_pretrained_tags_by_model(name.model_name)
@@ -97,28 +97,28 @@ def _check_open_clip(name: EncoderName) -> None:
     if tag is None:
         if tags:
             raise OptionError(
-                f"pretrained: expected the tag of the weights, whose preprocessing differs, found {name.pretrained}; "
-                f"one of {', '.join(tags)}"
+                f"pretrained: expected the tag of the weights, which decides the preprocessing, found "
+                f"{name.pretrained}. Use one of {', '.join(tags)}."
             )
         if name.model_path is None:
-            raise OptionError(f"model_name={name.model_name!r}: open_clip has no weights of it; give model_path")
+            raise OptionError(f"model_name={name.model_name!r}: open_clip has no weights of it. Pass model_path.")
     elif tag not in tags:
         raise OptionError(f"pretrained: no weights {tag!r} of {name.model_name}: {nearest(tag, tags)}")
     elif open_clip.get_model_config(name.model_name).get("quick_gelu") and not _published(name, tag)["quick_gelu"]:
         raise OptionError(
-            f"model_name={name.model_name!r}: weights {tag!r} were trained without QuickGELU, which it has"
+            f"model_name={name.model_name!r}: weights {tag!r} were trained without QuickGELU, which this model has"
         )
 
 
 def _close(wrong: str, known: list[str]) -> list[str]:
-    """The five nearest of a thousand names: by spelling, then those that hold it."""
+    """Return the five nearest of a thousand names: first by spelling, then those that contain `wrong`."""
     by_spelling = get_close_matches(wrong, known, n=5, cutoff=0.6)
     holding = [model for model in known if wrong and wrong.lower() in model.lower()]
     return list(dict.fromkeys([*by_spelling, *holding]))[:5]
 
 
 def _tag(name: EncoderName, tags: list[str]) -> str | None:
-    """The tag that is meant, of which preprocessing and activation depend; None where that is open."""
+    """Return the tag of the weights, which decides preprocessing and activation; None if it is ambiguous."""
     if isinstance(name.pretrained, str):
         return name.pretrained
     if "openai" in tags:
@@ -128,24 +128,24 @@ def _tag(name: EncoderName, tags: list[str]) -> str | None:
 
 
 def _published(name: EncoderName, tag: str) -> dict[str, Any]:
-    """What open_clip knows of the weights of a tag, beside their address."""
+    """Return the activation and the preprocessing that open_clip states for the weights of a tag."""
     given = open_clip.get_pretrained_cfg(name.model_name, tag)
     kept = ("mean", "std", "interpolation", "resize_mode")
     return {"quick_gelu": bool(given.get("quick_gelu"))} | {key: given.get(key) for key in kept}
 
 
 def load_encoder(name: EncoderName, *, unit: bool, device: str, dtype: str) -> Encoder:
-    """Load an encoder, its model once a process.
+    """Load an encoder. Its model is loaded once per process.
 
     Args:
-        name: Which one.
-        unit: Bring its embeddings to unit length.
+        name: The encoder.
+        unit: Whether to scale its embeddings to unit length.
         device: A torch device.
-        dtype: Of weights and arithmetic.
+        dtype: The dtype of weights and arithmetic.
 
     Raises:
         OptionError: There is no such model.
-        WeightsError: The weights cannot be had, or are those of another model.
+        WeightsError: The weights cannot be loaded, or do not fit the model.
     """
     encoder = copy(_load(name, device, dtype))
     encoder.unit = unit
@@ -161,7 +161,7 @@ def _load(name: EncoderName, device: str, dtype: str) -> Encoder:
 
     def tower(pixels: torch.Tensor) -> torch.Tensor:
         encoded = module(normalize(pixels, mean, std).to(getattr(torch, dtype)))
-        # CoCa's tower gives its tokens beside the embedding.
+        # CoCa's tower returns its tokens with the embedding.
         return cast("torch.Tensor", encoded[0] if isinstance(encoded, tuple) else encoded).float()
 
     height, width, _ = on_image(Image.new("RGB", (64, 64))).shape
@@ -179,9 +179,9 @@ def _from_timm(name: EncoderName) -> tuple[torch.nn.Module, Any, int]:
     file = _file(name)
     overlay: dict[str, Any] = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
     with _loading(name):
-        # With all of its classes: timm takes any file for a model that has others than its weights.
+        # Keep the number of classes of the weights. With another number, timm accepts any file.
         model: Any = timm.create_model(name.model_name, pretrained=bool(name.pretrained) or file is not None, **overlay)
-    # A head of classes is none of an embedding; that of CLIP is the model's own projection.
+    # A classification head is removed. The head of a CLIP model is its projection and stays.
     if infer_imagenet_subset({"num_classes": model.num_classes}) or model.num_classes > _LONGEST_PROJECTION:
         model.reset_classifier(0)
     described = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # no types there
@@ -206,7 +206,7 @@ def _from_open_clip(name: EncoderName) -> tuple[torch.nn.Module, Any, int]:
         model, _, transform = open_clip.create_model_and_transforms(
             name.model_name, pretrained=tag if file is None else str(file), **options
         )
-    # Without the tower of texts, which is half of some models.
+    # The text tower, which is half of some models, is left out.
     return model.visual, transform, open_clip.get_model_config(name.model_name)["embed_dim"]
 
 
@@ -217,9 +217,9 @@ def _file(name: EncoderName) -> Path | None:
     file = given / f"{name.model_name}.safetensors" if given.is_dir() else given
     if not file.is_file():
         raise WeightsNotFoundError(f"model_path: expected the weights of {name.model_name} at {file}, found nothing")
-    # Those libraries also read formats that can run code.
+    # timm and open_clip also read formats that can run code.
     if not is_safetensors(file):
-        raise WeightsError(f"model_path: expected a safetensors file, found {file}; save the tensors again as one")
+        raise WeightsError(f"model_path: expected a safetensors file, found {file}. Save the tensors as safetensors.")
     return file
 
 
@@ -229,23 +229,23 @@ def _loading(name: EncoderName) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             yield
-    # From a hub that cannot be reached to tensors of another shape: these libraries share no error.
+    # The libraries share no base exception for a hub that cannot be reached, tensors of another shape and the like.
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"weights of {name.model_name}: expected a download or a file that fits, found: {first}; without a network "
-            "give model_path, a safetensors file, on the driver and on every executor"
+            f"weights of {name.model_name}: expected a download or a file that fits, found: {first}. Without a "
+            "network, pass model_path, a safetensors file, on the driver and on every executor."
         ) from error
 
 
 def _split(transform: Any) -> tuple[Callable[[Image.Image], Pixels], list[float], list[float]]:
-    """What a transform does before it makes a tensor of an image, and the mean and deviation that it takes off."""
+    """Split a transform into its steps on the image and the mean and standard deviation that it normalises with."""
     steps = transform.transforms
     tensor_at = next(at for at, step in enumerate(steps) if "ToTensor" in type(step).__name__)
     of_tensor = [step for step in steps[tensor_at + 1 :] if hasattr(step, "mean") and hasattr(step, "std")]
     mean, std = ([float(number) for number in getattr(of_tensor[-1], what)] for what in ("mean", "std"))
     on_image = steps[:tensor_at]
-    # open_clip converts in a step of its own, after it has resized; of timm's models the caller does, before.
+    # open_clip's transform has a step that converts to RGB after resizing. timm expects an RGB image from the caller.
     converts = any("convert" in getattr(step, "__name__", type(step).__name__).lower() for step in on_image)
 
     def pixels(image: Image.Image) -> Pixels:

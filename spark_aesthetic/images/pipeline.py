@@ -1,10 +1,10 @@
-"""The image pipeline: bytes are decoded on threads ahead of inference, and leave in order. Knows no Spark.
+"""The image pipeline: threads decode images ahead of inference, and rows leave in order. It does not use Spark.
 
-    images -> decode (pool) -> batch -> encode and score (pool on a CPU, two threads beside a GPU) -> rows in order
+    images -> decode (pool) -> batch -> encode and score (pool on a CPU, two threads with a GPU) -> rows in order
 
-On a CPU the threads that Spark gave to the task take turns at both: a batch is encoded by one thread, several batches
-at once. So nothing oversubscribes, and no core waits for another at the end of a matrix product. Beside a GPU all of
-them decode, and two more prepare one batch on the host while the device computes another.
+On a CPU the threads that Spark gave to the task do both: each batch is encoded by one thread, and several batches run
+at once. This avoids oversubscription, and no core waits for others at the end of a matrix product. With a GPU all these
+threads decode, and two more prepare one batch on the host while the device computes another.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from spark_aesthetic.predictors import cache, weights
 from spark_aesthetic.predictors.head import Head
 from spark_aesthetic.predictors.recipe import Predictor
 
-# One thread, images/s of ViT-B/32 in batches of 4, 8, 16, 32: 13.8, 14.7, 15.6, 15.1; ViT-L/14 is level from 2 on.
+# On one thread ViT-B/32 encodes 13.8, 14.7, 15.6 and 15.1 images/s in batches of 4, 8, 16 and 32. The rate of ViT-L/14
+# is constant from 2 on.
 _BATCH_ROWS_CPU = 16
-# Not measured: no GPU was at hand.
+# Not measured, because no GPU was available.
 _BATCH_ROWS_GPU = 256
 
-# What bounds the memory beside the model, together below 1 GB: files waiting for a thread, images being decoded,
-# decoded pixels waiting for a batch or for the device (340 rows of 224 pixels beside a GPU; on a CPU far fewer are
-# under way), and on a CPU the activations of all threads. A single image that is larger than the budget is decoded
-# alone: a WebP of more than 20 megapixels, say, of which each takes up to 20 bytes.
+# These limits keep the memory besides the model below 1 GB. They apply, in this order, to files that wait for a thread,
+# images being decoded, decoded pixels that wait for a batch or the device (with a GPU 340 rows of 224 pixels, on a CPU
+# far fewer), and on a CPU the activations of all threads. An image above its limit is decoded alone, such as a WebP of
+# more than 20 megapixels, which takes up to 20 bytes per pixel.
 _FILE_BYTES = 64 << 20
 _DECODING_BYTES = 384 << 20
 _PIXEL_BYTES = 256 << 20
@@ -49,19 +50,19 @@ _ACTIVATION_BYTES = 256 << 20
 NOT_FINITE = "model: not finite"
 OUT_OF_MEMORY = "model: out of memory"
 
-# How torch says so on a CPU, and cuBLAS of its own workspace.
+# Messages of torch on a CPU, and of cuBLAS about its workspace, when memory runs out.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass
 class Stages:
-    """Seconds of threads by stage; several threads may pass theirs at the same time.
+    """Seconds per stage, summed over threads that can run at the same time.
 
     Attributes:
-        decode: Bytes to pixels, waiting for memory included.
-        transfer: Pixels into one batch, and the order to copy it to the device; a GPU copies later, within infer.
-        infer: A batch to embeddings; beside a GPU also waiting for the batch before it.
-        wait: Waiting for the next image, that is, for Spark.
+        decode: Decoding bytes to pixels, including waits for memory.
+        transfer: Stacking pixels to a batch and starting its copy to the device. A GPU copies later, during `infer`.
+        infer: Encoding a batch to embeddings; with a GPU, including the wait for the batch before it.
+        wait: Waiting for the next image from Spark.
     """
 
     decode: float = 0.0
@@ -72,13 +73,13 @@ class Stages:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """What became of some consecutive rows.
+    """The results of some consecutive rows.
 
     Attributes:
         scores: float32 of shape (n,), NaN where there is an error or no head.
         embeddings: float32 of shape (n, dimension), NaN where there is an error.
         errors: A reason or None for each row.
-        stages: What these rows cost.
+        stages: The seconds that these rows took.
     """
 
     scores: npt.NDArray[np.float32]
@@ -89,11 +90,11 @@ class ScoredRows:
 
 @lru_cache(maxsize=2)
 def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str | None) -> tuple[ImageEncoder, Head]:
-    """Load a pinned predictor's model, once a process.
+    """Load a pinned predictor's model, once per process.
 
     Raises:
-        WeightsError: A file is missing, another one, or does not fit the architecture; or head and backbone
-            do not go together.
+        WeightsError: A file is missing, has another checksum, or does not fit the architecture; or the head does not
+            fit the backbone.
     """
     encoder = load_encoder(predictor, device=device, dtype=dtype, model_path=model_path)
     head = weights.load_head(predictor, model_path)
@@ -102,17 +103,17 @@ def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str
 
 
 def load_encoder(predictor: Predictor, *, device: str, dtype: str, model_path: str | None) -> ImageEncoder:
-    """Load the backbone of a predictor whose backbone is pinned, once a process.
+    """Load the pinned backbone of a predictor, once per process.
 
-    What is kept goes by the content of the weights, not by an object: running a notebook cell again loads nothing, and
-    predictors share their backbone.
+    The cache key is the content of the weights, not an object. A notebook cell that runs again loads nothing, and
+    predictors with the same backbone share it.
 
     Raises:
-        WeightsError: A file is missing, another one, or does not fit the architecture.
+        WeightsError: A file is missing, has another checksum, or does not fit the architecture.
     """
     prepared = weights.prepared_path(predictor, dtype)
     if not cache.is_whole(prepared):
-        # Here, because it imports open_clip, which takes several times as long as torch.
+        # Imported here, because it imports open_clip, which takes several times as long as torch.
         from spark_aesthetic.images.prepare import prepare
 
         prepare(predictor, dtype=dtype, model_path=model_path)
@@ -125,7 +126,7 @@ def _mapped(prepared: Path, device: str) -> ImageEncoder:
 
 
 def dtype_for(options: Options) -> str:
-    """The dtype of weights and arithmetic, chosen for the device where it is left open."""
+    """Return the dtype of weights and arithmetic. "auto" is resolved by the device."""
     on_gpu = torch.device(options.device).type == "cuda"
     return options.dtype if options.dtype != "auto" else ("float16" if on_gpu else "float32")
 
@@ -134,9 +135,9 @@ class Pipeline:
     """Encodes images on one device, and scores them if there is a head.
 
     Args:
-        encoder: On the device.
-        head: For its embeddings; None leaves every score NaN.
-        options: With a device and a number of threads that are not left open.
+        encoder: An encoder on the device.
+        head: A head for its embeddings; None leaves every score NaN.
+        options: Options in which the device is not "auto" and the number of threads is not -1.
     """
 
     def __init__(self, encoder: Encoder, head: Head | None, options: Options) -> None:
@@ -145,26 +146,26 @@ class Pipeline:
         rows = (
             options.batch_size if options.batch_size != -1 else (_BATCH_ROWS_GPU if self._on_gpu else _BATCH_ROWS_CPU)
         )
-        # Batches on the device at once; one more waits for it, and two are being decoded.
+        # Batches on the device at once. One more waits for the device, and two are being decoded.
         self._passes = 2 if self._on_gpu else options.num_threads
         pixel_bytes = 3 * self.encoder.side**2
         self.batch_rows = max(1, min(rows, _PIXEL_BYTES // (pixel_bytes * (self._passes + 3))))
-        # Rows in one forward pass, before the device has run out of memory for the first time.
+        # Rows in one forward pass, until the device runs out of memory for the first time.
         self._fitting_rows = self.batch_rows
         if not self._on_gpu:
             fitting = _ACTIVATION_BYTES // (self.encoder.row_bytes * options.num_threads)
             self._fitting_rows = max(1, min(self.batch_rows, fitting))
         self._budget = Budget(_DECODING_BYTES)
-        # A batch on the device holds one of these; one that runs out of memory waits for all and so tries again alone.
+        # Each batch on the device holds one permit. If a batch runs out of memory, it takes all and tries again alone.
         self._passing = Semaphore(self._passes)
         self._taking_all = Lock()
 
     def score(self, images: Iterable[bytes | None]) -> Iterator[ScoredRows]:
-        """Score a stream of images of any length; one bad image costs one row.
+        """Score a stream of images of any length. A bad image affects only its own row.
 
-        Rows come out in the order they went in, `batch_rows` at a time, however they were grouped before. What
-        is under way at any time is bounded in bytes, and `batch_size` with it. Where a batch does not fit the
-        device's memory, it and all later ones go through the model in smaller parts.
+        Rows leave in their original order, `batch_rows` at a time. The bytes in flight are limited, and that limits
+        `batch_size` too. If a batch does not fit the device's memory, it and all later batches pass the model in
+        smaller parts.
         """
         with ExitStack() as stack:
             decoding = inferring = self._pool(stack, "decode", self.options.num_threads)
@@ -179,7 +180,7 @@ class Pipeline:
                 yield ahead.popleft().result()
 
     def _pool(self, stack: ExitStack, name: str, threads: int) -> ThreadPoolExecutor:
-        # Each thread is one core's worth. torch keeps this number by thread, and takes all cores otherwise.
+        # Each thread uses one core. torch stores this number per thread, and uses all cores by default.
         pool = ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
         stack.callback(pool.shutdown, cancel_futures=True)
         return pool
@@ -202,7 +203,7 @@ class Pipeline:
     def _decoded(
         self, pool: ThreadPoolExecutor, images: Iterable[bytes | None]
     ) -> Iterator[tuple[Pixels | Rejection, float, float]]:
-        """Each image decoded, the seconds it took, and the seconds that it was waited for."""
+        """Yield each decoded image, the seconds of its decoding, and the seconds of waiting for it."""
         ahead: deque[tuple[Future[tuple[Pixels | Rejection, float]], int, float]] = deque()
         file_bytes = 0
         asked = perf_counter()
@@ -254,7 +255,7 @@ class Pipeline:
             finite = np.asarray(np.isfinite(encoded).all(axis=1))
             scored = scores[at]
             if self.head is not None:
-                # float16 overflows beyond 65,504, and damaged weights hold anything.
+                # float16 overflows beyond 65,504, and damaged weights can hold anything.
                 with np.errstate(over="ignore", invalid="ignore"):
                     scored = self.head(encoded)
                 finite &= np.isfinite(scored)
@@ -277,7 +278,7 @@ class Pipeline:
                 self._passing.release(held)
 
     def _encoded(self, pixels: list[Pixels], stages: Stages, *, alone: bool = False) -> npt.NDArray[np.float32] | None:
-        """Embeddings, or None where they do not fit the device's memory, beside another batch or alone."""
+        """Return the embeddings, or None if the device's memory did not suffice, with other batches or `alone`."""
         with self._pass(alone):
             return self._attempted(pixels, stages)
 
@@ -290,10 +291,10 @@ class Pipeline:
             encoded = self.encoder(held)
             stages.infer += perf_counter() - moved
         except RuntimeError as error:
-            # The first is a RuntimeError too, by its name before torch 2.5.
+            # OutOfMemoryError is a RuntimeError; this is its name before torch 2.5.
             if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(w in str(error) for w in _NO_MEMORY):
                 raise
-            # The tensors of the attempt live as long as its traceback, so the next one is made outside of here.
+            # The traceback keeps the tensors of this attempt alive, so the caller makes the next one.
             return None
         return encoded
 
@@ -302,8 +303,8 @@ class ImageScorer(Pipeline):
     """Scores images with one predictor on one device.
 
     Args:
-        predictor: Pinned (see `spark_aesthetic.predictors.weights.pin`).
-        options: With a device and a number of threads that are not left open.
+        predictor: A pinned predictor (see `spark_aesthetic.predictors.weights.pin`).
+        options: Options in which the device is not "auto" and the number of threads is not -1.
     """
 
     def __init__(self, predictor: Predictor, options: Options) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def image_of(pixels: Any, mode: str, size: tuple[int, int]) -> Image.Image:
-    """An image of a buffer without a copy: of a byte a pixel in mode L, of four in all others."""
+    """Make an image from a buffer without a copy, with one byte per pixel in mode L and four in all other modes."""
     held = pa.py_buffer(pixels)
     values: pa.Array = pa.Array.from_buffers(pa.uint8(), held.size, [None, held])
     if mode != "L":

@@ -1,7 +1,8 @@
-"""A backbone's weights file to the one that every worker of a node memory-maps.
+"""Convert a backbone's weights file to the file that every worker of a node memory-maps.
 
-Once a node: the image tower alone, rewritten for `spark_aesthetic.images.tower`, in the dtype it will run in, as
-safetensors in the cache. The published ViT-L/14 goes from 1.7 GB with both towers to 1.2 GB.
+The file is written once per node, as safetensors in the cache. It holds only the image tower, rewritten for
+`spark_aesthetic.images.tower`, in the dtype in which it runs. The published ViT-L/14 shrinks from 1.7 GB with both
+towers to 1.2 GB.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ _log = logging.getLogger(__name__)
 def check(predictor: Predictor, model_path: str | None = None) -> None:
     """Check that the parts of a pinned predictor fit together, before any work. Runs on the driver.
 
-    Finds (and if need be downloads) and verifies both files. Of a safetensors backbone it reads the header
-    alone; an archive is loaded.
+    Both files are located, downloaded if necessary, and verified. Only the header of a safetensors backbone is read,
+    but an archive is loaded.
 
     Raises:
         PredictorError: The backbone's architecture is unknown or not supported, or untrained weights are malformed.
-        WeightsError: A file is missing, another one, or does not fit the architecture; or head and backbone
-            do not go together.
+        WeightsError: A file is missing, has another checksum, or does not fit the architecture; or the head does not
+            fit the backbone.
     """
     head = weights.load_head(predictor, model_path)
     weights.check_dimension(predictor, head, architectures.embedding_dimension(predictor.backbone))
@@ -51,21 +52,21 @@ def check(predictor: Predictor, model_path: str | None = None) -> None:
 
 
 def prepare(predictor: Predictor, *, dtype: str, model_path: str | None = None) -> Path:
-    """Path of the prepared weights of a pinned predictor's backbone, made under a file lock if missing or broken.
+    """Return the path of a pinned predictor's prepared backbone, written under a file lock if missing or damaged.
 
     Raises:
-        WeightsError: The weights file is missing, another one, or does not fit the architecture; or the cache cannot
-            be written to, or others can write to it.
+        WeightsError: The weights file is missing, has another checksum, or does not fit the architecture; or this user
+            cannot write to the cache, or other users can.
     """
     target = weights.prepared_path(predictor, dtype)
-    # A cache that is filled once may be read-only, so nothing is locked or written here.
+    # A filled cache may be read-only, so nothing is locked or written before this check.
     if cache.is_whole(target):
         return target
     cache.cache_dir()
     with cache.locked(target):
         if not cache.is_whole(target):
             if target.exists():
-                _log.warning("%s differs from its digest and is made again", target)
+                _log.warning("%s does not match its digest; preparing it again", target)
             cache.publish(target, partial(_write, predictor, dtype, model_path))
     return target
 
@@ -90,7 +91,7 @@ def _write(predictor: Predictor, dtype: str, model_path: str | None, path: Path)
     }
     try:
         save_file(tensors, path, {"tower": json.dumps(about)})
-    # It wraps the operating system's errors, such as a full disk.
+    # safetensors wraps errors of the operating system, such as a full disk.
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -107,7 +108,7 @@ def _shapes(architecture: str) -> dict[str, torch.Size]:
 
 
 def _fitting(tensors: Tensors, architecture: str, path: Path) -> dict[str, torch.Tensor]:
-    """The image tower's tensors of a file, in open_clip's names, if all are there in their shapes."""
+    """Return the image tower's tensors in open_clip's names; raise WeightsError if one is missing or does not fit."""
     shapes = _shapes(architecture)
     found = in_open_clip_names(tensors)
     wrong = [name for name, shape in shapes.items() if name not in found or found[name].shape != shape]
@@ -116,13 +117,13 @@ def _fitting(tensors: Tensors, architecture: str, path: Path) -> dict[str, torch
         there = tuple(found[wrong[0]].shape) if wrong[0] in found else "nothing"
         raise WeightsError(
             f"{path}: expected the image tower of {architecture}, but {len(wrong)} of {len(shapes)} tensors are "
-            f"missing or of another shape, first {first}, found {there}; name the file's own architecture as backbone"
+            f"missing or have another shape, first {first}, found {there}. Name the file's architecture as backbone."
         )
     return {name: found[name].contiguous() for name in shapes}
 
 
 def _read(path: Path, *, header_only: bool = False) -> Tensors:
-    """Load a verified backbone file; of safetensors on request only the shapes, on torch's meta device."""
+    """Load a verified backbone file. `header_only` loads only the shapes of safetensors, on torch's meta device."""
     try:
         if weights.is_safetensors(path):
             if header_only:
@@ -132,25 +133,25 @@ def _read(path: Path, *, header_only: bool = False) -> Tensors:
                         for name in file.keys()  # noqa: SIM118 (not a dict)
                     }
             return load_file(path)
-        # OpenAI published TorchScript archives, behind a checksum here; float16 inside, exact in float32.
+        # The checksum of OpenAI's TorchScript archives was verified before. Their float16 is exact in float32.
         with warnings.catch_warnings():
-            # torch 2.15 deprecates TorchScript; nothing else reads what OpenAI published.
+            # torch 2.15 deprecates TorchScript, but nothing else reads OpenAI's archives.
             warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", FutureWarning)
             archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]  # no types there
     except (SafetensorError, RuntimeError) as error:
-        # The first line: torch goes on about its archives for a page.
+        # Only the first line of the error, because torch writes a page about archives.
         raise WeightsError(
             f"{path}: expected safetensors or OpenAI's TorchScript archive, found a file that reads as neither: "
-            f"{str(error).splitlines()[0]}; save a .pth or .bin of tensors again as safetensors"
+            f"{str(error).splitlines()[0]}. Save a .pth or .bin of tensors again as safetensors."
         ) from error
     return {name: tensor.detach() for name, tensor in archive.state_dict().items()}
 
 
 def in_open_clip_names(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Name an image tower's tensors as open_clip does, dropping everything else.
+    """Rename an image tower's tensors to open_clip's names, and drop all other tensors.
 
-    Takes open_clip's and OpenAI's names with both towers (`visual.…`), the image tower alone in the same
-    names, or transformers' (`vision_model.…`), which splits what `in_proj` joins.
+    Accepts the names of open_clip and OpenAI, for both towers (`visual.…`) or the image tower alone, and those of
+    transformers (`vision_model.…`), which splits `in_proj` into three tensors.
     """
     if any(name.startswith("vision_model.") for name in tensors):
         return _from_transformers(tensors)
@@ -193,16 +194,16 @@ def _from_transformers(tensors: Tensors) -> dict[str, torch.Tensor]:
         elif layer == "self_attn.q_proj":
             parts = [tensors.get(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
             there = [part for part in parts if part is not None]
-            # Parts that cannot be joined are left out, and so are named as missing.
+            # Parts that cannot be joined are left out, so the error names them as missing.
             if len({part.shape[1:] for part in there}) == 1:
                 named[f"{prefix}attn.in_proj_{kind}"] = torch.cat(there)
     return named
 
 
 def seeded_tower(predictor: Predictor) -> dict[str, torch.Tensor]:
-    """The tower of an untrained predictor, in open_clip's names.
+    """Make the tower of an untrained predictor, in open_clip's names.
 
-    Random weights on the scale of a fresh network: normal by fan-in, norms at one, biases at zero.
+    The random weights have the scale of a newly initialised network: normal by fan-in, norms at one, biases at zero.
     """
     generator = torch.Generator().manual_seed(weights.backbone_seed(predictor))
     tower = {}

@@ -1,7 +1,7 @@
-"""Why an image file has no pixels."""
+"""The exception for an image file that is not decoded."""
 
 from __future__ import annotations
 
 
-class Refused(Exception):  # noqa: N818  # a value on its way out of nested readers, for one row: no error of ours
-    """A file that is not decoded, for a reason without figures, such as `damaged JPEG`."""
+class Refused(Exception):  # noqa: N818  # it carries the reason of one row out of nested readers
+    """A file that is not decoded. The message is a reason without figures, such as `damaged JPEG`."""

@@ -1,6 +1,6 @@
-"""Image files to thumbnails of bounded size, or to the reason why not, for every page that shows images.
+"""Make thumbnails of bounded size from image files, for every page that shows images.
 
-Formats, limits and reasons are those of scoring.
+Formats, limits and reasons are the same as for scoring.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from PIL import Image, ImageOps
 from spark_aesthetic.images.decode import Pixels, decode
 from spark_aesthetic.options import PILLOW_WARNS_PIXELS
 
-# Sharp at 128 CSS pixels on a screen of double density; photographs take 7 kB in the mean.
+# Sharp at 128 CSS pixels on a screen of double density. Photographs take 7 kB on average.
 SIDE = 256
 
-# Of a thumbnail of that side, and in proportion of a larger one; noise at the first quality takes twice that.
+# The limit for a thumbnail of SIDE. It grows with the square of the side. Noise at the first quality takes twice as
+# much.
 MAX_BYTES = 24_000
 
 _QUALITIES = (75, 40, 10)
 
 
 def thumbnails(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
-    """Batches of image files to batches of `thumbnail`s: columns thumbnail (bytes or None) and reason (str or None)."""
+    """Make thumbnails of batches of image files, in the columns thumbnail (bytes or None) and reason (str or None)."""
     for batch in batches:
         made = [thumbnail(None if data is None else bytes(data)) for data in batch]
         yield pd.DataFrame(made, columns=["thumbnail", "reason"], dtype=object)
@@ -36,15 +37,15 @@ def thumbnails(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
 def thumbnail(data: bytes | None, *, side: int = SIDE) -> tuple[bytes | None, str | None]:
     """Shrink one image for people to look at.
 
-    Upright as its EXIF data say and on white where it is transparent, as viewers show it; scores are of neither.
+    EXIF rotation is applied and transparent areas become white, as in image viewers. Scoring does neither.
 
     Args:
         data: The bytes of a file, or None.
         side: The longer side of the thumbnail in pixels; a smaller image keeps its size.
 
     Returns:
-        A WebP file of about `MAX_BYTES` at most (of a longer side in proportion) and None, or None and the reason that
-        scoring gives such a file.
+        A WebP file of at most about `MAX_BYTES` (more for a longer side) and None, or None and the reason that scoring
+        gives for such a file.
     """
     shrink = partial(_shrunk, side=side)
     pixels = decode(data, side=side, max_pixels=PILLOW_WARNS_PIXELS, fast=True, preprocess=shrink)
@@ -54,13 +55,13 @@ def thumbnail(data: bytes | None, *, side: int = SIDE) -> tuple[bytes | None, st
 
 
 def data_uri(webp: bytes | None) -> str | None:
-    """Give a thumbnail as an HTML page holds it."""
+    """Return a thumbnail as a data URI for an HTML page; None stays None."""
     return None if webp is None else f"data:image/webp;base64,{b64encode(webp).decode()}"
 
 
 def _shrunk(image: Image.Image, side: int) -> Pixels:
     wanted = "RGBA" if image.has_transparency_data else "RGB"
-    # A copy of a large image is as much memory again.
+    # A conversion copies the image, which doubles its memory.
     if image.mode != wanted:
         image = image.convert(wanted)
     image.thumbnail((side, side))
@@ -73,7 +74,7 @@ def _shrunk(image: Image.Image, side: int) -> Pixels:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    # Pillow raises nearly anything on broken Exif data, and the pixels are whole.
+    # Pillow raises many kinds of errors for broken Exif data, but the pixels are intact.
     except Exception:
         return image
 

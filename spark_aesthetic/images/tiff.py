@@ -1,4 +1,4 @@
-"""TIFF files to what their decoder needs of them: one directory of the picture's own tags, within budgets."""
+"""Reduce TIFF files to what their decoder needs: one directory with the picture's own tags, within limits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy.typing as npt
 
 from spark_aesthetic.images.refused import Refused
 
-# Strips or tiles; Pillow decodes each by a call in Python, 15 us.
+# Strips or tiles. Pillow decodes each with a call in Python that takes 15 us.
 _MAX_STRIPS = 65_536
 
-# Strips may name the same bytes, and each is decoded anew: 1 MB of empty deflate blocks in 1.5 ms. Blank tiles of an
-# honest file share their few bytes, up to this many in all.
+# Strips may share bytes, and each is decoded separately: 1 MB of empty deflate blocks takes 1.5 ms. Blank tiles of a
+# normal file share a few bytes, up to this many in total.
 _MAX_SHARED_BYTES = 64 << 20
 
 _MAX_TAGS = 4096
 
-# Bytes of one tag that the picture needs: a palette of 16 bits is the largest beside the places of strips.
+# Most bytes of a tag that the picture needs. The largest, except the positions of strips, is a palette of 16 bits.
 _MAX_TAG_BYTES = 1 << 20
 
-# What the decoders ask for, orientation included; not the metadata, which may be most of a file.
+# The tags that the decoders read, including the orientation. Metadata, which may be most of a file, is dropped.
 _KEPT = frozenset(
     (254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 282, 283, 284, 292, 293, 296, 317,
      318, 319, 320, 322, 323, 324, 325, 332, 334, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530,
@@ -34,20 +34,20 @@ _PLACES = (*_STARTS, *_LENGTHS)
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES = 256, 257, 258, 259, 277
 _UNCOMPRESSED, _OLD_JPEG, _JPEG = 1, 6, 7
 
-# The frame of an arithmetic-coded JPEG, which no encoder of TIFF writes: a few MB of scans take seconds.
+# The frame header of an arithmetic-coded JPEG. No TIFF encoder writes it, and a few MB of its scans take seconds.
 _ARITHMETIC_JPEG = re.compile(rb"\xff[\xc9\xca]\x00[\x0b-\x26]\x08")
 
-# Pillow's, see its TiffImagePlugin.COMPRESSION_INFO.
+# The compressions that Pillow reads; see its TiffImagePlugin.COMPRESSION_INFO.
 _COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000, 50001))
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
-# Types of whole numbers, by their bytes. libtiff takes no others for the places of strips.
+# The integer types of tags. libtiff accepts no others for the positions of strips.
 _WHOLE = {1: "u1", 3: "u2", 4: "u4", 6: "u1", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}
 
 
 class _Layout(NamedTuple):
-    """How numbers and directories are written: in classic files and in those of more than 4 GB."""
+    """The byte order, and whether the file is a BigTIFF, which can exceed 4 GB."""
 
     order: str
     big: bool
@@ -73,10 +73,10 @@ class _Tag(NamedTuple):
 
 
 def plain(data: bytes) -> bytes:
-    """The same file with its first directory alone, without metadata.
+    """Return the file with only its first directory, and without metadata.
 
     Raises:
-        Refused: It has more strips or tags than honest files have, or is coded as no decoder here reads.
+        Refused: The file has more strips or tags than any encoder writes, or a compression that is not supported.
     """
     layout, at, tags = _directory(data)
     kept = [tag for tag in tags if tag.number in _KEPT]
@@ -91,15 +91,15 @@ def plain(data: bytes) -> bytes:
     codings = {_first(layout, tag) for tag in kept if tag.number == _COMPRESSION}
     if codings & {_OLD_JPEG, _JPEG} and _ARITHMETIC_JPEG.search(made):
         raise Refused("unsupported TIFF compression")
-    # Pillow reads files without compression itself, and not beyond a strip's pixels.
+    # Pillow itself reads uncompressed files, and only as far as the pixels of a strip, so they need no check.
     if codings - {_UNCOMPRESSED}:
         _check_strips(made, layout, kept)
     return made
 
 
 def _check_strips(data: bytes, layout: _Layout, tags: list[_Tag]) -> None:
-    """Raise Refused if the strips together name far more bytes than the file has."""
-    # libtiff goes by the first of two equal tags.
+    """Raise Refused if the strips together refer to far more bytes than the file has."""
+    # libtiff uses the first of two equal tags.
     first = {tag.number: tag for tag in reversed(tags)}
     for number in _LENGTHS:
         if number in first:
@@ -109,7 +109,7 @@ def _check_strips(data: bytes, layout: _Layout, tags: list[_Tag]) -> None:
 
 
 def _numbers(data: bytes, layout: _Layout, tag: _Tag) -> npt.NDArray[np.uint64]:
-    """All values of a tag of whole numbers that are in the file."""
+    """Return the values of a tag of integers, as far as the file contains them."""
     kind = np.dtype(layout.order + _WHOLE.get(tag.kind, "u1"))
     size = tag.values * kind.itemsize
     within = size <= len(tag.value)
@@ -119,7 +119,7 @@ def _numbers(data: bytes, layout: _Layout, tag: _Tag) -> npt.NDArray[np.uint64]:
 
 
 def is_valid(data: bytes) -> bool:
-    """Whether the directory says all that a picture must have; then a decoder gives up for its layout."""
+    """Whether the directory has all that a picture needs, so that a decoder refuses the file only for its layout."""
     layout, _, found = _directory(data)
     tags = {tag.number: tag for tag in found}
     sized = all(number in tags and _first(layout, tags[number]) > 0 for number in (_WIDTH, _HEIGHT))
@@ -137,25 +137,25 @@ def _directory(data: bytes) -> tuple[_Layout, int, list[_Tag]]:
             raise Refused("too many tags")
         start, size = at + layout.length.size, layout.entry.size
         return layout, at, [_Tag(*layout.entry.unpack_from(data, start + n * size)) for n in range(count)]
-    # A place beyond the end, perhaps beyond what an index can say.
+    # The offset is beyond the end of the file, and perhaps too large for an index.
     except (struct.error, OverflowError):
         raise Refused("truncated TIFF") from None
 
 
 def _layout(data: bytes) -> _Layout:
-    # Pillow goes by the letters where the number is in the other order.
+    # If the version number has the other byte order, Pillow follows the letters, and so does this function.
     return _Layout("<" if data[:1] == b"I" else ">", 43 in data[2:4])
 
 
 def _first(layout: _Layout, tag: _Tag) -> int:
-    """The value of a tag with one short number, as nearly all are; 0 if it is of another type."""
+    """Return the value of a tag with one integer, as nearly all tags have; 0 if it has another type."""
     letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(tag.kind)
     fits = letter is not None and struct.calcsize(letter) <= len(tag.value)
     return int(struct.unpack_from(layout.order + letter, tag.value)[0]) if letter is not None and fits else 0
 
 
 def _with_directory(data: bytes, layout: _Layout, at: int, tags: list[_Tag]) -> bytes:
-    """The file with a shorter directory in the place of its first one, behind which there is no other."""
+    """Return the file with a shorter directory in place of its first one, which no directory follows."""
     directory = (
         layout.length.pack(len(tags)) + b"".join(layout.entry.pack(*tag) for tag in tags) + layout.offset.pack(0)
     )

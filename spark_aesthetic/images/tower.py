@@ -1,16 +1,16 @@
-"""CLIP's vision transformer, rewritten to the same function in fewer steps.
+"""CLIP's vision transformer, rewritten to compute the same function in fewer steps.
 
-The rewrites hold in exact arithmetic; in float32 they move an embedding by less than 1e-6
+The rewrites are equal in exact arithmetic; in float32 they change an embedding by less than 1e-6
 (see tests/unit/images/test_prepare.py):
 
-- `(pixel / 255 - mean) / std` goes into the patch projection and the position embedding, so uint8 pixels enter
-  as they are;
-- the weight and bias of a layer norm go into the matrix that follows it;
-- QuickGELU `x * sigmoid(1.702 x)` is `silu(1.702 x) / 1.702`, and both factors go into the matrices around it:
-  one pass over the widest activations for three;
-- only the class token leaves the last block, so its query, its projection and its MLP are computed for one token.
+- `(pixel / 255 - mean) / std` is folded into the patch projection and the position embedding, so the input is uint8
+  pixels.
+- The weight and bias of a layer norm are folded into the matrix that follows it.
+- QuickGELU `x * sigmoid(1.702 x)` is `silu(1.702 x) / 1.702`, and both factors are folded into the matrices around it:
+  one pass over the widest activations instead of three.
+- Only the class token leaves the last block, so its query, its projection and its MLP are computed for one token.
 
-Needs torch alone: a worker that finds its weights prepared never imports open_clip, which takes longer than torch.
+This module needs only torch: a worker with prepared weights never imports open_clip, which takes longer than torch.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from torch.nn import functional
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Pixels enter less this value: exact in every dtype, and half-precision weights then meet no large common offset.
+# This is subtracted from pixels. It is exact in every dtype, and spares half precision a large common offset.
 _GREY = 128
 
-# Of the sigmoid in OpenAI's approximation of GELU.
+# The factor in the sigmoid of QuickGELU, OpenAI's approximation of GELU.
 _QUICK = 1.702
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the tensors of a tower do not say.
+    """The parts of a tower's architecture that are not stored in its tensors.
 
     Attributes:
         side: Height and width of the images in pixels.
         patch: Height and width of a patch in pixels.
-        heads: Attention heads of a block.
-        layers: Blocks.
-        quick_gelu: Whether the MLPs have OpenAI's approximation, or GELU itself.
+        heads: Attention heads per block.
+        layers: Number of blocks.
+        quick_gelu: Whether the MLPs use QuickGELU instead of GELU.
     """
 
     side: int
@@ -64,16 +64,16 @@ class _Block(NamedTuple):
 
 
 def rewrite(tensors: Mapping[str, torch.Tensor], shape: Shape, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Tensors of a tower in open_clip's names to those that `VisionTower` takes.
+    """Convert a tower's tensors in open_clip's names to the tensors of `VisionTower`.
 
-    The arithmetic is done in float64, so that each result is rounded once. What is applied once an image and
-    not once a layer (position embedding, first norm, projection) is float32 at least.
+    The arithmetic is done in float64, so that each result is rounded once. Tensors that are used once per image
+    instead of once per layer (position embedding, first norm, projection) are at least float32.
     """
 
     def source(name: str) -> torch.Tensor:
         return tensors[name].double()
 
-    # (width, 3, patch, patch) to (patch, patch, 3, width): the order in which pixels lie.
+    # (width, 3, patch, patch) to (patch, patch, 3, width), which is the order of pixels in memory.
     patch = source("conv1.weight").permute(2, 3, 1, 0)
     std, mean = (torch.tensor(values, dtype=torch.float64).view(3, 1) for values in (STD, MEAN))
     position = source("positional_embedding").clone()
@@ -109,11 +109,11 @@ def rewrite(tensors: Mapping[str, torch.Tensor], shape: Shape, dtype: torch.dtyp
 
 
 class VisionTower:
-    """A tower that computes with the tensors it is given, wherever they lie: copies none, so mapped files stay mapped.
+    """A tower that computes with the given tensors and copies none, so memory-mapped files stay mapped.
 
     Args:
-        shape: Of the architecture.
-        tensors: As `rewrite` makes them, on one device.
+        shape: The shape of the architecture.
+        tensors: The result of `rewrite`, on one device.
     """
 
     def __init__(self, shape: Shape, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -125,13 +125,13 @@ class VisionTower:
 
     @property
     def row_bytes(self) -> int:
-        """Most memory that activations take for one image: the tokens, and the MLP's before and after its function."""
+        """Peak memory of the activations of one image: the tokens, and the MLP before and after its activation."""
         length, width = self.tensors["position"].shape
         wide = self.blocks[0].wide_weight
         return length * (3 * width + 2 * len(wide)) * wide.element_size()
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (n, side, side, 3), RGB, to float32 (n, dimension), not normalised."""
+        """Encode uint8 RGB pixels (n, side, side, 3) to float32 embeddings (n, dimension), not normalised."""
         tokens = self._embed(pixels)
         for block in self.blocks[:-1]:
             tokens = self._block(block, tokens, tokens.shape[1])
@@ -151,7 +151,7 @@ class VisionTower:
         return normed.to(weight.dtype)
 
     def _block(self, block: _Block, tokens: torch.Tensor, leaving: int) -> torch.Tensor:
-        """One block, for the first `leaving` tokens of each image; the others are only attended to."""
+        """Compute one block for the first `leaving` tokens of each image, which attend to all tokens."""
         count, length, width = tokens.shape
         normed = functional.layer_norm(tokens, (width,))
         if leaving == length:

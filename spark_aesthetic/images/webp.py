@@ -1,4 +1,4 @@
-"""WebP files to what their decoder needs of them, and whether that decoder needs all of it."""
+"""Reduce WebP files to what their decoder needs, and detect damage that the decoder does not report."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from spark_aesthetic.images.formats import MAX_EXIF_BYTES
 from spark_aesthetic.images.pixels import image_of
 from spark_aesthetic.images.refused import Refused
 
-# An animation has one for each frame.
+# An animation has one chunk per frame.
 _MAX_CHUNKS = 65_536
 
 _KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM")
 _PIXELS = (b"VP8 ", b"VP8L")
 
-# Flags of a VP8X chunk: it has a profile or XMP data; it has Exif data.
+# Flags of a VP8X chunk: a colour profile or XMP data; Exif data.
 _DROPPED_FLAGS, _EXIF_FLAG = 0x24, 0x08
 
-# Coded pixels look like chance. What was lost to a disk or a network is of one byte; so are wide plain areas.
+# Coded pixels look random. A block that a disk or network lost repeats one byte, but so does a large plain area.
 _BLANKS = (bytes(32), b"\xff" * 32)
 
-# What an animation's canvas may have beyond its first picture: four times as much, and this at least.
+# An animation's canvas may have this many pixels, or four times those of its first picture if that is more.
 _MAX_CANVAS_PIXELS = 16_000_000
 
-# libwebp's encoder ends within two bytes of its last bit, libvpx's within four.
+# Data of libwebp's encoder end within two bytes of the last bit, those of libvpx within four, so this cuts needed bits.
 _CUT = 16
 
 
 def plain(data: bytes) -> bytes:
-    """The same file without metadata, and of an animation the first picture.
+    """Return the file without metadata, and with only the first picture of an animation.
 
     Raises:
-        Refused: It has more chunks than honest files have.
+        Refused: The file has more chunks than any encoder writes, or a canvas that is too large.
     """
     end = 8 + int.from_bytes(data[4:8], "little")
     view, pieces, pictures, exif = memoryview(data), list[bytes | memoryview](), 0, False
     for kind, at, after in _chunks(data, min(end, len(data))):
         if after > len(data) + 1:
-            # Cut off, or damaged: that is for libwebp to refuse.
+            # The file is truncated or damaged, and libwebp refuses it.
             return data
         pictures += kind == b"ANMF"
         if kind == b"ANMF" and pictures == 1:
@@ -60,15 +60,15 @@ def plain(data: bytes) -> bytes:
 
 
 def decoded(image: Image.Image) -> Image.Image:
-    """The pixels of a WebP file that Pillow has opened, without the copy that it makes of them itself."""
+    """Return the pixels of a WebP file that Pillow has opened, without the copy that Pillow makes."""
     decoder = getattr(image, "_decoder", None)
-    # Pillow's own: another version may keep it elsewhere, and takes more memory then.
+    # The attribute is private. In a version of Pillow without it, Pillow decodes, which takes more memory.
     if decoder is None or image.mode not in ("RGB", "RGBA"):
         return image
     found = decoder.get_next()
     if found is None:
         raise Refused("damaged WEBP")
-    # With its two canvases.
+    # This frees the two canvases of the decoder.
     del decoder, image._decoder  # type: ignore[attr-defined]
     made = image_of(found[0], image.mode, image.size)
     made.info = image.info
@@ -76,15 +76,15 @@ def decoded(image: Image.Image) -> Image.Image:
 
 
 def is_doubtful(data: bytes) -> bool:
-    """Whether the file has a run of one byte, as lost blocks do."""
+    """Whether the file has a long run of one byte, as lost blocks do."""
     return any(blank in data for blank in _BLANKS)
 
 
 def reads_without_end(data: bytes) -> bool:
-    """Whether libwebp gives a picture without the last bytes of its pixels, too.
+    """Whether libwebp still decodes the picture without the last bytes of its pixels.
 
-    It says nothing of damaged pixels, but it does say if it runs out of bytes. A whole picture needs all of them;
-    once something else has been read in between, that is so by chance alone.
+    libwebp does not report damaged pixels, but it does report missing bytes. An intact picture needs all bytes. A
+    damaged one needs all of them only by chance, because decoding has lost its place in the data.
     """
     view, pieces, cut = memoryview(data), list[bytes | memoryview](), False
     for kind, at, after in _chunks(data, len(data)):
@@ -107,7 +107,7 @@ def reads_without_end(data: bytes) -> bool:
 
 
 def _check_canvas(data: bytes, frame: int) -> None:
-    """Raise Refused if an animation's first picture is lost on its canvas: libwebp holds that twice."""
+    """Raise Refused if an animation's canvas is far larger than its first picture: libwebp holds the canvas twice."""
     if data[12:16] != b"VP8X" or len(data) < max(30, frame + 20):
         return
     canvas = _area(data, 24)
@@ -121,7 +121,7 @@ def _area(data: bytes, at: int) -> int:
 
 
 def _chunks(data: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk."""
+    """Yield kind, start and end of each chunk."""
     at, header = 12, struct.Struct("<4sI")
     for _ in range(_MAX_CHUNKS):
         if at + 8 > end:

@@ -1,1 +1,1 @@
-"""What a score is: recipes, heads and weights. No Spark, and no torch at import."""
+"""Recipes, heads and weights of predictors. Uses no Spark, and imports torch only when a function needs it."""

@@ -1,4 +1,4 @@
-"""The cache of weights: one user's folder on a node, and files in it that are whole or made again."""
+"""The cache of weights: one folder per user and node, in which incomplete or damaged files are replaced."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from spark_aesthetic.predictors.digests import blake3_of
 
 _log = logging.getLogger(__name__)
 
-# Between two warnings of a process that waits for another one.
+# The interval between warnings while a process waits for a lock.
 _WAITING_SECONDS = 30.0
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 _REMEDY = (
-    "set SPARK_AESTHETIC_CACHE to another folder (on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE); "
-    "in /tmp each user gets one of their own"
+    "Set SPARK_AESTHETIC_CACHE (on executors: spark.executorEnv.SPARK_AESTHETIC_CACHE) to another folder, such as "
+    "/tmp, where each user gets a private subfolder."
 )
 
 
 def cache_path() -> Path:
     """Return the cache folder, which may not exist yet.
 
-    It is `$SPARK_AESTHETIC_CACHE`, or the user's cache folder, or, for a user without a home folder, the machine's
-    folder for temporary files. In a folder that is shared as /tmp is (sticky, and open to everyone) it is the
+    It is `$SPARK_AESTHETIC_CACHE` if set, otherwise the user's cache folder, or the folder for temporary files if the
+    user has no writable home. If that folder is shared like /tmp (sticky and writable by everyone), the cache is its
     subfolder `spark-aesthetic-UID`.
     """
     named = os.environ.get("SPARK_AESTHETIC_CACHE")
@@ -45,12 +45,12 @@ def cache_dir() -> Path:
     """Make the cache folder if it is missing, and check that this user, and nobody else, can write to it.
 
     Raises:
-        WeightsError: It cannot be written to, or others can write to it.
+        WeightsError: This user cannot write to the folder, or other users can.
     """
     folder = cache_path()
     _make(folder)
     try:
-        # os.access knows neither quotas nor what a network file system will say.
+        # os.access knows neither quotas nor the decisions of a network file system, so write a file.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -59,35 +59,35 @@ def cache_dir() -> Path:
 
 
 def check_private(path: Path) -> None:
-    """Check that nobody but this user and root can have written a file or folder of the cache, its folders included.
+    """Check that only this user and root can write to a path in the cache and to the folders above it in the cache.
 
     Raises:
-        WeightsError: It, or a folder between it and the cache's, belongs to another user or is open to others.
+        WeightsError: The path or one of these folders belongs to another user or is writable by other users.
     """
     root = cache_path()
     inside = [folder for folder in path.parents if folder == root or root in folder.parents]
     for place in (path, *inside):
         status = place.stat()
         if status.st_uid not in (0, os.geteuid()):
-            found = f"one of the user with the id {status.st_uid}"
+            found = f"one owned by the user with the id {status.st_uid}"
         elif status.st_mode & _WRITABLE_BY_OTHERS:
             found = f"mode {stat.S_IMODE(status.st_mode):04o}"
         else:
             continue
         raise WeightsError(
             f"cache of weights: expected {str(place)!r} to be writable by the user with the id {os.geteuid()} alone, "
-            f"found {found}, so that others could exchange the weights; {_REMEDY}"
+            f"found {found}, so that others could replace the weights. {_REMEDY}"
         )
 
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the file lock of a target in the cache, whose folder is made.
+    """Hold the file lock of a target in the cache. Its folder is made if it is missing.
 
-    Other processes of the node wait, and a warning every half a minute names the lock that they wait for.
+    Other processes of the node wait, and log a warning with the path of the lock every 30 seconds.
 
     Raises:
-        WeightsError: No lock can be had there, or others can write to the cache.
+        WeightsError: The lock cannot be acquired there, or other users can write to the cache.
     """
     lock = FileLock(f"{target}.lock")
     _make(target.parent)
@@ -107,20 +107,20 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def publish(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the cache and its digest; after a crash or a power loss it is whole or it is not there.
+    """Write a file of the cache and its digest. After a crash or a power loss the file is complete or missing.
 
     Args:
-        target: Where it goes; its lock is held.
-        write: Writes the file to the path that it is given.
+        target: The path of the file. The caller holds its lock.
+        write: Writes the file to the path that it receives.
 
     Raises:
-        WeightsError: There is no space for it, or it cannot be written.
+        WeightsError: There is no space for the file, or it cannot be written.
     """
     part, digest = target.with_name(target.name + ".part"), _digest_path(target)
     try:
         write(part)
         part.chmod(0o644)
-        # First: a file without its digest would be taken for broken, a digest without its file for nothing.
+        # The digest comes first: a file without a digest counts as damaged, a digest without a file is ignored.
         written = digest.with_name(digest.name + ".part")
         written.write_text(f"{blake3_of(part)}  {target.name}\n")
         written.chmod(0o644)
@@ -130,7 +130,8 @@ def publish(target: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise WeightsError(
-            f"{target}: expected to write it, found: {error}; make space in the cache of weights, or {_REMEDY}"
+            f"{target}: expected to write this file, found: {error}. Make space in the cache of weights, or move the "
+            f"cache. {_REMEDY}"
         ) from error
     except BaseException:
         part.unlink(missing_ok=True)
@@ -138,24 +139,24 @@ def publish(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def rename(part: Path, target: Path) -> None:
-    """Put a whole file in its place, so that a power loss leaves all of it or none."""
+    """Rename a complete file to its target, so that a power loss leaves all of it or nothing."""
     _sync(part)
     part.replace(target)
     _sync(target.parent)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a published file has the content of its digest; computed once a process, 0.5 s for 1.2 GB.
+    """Whether a file that `publish` wrote matches its digest. The first check in a process takes 0.5 s for 1.2 GB.
 
     Raises:
-        WeightsError: Others can write to the file or to the cache.
+        WeightsError: Other users can write to the file or to the cache.
     """
     digest = _digest_path(path)
     if not path.exists() or not digest.exists():
         return False
     check_private(path)
     check_private(digest)
-    # As bytes: what a damaged disk has made of the digest may be no text.
+    # Compared as bytes, because a damaged digest file may not be text.
     return digest.read_bytes().split()[:1] == [blake3_of(path).encode()]
 
 
@@ -175,11 +176,11 @@ def _is_shared(folder: Path) -> bool:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder of the cache, which others may read: root may have filled it, in the image of a container."""
+    """Make a folder of the cache. All users may read it, because root may have filled it in a container's image."""
     try:
         for place in (*reversed(folder.parents), folder):
             if not place.exists():
-                # Not the default mode: with a umask of 002 the folder would be open to the group.
+                # With the default mode and a umask of 002 the group could write to the folder.
                 place.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
         raise _unwritable(error) from error
@@ -188,7 +189,7 @@ def _make(folder: Path) -> None:
 
 def _unwritable(error: Exception) -> WeightsError:
     return WeightsError(
-        f"cache of weights: expected a folder in which files can be locked and written, found: {error}; {_REMEDY}"
+        f"cache of weights: expected a folder in which files can be locked and written, found: {error}. {_REMEDY}"
     )
 
 

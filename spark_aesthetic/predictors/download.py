@@ -1,4 +1,4 @@
-"""One file from a URL into place: resumed, verified, and by one process of the node at a time."""
+"""Download a file from a URL: with resume and verification, and by one process of a node at a time."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from spark_aesthetic.errors import ChecksumError, WeightsError, WeightsNotFoundE
 from spark_aesthetic.predictors.cache import check_private, locked, rename
 from spark_aesthetic.predictors.digests import sha256_of
 
-# Larger than fsspec's own 5 MiB: a range request to a hub costs a redirect each time.
+# Larger than fsspec's default of 5 MiB, because each range request to a model hub costs a redirect.
 _BLOCK_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
-# Between two lines of the log, where the server does not say how much there is.
+# Bytes between two log lines if the server does not state the size.
 _REPORT_BYTES = 256 * 2**20
 
 _log = logging.getLogger(__name__)
 
 
 def download(url: str, target: Path, *, sha256: str | None) -> Path:
-    """Fetch `url` (any scheme that fsspec knows) to `target`, unless another process has done so.
+    """Download `url` (any scheme that fsspec supports) to `target`, unless another process has done so.
 
-    The bytes go to `target` + ".part"; the checksum is taken on the way; only a file that passed is renamed to
-    `target`. A later call goes on from the part, where a checksum will tell that the halves belong together;
-    a server that knows no ranges gives it from the beginning. A file lock lets one process of the node
-    download while the others wait for its result; a file with its checksum is neither locked nor written.
-    Shows a progress bar on stderr where that is a terminal, and else logs about every tenth of the way.
+    The bytes are written to `target` + ".part", and the checksum is computed meanwhile. Only a file that passes is
+    renamed to `target`. If `sha256` is given, a later call resumes the part; if the server does not support ranges, the
+    download starts again. A file lock lets one process of the node download while the others wait. A target that has
+    the checksum already is neither locked nor written. If stderr is a terminal, it shows a progress bar; otherwise the
+    log gets a line after each tenth of the file.
 
     Raises:
         WeightsError: The folder cannot be written to, or its disk is full.
-        WeightsNotFoundError: The address cannot be read to its end; the part is kept.
-        ChecksumError: All was read and is not what was expected; the part is deleted.
+        WeightsNotFoundError: The URL cannot be read to its end; the part is kept.
+        ChecksumError: The complete file has another checksum; the part is deleted.
     """
     if is_fetched(target, sha256):
         return target
     with locked(target):
-        # By the process that held the lock before.
+        # The process that held the lock before may have downloaded it.
         if is_fetched(target, sha256):
             return target
         if target.exists():
-            _log.warning("%s has another checksum than %s and is fetched again", target, sha256)
+            _log.warning("%s does not have the sha256 %s; downloading it again", target, sha256)
         part = target.with_name(target.name + ".part")
         if sha256 is None:
-            # Nothing would tell that the address serves another file by now than the one the part is of.
+            # Without a checksum nothing would detect that the URL serves another file now.
             part.unlink(missing_ok=True)
         found = _fetch(url, part)
         if sha256 is not None and found != sha256:
             part.unlink()
             raise ChecksumError(
                 f"{url}: expected sha256 {sha256}, found {found}; the download is deleted and was not opened. "
-                "Run again; if it repeats, the address serves another file"
+                "Run again; if this repeats, the URL serves another file."
             )
         rename(part, target)
     return target
 
 
 def is_fetched(target: Path, sha256: str | None) -> bool:
-    """Whether a file of the cache is there, with its checksum if one is known.
+    """Whether a file is in the cache, with the right checksum if one is known.
 
     Raises:
-        WeightsError: Others can write to the file or to the cache.
+        WeightsError: Other users can write to the file or to the cache.
     """
     if not target.is_file():
         return False
@@ -73,12 +73,12 @@ def is_fetched(target: Path, sha256: str | None) -> bool:
 
 
 def http_client() -> dict[str, object]:
-    """As fsspec's file system for http(s) takes it in `client_kwargs`."""
-    from aiohttp import ClientTimeout  # here, because most processes download nothing
+    """Return `client_kwargs` for fsspec's file system for http(s)."""
+    from aiohttp import ClientTimeout  # imported here, because most processes download nothing
 
-    # aiohttp's own limit is 300 s for a whole answer, however well it flows; here only silence ends it.
+    # aiohttp limits a whole response to 300 s by default. Here a response ends only after 60 s without data.
     timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
-    # trust_env: the proxy that HTTPS_PROXY names, which aiohttp ignores otherwise.
+    # Without trust_env aiohttp ignores the proxy in HTTPS_PROXY.
     return {"timeout": timeout, "trust_env": True}
 
 
@@ -88,32 +88,33 @@ def _fetch(url: str, part: Path) -> str:
             return _continue(url, part)
         client = http_client()
         try:
-            # fsspec's own choice for http, "bytes", drops blocks that are not read yet and fetches them again.
+            # fsspec's default cache for http, "bytes", drops blocks before they are read and requests them again.
             return _continue(url, part, client_kwargs=client, cache_type="readahead")
         except ValueError:
-            # What fsspec raises once a server answers a range with the whole file, or says that it knows none.
-            # Also of an address that is none: the second attempt fails on it before it touches the part.
+            # fsspec raises ValueError if a server answers a range request with the whole file or says that it does not
+            # support ranges. It also does so for an invalid URL; then this second attempt fails before it changes the
+            # part.
             return _continue(url, part, anew=True, client_kwargs=client, block_size=0)
-    # fsspec's file systems have no base error in common (OSError, aiohttp.ClientError, botocore's, ...).
+    # fsspec's file systems share no base exception (OSError, aiohttp.ClientError, botocore's, ...).
     except Exception as error:
         kept = part.stat().st_size if part.exists() else 0
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WeightsError(
-                f"cannot keep {url} ({kept:,} bytes so far): {error}; make space in {str(part.parent)!r}, or set "
-                "SPARK_AESTHETIC_CACHE to a folder on a larger disk"
+                f"cannot store {url} ({kept:,} bytes so far): {error}. Make space in {str(part.parent)!r}, or set "
+                "SPARK_AESTHETIC_CACHE to a folder on a larger disk."
             ) from error
-        # fsspec says "file not found" of a dead server too; its cause knows better.
+        # fsspec raises FileNotFoundError for an unreachable server too. Its cause is more precise.
         reason = error.__cause__ or error
         so_far = f" ({kept:,} bytes so far)" if kept else ""
         raise WeightsNotFoundError(f"cannot download {url}{so_far}: {type(reason).__name__}: {reason}") from error
 
 
 def _continue(url: str, part: Path, *, anew: bool = False, block_size: int | None = None, **storage: object) -> str:
-    """Append to `part` what it lacks, or all of it `anew`, and give the sha256 of the whole."""
+    """Append the missing bytes to `part`, or write it `anew`, and return the sha256 of the complete file."""
     digest = hashlib.sha256()
     mode = "w+b" if anew else "a+b"
     block_size = _BLOCK_BYTES if block_size is None else block_size
-    # In this order: an address that cannot be opened leaves the part as it is.
+    # The URL is opened first, so that a failure leaves the part unchanged.
     with fsspec.open(url, "rb", block_size=block_size, **storage).open() as remote, part.open(mode) as local:
         total = remote.size
         local.seek(0)
@@ -123,7 +124,7 @@ def _continue(url: str, part: Path, *, anew: bool = False, block_size: int | Non
         remote.seek(done)
         report_bytes = _REPORT_BYTES if not total else -(-total // 10)
         report_at = done + report_bytes
-        # disable=None: no bar where stderr is a file.
+        # disable=None hides the bar unless stderr is a terminal.
         with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
             while chunk := remote.read(_CHUNK_BYTES):
                 local.write(chunk)
@@ -139,7 +140,7 @@ def _continue(url: str, part: Path, *, anew: bool = False, block_size: int | Non
 
 
 def _report(name: str, done: int, total: int | None) -> None:
-    # Where nobody has set up logging, as in Spark's workers, Python shows warnings alone.
+    # If logging is not configured, as in Spark's workers, Python shows only warnings.
     level = logging.INFO if _log.hasHandlers() else logging.WARNING
     of_total = f" of {total:,}" if total else ""
     _log.log(level, "downloading %s: %s%s bytes", name, f"{done:,}", of_total)

@@ -1,6 +1,6 @@
-"""Embeddings to scores in NumPy, with a reason for each row that gets none.
+"""Score embeddings in NumPy, with a reason for each row without a score.
 
-The same rules stand as a Spark expression in `spark_aesthetic.functions.columns`; the tests hold the two together.
+`spark_aesthetic.functions.columns` has the same rules as a Spark expression, and tests compare the two.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def score_embeddings(
     Args:
         head: The head.
         vectors: For each row a vector of floats, or None.
-        normalize: Divide by the L2 norm first. Without, embeddings must be of unit length already.
+        normalize: Divide by the L2 norm first. If False, embeddings must have unit length already.
 
     Returns:
-        Scores, float32 of shape (n,), NaN where there is an error; and a reason or None for each row:
-        null, wrong length, NaN or infinity (or a null) inside, or a norm of zero.
+        Scores, float32 of shape (n,), NaN where there is an error; and for each row None or a reason: it is null, has
+        the wrong length, contains a NaN, infinity or null, or (with `normalize`) its norm is zero.
 
     Examples:
         >>> from spark_aesthetic.predictors.head import untrained
@@ -39,7 +39,7 @@ def score_embeddings(
     """
     matrix = np.zeros((len(vectors), head.dimension), dtype=np.float32)
     errors: list[str | None] = []
-    # What float32 cannot hold becomes an infinity, as in Spark, and is found below.
+    # A number too large for float32 becomes infinite, as in Spark, and _size_error reports it.
     with np.errstate(over="ignore"):
         for row, vector in enumerate(vectors):
             if vector is None:

@@ -1,6 +1,6 @@
-"""The head: unit embedding to score. NumPy alone, so embeddings are scored without torch.
+"""Heads, which compute a score from an embedding of unit length. They need NumPy only, not torch.
 
-A head whose layers have no activation between them is one affine map and is folded into one, in float64:
+A head without activations between its layers is an affine map. It is folded into one layer in float64:
 the published V2 head then costs 768 multiplications instead of 927,744.
 """
 
@@ -19,8 +19,8 @@ from spark_aesthetic.errors import WeightsError
 Floats = npt.NDArray[np.float32]
 Tensors = Mapping[str, npt.NDArray[np.floating]]
 
-# Positions of the Linear layers in the two architectures of the published V2 predictors: dropout after
-# each of the first three, or ReLU after each of the first four and dropout after each of the first three.
+# Positions of the Linear layers in the two published V2 architectures. The first has dropout after each of its
+# first three layers. The second also has a ReLU after each of its first four.
 _DROPOUT_BETWEEN = (0, 2, 4, 6, 7)
 _RELU_BETWEEN = (0, 3, 6, 9, 11)
 
@@ -35,16 +35,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Head:
-    """Linear layers in float32, with a ReLU between each two; the last gives one number.
+    """Linear layers in float32, with a ReLU between each two. The last layer has one output.
 
-    An affine head is one of a single layer.
+    A head with a single layer is affine.
     """
 
     layers: tuple[Layer, ...]
 
     @property
     def dimension(self) -> int:
-        """Length of the embeddings that it takes."""
+        """Length of the embeddings that the head takes."""
         return int(self.layers[0].weight.shape[1])
 
     @property
@@ -59,7 +59,7 @@ class Head:
 
     @property
     def weight_text(self) -> str:
-        """Weights of an affine head as JSON, each the shortest text of its float32: what plans and messages show."""
+        """Weights of an affine head as JSON, each in the shortest text of its float32; query plans show this text."""
         return f"[{','.join(map(str, self.weight))}]"
 
     @property
@@ -89,16 +89,16 @@ class Head:
 
 
 def from_tensors(tensors: Tensors, *, source: str, activation: str | None = None) -> Head:
-    """Recognise a head by its tensors, and fold it where it is affine.
+    """Build a head from its tensors, and fold it if it is affine.
 
     Args:
         tensors: `layers.N.weight` (out, in) and `layers.N.bias` (out), or one `weight` and `bias`.
-        source: Named in errors.
-        activation: "relu" or "none": what stands between the layers, where the positions N are not
-            those of a published architecture.
+        source: The name of the file for error messages.
+        activation: "relu" or "none", the activation between the layers. None infers it from the positions N of a
+            published architecture.
 
     Raises:
-        WeightsError: Tensors or shapes that make no head, or unknown positions and no activation given.
+        WeightsError: The tensors do not form a head, or neither `activation` nor the positions tell the activation.
 
     Examples:
         >>> one = from_tensors({"weight": np.ones((1, 4)), "bias": np.zeros(1)}, source="example")
@@ -122,14 +122,14 @@ def from_tensors(tensors: Tensors, *, source: str, activation: str | None = None
         return Head(tuple(_as_float32(layer) for layer in layers))
     raise WeightsError(
         f"{source}: expected layers at {_DROPOUT_BETWEEN} (no activation) or {_RELU_BETWEEN} (ReLU), found "
-        f'{positions}; save it as safetensors with the metadata {{"activation": "relu"}} or "none"'
+        f'{positions}. Save it as safetensors with the metadata {{"activation": "relu"}} or {{"activation": "none"}}.'
     )
 
 
 def fold(layers: Sequence[Layer]) -> Layer:
-    """Multiply affine layers out into one, in float64: weight (1, in), bias (1).
+    """Multiply affine layers into one layer in float64: weight (1, in), bias (1).
 
-    Layered float32 and folded float64 of the published V2 head differ by at most 7e-7 in the score.
+    Scores of the published V2 head differ by at most 7e-7 between the layers in float32 and the folded layer.
     """
     weight, bias = layers[0].weight.astype(np.float64), layers[0].bias.astype(np.float64)
     for layer in layers[1:]:
@@ -139,7 +139,7 @@ def fold(layers: Sequence[Layer]) -> Layer:
 
 
 def untrained(seed: int, dimension: int) -> Head:
-    """An affine head of seeded random weights. Its scores mean nothing."""
+    """Make an affine head with seeded random weights. Its scores mean nothing."""
     weight = np.random.default_rng(seed).standard_normal((1, dimension)).astype(np.float32)
     return Head((Layer(weight, np.full(1, 5.0, dtype=np.float32)),))
 
@@ -148,7 +148,7 @@ def _check_shapes(layers: Sequence[Layer], source: str) -> None:
     shapes = [layer.weight.shape for layer in layers]
     joined = all(len(shape) == 2 for shape in shapes) and all(outer[1] == inner[0] for inner, outer in pairwise(shapes))
     if not joined or shapes[-1][0] != 1 or any(layer.bias.shape != layer.weight.shape[:1] for layer in layers):
-        raise WeightsError(f"{source}: expected layers that follow one another down to one output, found {shapes}")
+        raise WeightsError(f"{source}: expected layers of matching shapes that end in one output, found {shapes}")
 
 
 def _as_float32(layer: Layer) -> Layer:

@@ -1,7 +1,7 @@
 """Predictors: which backbone, which head, and where their weights come from.
 
-A predictor is a recipe, not a model: it is small, frozen and picklable, so the driver makes it and the
-workers build the model from it. Nothing here reads a weights file.
+A predictor is a recipe, not a model: it is small, frozen and picklable. The driver makes it, and the workers
+build the model from it. Nothing here reads a weights file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ DEFAULT = "laion-aesthetics-v2"
 
 # Weights made from a seed instead of read from a file. Their scores mean nothing.
 UNTRAINED = "untrained:"
-# Folded affine heads that come with the package (spark_aesthetic/heads).
+# Folded affine heads in the package (spark_aesthetic/predictors/heads).
 PACKAGED = "package:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A CLIP image tower and a small head that turns its unit embedding into a score.
+    """A CLIP image tower and a small head that computes a score from its embedding of unit length.
 
     Attributes:
-        name: Shown in the `model` of every scored row; ASCII letters, digits and ._+- only. Begins with
-            "untrained-" exactly where weights are untrained.
-        backbone: Architecture name in open_clip. OpenAI's weights need the "-quickgelu" ones.
+        name: Part of the `model` of every scored row; ASCII letters, digits and ._+- only. It begins with
+            "untrained-" if some weights are untrained, and only then.
+        backbone: Architecture name in open_clip. OpenAI's weights need a name that ends in "-quickgelu".
         backbone_weights: Path or URL of a safetensors file (open_clip's or transformers' tensor names; both
             towers or the image tower alone) or of OpenAI's TorchScript archive; or "untrained:SEED".
         backbone_sha256: Checksum of that file, 64 hexadecimal digits. Required for an archive that is not
@@ -41,7 +41,7 @@ class Predictor:
             Required for .pth.
 
     Raises:
-        PredictorError: A field is empty or malformed, or untrained weights go by another name.
+        PredictorError: A field is empty or malformed, or "untrained-" in the name does not fit the weights.
 
     Examples:
         >>> mine = Predictor(name="mine", backbone="ViT-B-32-quickgelu", backbone_weights="/models/ViT-B-32.pt",
@@ -63,67 +63,67 @@ class Predictor:
             value = getattr(self, field)
             if not isinstance(value, str) or not value:
                 raise PredictorError(f"predictor field {field}: expected text that is not empty, found {value!r}")
-            # JSON can hold halves of a character, which no file's name and no digest can.
+            # JSON can hold lone surrogates, which cannot be encoded for a file's name or a digest.
             if not value.isascii() and value.encode(errors="ignore").decode() != value:
-                raise PredictorError(f"predictor field {field}: expected whole characters, found {value!r}; repair it")
+                raise PredictorError(f"predictor field {field}: expected valid Unicode, found {value!r}. Repair it.")
         for field in ("backbone_sha256", "head_sha256"):
             digest = getattr(self, field)
             if digest is not None and not _is_sha256(digest):
                 raise PredictorError(
                     f"predictor {self.name!r}, {field}: expected 64 lower-case hexadecimal digits, found {digest!r}"
                 )
-        # It stands in column values, in SQL and in file names.
+        # The name is written to column values, SQL and file names.
         if re.fullmatch(r"[A-Za-z0-9._+-]+", self.name) is None:
             raise PredictorError(
-                f"predictor field name: expected ASCII letters, digits and ._+- only, found {self.name!r}; rename it"
+                f"predictor field name: expected ASCII letters, digits and ._+- only, found {self.name!r}. Rename it."
             )
         if self.untrained != self.name.startswith("untrained-"):
             raise PredictorError(
-                f"predictor {self.name!r}: a name begins with 'untrained-' exactly where weights are 'untrained:…', "
-                "so that nobody takes such scores for real; rename it"
+                f"predictor {self.name!r}: expected a name that begins with 'untrained-' for weights 'untrained:…' and "
+                "for no others, so that nobody takes such scores for real. Rename it."
             )
 
     @property
     def untrained(self) -> bool:
-        """Whether a part of it has seeded random weights, so that its scores mean nothing."""
+        """Whether the backbone or the head has seeded random weights, so that scores mean nothing."""
         return any(weights.startswith(UNTRAINED) for weights in (self.backbone_weights, self.head_weights))
 
     @property
     def model_id(self) -> str:
-        """The `model` of a scored row: the name, "@", and 12 digits that stand for the content.
+        """The `model` of a scored row: the name, "@", and 12 digits that identify the weights.
 
-        The digits begin the sha256 of the head's checksum followed by the backbone's, both in hexadecimal.
+        They are the first digits of the sha256 of the head's checksum followed by the backbone's, all in hexadecimal.
 
         Raises:
-            PredictorError: A checksum is not known yet; `spark_aesthetic.predictors.weights.pin` finds it.
+            PredictorError: A checksum is not known yet; `spark_aesthetic.predictors.weights.pin` fills it in.
         """
         if self.head_sha256 is None or self.backbone_sha256 is None:
             raise PredictorError(
                 f"predictor {self.name!r}: expected both checksums, found head_sha256={self.head_sha256!r} and "
-                f"backbone_sha256={self.backbone_sha256!r}; fill them with spark_aesthetic.predictors.weights.pin"
+                f"backbone_sha256={self.backbone_sha256!r}. Fill them in with spark_aesthetic.predictors.weights.pin."
             )
         content = hashlib.sha256((self.head_sha256 + self.backbone_sha256).encode()).hexdigest()
         return f"{self.name}@{content[:12]}"
 
     @property
     def embedding_id(self) -> str:
-        """What its embeddings depend on: the architecture and the content of the backbone's weights."""
+        """Identifies the embeddings: the backbone's architecture and the checksum of its weights."""
         return f"{self.backbone}@{self.backbone_sha256}"
 
     def to_json(self) -> str:
-        """This predictor as JSON text, one field a line."""
+        """Return this predictor as JSON text, with one field per line."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Predictor:
-        """Read what `to_json` wrote.
+        """Make a predictor from the text that `to_json` returns.
 
         Raises:
-            PredictorError: Not JSON, not an object, or a field is missing or unknown.
+            PredictorError: The text is not a JSON object, or a field is missing, unknown or malformed.
         """
         try:
             values = json.loads(text)
-        # Beside its own error: a number of thousands of digits, and more levels than Python's stack has.
+        # json.loads also raises ValueError for a number of more than 4,300 digits, and RecursionError for deep nesting.
         except (ValueError, RecursionError) as error:
             raise PredictorError(f"expected a predictor as JSON, found {text[:40]!r}: {error}") from error
         if not isinstance(values, dict):
@@ -134,25 +134,25 @@ class Predictor:
                 raise PredictorError(f"no predictor field {field!r}: {nearest(field, valid)}")
         missing = [field for field in ("name", "backbone", "backbone_weights", "head_weights") if field not in values]
         if missing:
-            raise PredictorError(f"a predictor needs {', '.join(missing)}: add to the JSON object")
+            raise PredictorError(f"a predictor needs {', '.join(missing)}. Add them to the JSON object.")
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
-        """Write it as a JSON file, at a path or an address, for use wherever a predictor's name is taken."""
+        """Write this predictor to a JSON file. Its path or URL is accepted wherever a predictor's name is."""
         files.write(str(path), (self.to_json() + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
-        """Read a JSON file that `save` wrote, at a path or an address.
+        """Read a JSON file that `save` wrote, from a path or URL.
 
-        A relative path of weights in it is one beside the file, and absolute in the result.
+        Relative paths of weights are relative to the file's folder, and absolute in the result.
 
         Raises:
             PredictorError: The file cannot be read or is not a predictor.
         """
         try:
             text = files.read(str(path)).decode()
-        # fsspec's file systems have no base error in common.
+        # fsspec's file systems share no base exception.
         except Exception as error:
             raise PredictorError(f"predictor file {str(path)!r}: expected readable JSON, found: {error}") from error
         predictor = cls.from_json(text)
@@ -169,10 +169,10 @@ def _beside(source: str, folder: str) -> str:
 
 
 def resolve(predictor: str | Predictor) -> Predictor:
-    """Take a predictor, the name of one, or the path of a predictor's JSON file.
+    """Return the predictor for a predictor, its name, or the path of its JSON file.
 
     Raises:
-        PredictorError: No such name and no such file, or none of the three.
+        PredictorError: There is no such name or file, or the argument is of another type.
 
     Examples:
         >>> resolve("laion-aesthetics-v2").backbone
@@ -189,8 +189,8 @@ untrained-vit-b-32, untrained-vit-l-14
         return predictor
     if not isinstance(predictor, str):
         raise PredictorError(
-            f"predictor={predictor!r}: expected a Predictor, the name of one, or the path of its JSON file as text; "
-            f"the default is {DEFAULT!r}"
+            f"predictor={predictor!r}: expected a Predictor, the name of one, or the path of its JSON file as text. "
+            f"The default is {DEFAULT!r}."
         )
     known = BUILT_IN.get(predictor)
     if known is not None:
@@ -204,14 +204,14 @@ def _is_sha256(digest: object) -> bool:
     return isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
-# The hub's conversion of OpenAI's ViT-L/14 (float32, both towers), at a pinned revision: 1,710,540,580 bytes.
+# The model hub's conversion of OpenAI's ViT-L/14 (float32, both towers), at a pinned revision: 1,710,540,580 bytes.
 _VIT_L_14 = {
     "backbone": "ViT-L-14-quickgelu",
     "backbone_weights": "https://huggingface.co/openai/clip-vit-large-patch14/resolve/"
     "32bd64288804d66eefd0ccbe215aa642df71cc41/model.safetensors",
     "backbone_sha256": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
 }
-# OpenAI's own archives; the address carries the checksum (as in open_clip's table of pretrained weights).
+# OpenAI's own archives. Their URLs contain the checksum, as in open_clip's table of pretrained weights.
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
 _VIT_B_32_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 _VIT_B_16_SHA256 = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
@@ -229,10 +229,10 @@ _VIT_B_16 = {
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedHead:
-    """A folded head in the package; NOTICE has its origin and text.
+    """A folded head in the package. NOTICE has its origin and the text of its licence.
 
     Attributes:
-        licence: Of the published file.
+        licence: Licence of the published file.
         published_sha256: Checksum of the published file that was folded.
         sha256: Checksum of the folded file.
     """
@@ -276,13 +276,14 @@ def _folded(name: str, backbone: dict[str, str]) -> Predictor:
     return Predictor(name=name, head_weights=PACKAGED + name, head_sha256=published, **backbone)
 
 
-# Heads: improved-aesthetic-predictor (V2) and aesthetic-predictor (V1); checksums of the published files.
+# The heads are those of improved-aesthetic-predictor (V2) and aesthetic-predictor (V1), with the checksums of the
+# published files.
 BUILT_IN: dict[str, Predictor] = {
     predictor.name: predictor
     for predictor in (
         _folded("laion-aesthetics-v2", _VIT_L_14),
         _folded("laion-aesthetics-v2-ava", _VIT_L_14),
-        # ReLUs between its layers: it does not fold, so its 3,714,887 bytes are fetched.
+        # This head has ReLUs between its layers and cannot be folded, so its 3,714,887 bytes are downloaded.
         Predictor(
             name="laion-aesthetics-v2-ava-relu",
             head_weights="https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/"

@@ -1,8 +1,9 @@
-"""Weights files: where they are, whether they are the right ones, and what their content is called.
+"""Locate, verify and identify weights files.
 
-A file is looked for in `model_path`; in the folder `$SPARK_AESTHETIC_WEIGHTS`; at its own path; in the
-cache; and on the network. The first one found is the one: if its checksum differs it is refused, not passed over.
-Nothing is deserialised before its checksum was compared, and nothing is unpickled that had none to compare.
+A file is searched for in `model_path`, in the folder `$SPARK_AESTHETIC_WEIGHTS`, at its own path, in the cache and on
+the network, in this order. The first match counts: if its checksum differs, it is refused, or downloaded again if it
+is in the cache. A known checksum is compared before a file is deserialised, and a file that can run code is refused
+without one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from spark_aesthetic.predictors.download import download, is_fetched
 from spark_aesthetic.predictors.head import Head
 from spark_aesthetic.predictors.recipe import PACKAGED, PACKAGED_HEADS, UNTRAINED, PackagedHead, Predictor
 
-# For the message of a node without a network; sizes as published (OpenAI's in MiB, as its client shows them).
+# Published sizes for the message on a node without a network (OpenAI's in MiB, as its client shows them).
 _KNOWN_SIZES = {
     "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb": "1,710,540,580 bytes",
     "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "about 338 MiB",
@@ -43,37 +44,37 @@ _KNOWN_SIZES = {
     "0af3254c651d55b7ea851429c20f26ec880bb0169805a4df85b814bd7966f3e4": "3,714,887 bytes",
 }
 
-# Changes when the layout of prepared files does, so that a cache of an older version is not read.
+# Change this with the layout of prepared files, so that a file of an older version is not read.
 _LAYOUT = "v4"
 
-# File systems take names of 255 bytes, and the cache appends endings.
+# File systems allow names of 255 bytes, and the cache appends suffixes.
 _NAME_BYTES = 200
 
-# Larger than any that is used, and small enough for the memory of a driver.
+# Longer than any embedding in use, and small enough for the memory of a driver.
 _MAX_DIMENSION = 65_536
 
 
 def prepared_path(predictor: Predictor, dtype: str) -> Path:
-    """Where `images.prepare` puts, once a node, what workers memory-map of a pinned predictor's backbone."""
+    """Return the path at which `images.prepare` writes a pinned predictor's backbone for workers to memory-map."""
     assert predictor.backbone_sha256 is not None, "callers pin the predictor"
     name = f"{predictor.backbone}-{predictor.backbone_sha256[:12]}-{dtype}-{_LAYOUT}.safetensors"
     return cache.cache_path() / "prepared" / name.replace("/", "-")
 
 
 def pin(predictor: Predictor, model_path: str | None = None) -> Predictor:
-    """Fill in the checksums that a predictor leaves open, so that `model_id` names its content.
+    """Fill in the checksums that a predictor leaves open, so that `model_id` identifies its weights.
 
-    Runs on the driver. Reads (and if need be downloads) only files whose checksum is not given; the
-    published predictors touch no file here.
+    Runs on the driver. Reads, and downloads if necessary, only files without a given checksum. For built-in
+    predictors no file is read.
 
     Raises:
-        WeightsError: A file is missing, or is an archive or pickle whose checksum was not given.
+        WeightsError: A file is missing, or is an archive or pickle without a given checksum.
     """
     return pin_head(pin_backbone(predictor, model_path), model_path)
 
 
 def pin_backbone(predictor: Predictor, model_path: str | None = None) -> Predictor:
-    """The same for the backbone alone, for what makes embeddings."""
+    """Fill in the backbone's checksum only, for functions that compute embeddings."""
     if predictor.backbone_sha256 is not None:
         return predictor
     sha256 = _content_sha256(predictor.backbone_weights, predictor.backbone, "backbone", model_path)
@@ -81,18 +82,18 @@ def pin_backbone(predictor: Predictor, model_path: str | None = None) -> Predict
 
 
 def pin_head(predictor: Predictor, model_path: str | None = None) -> Predictor:
-    """The same for the head alone, for what scores embeddings."""
+    """Fill in the head's checksum only, for functions that score embeddings."""
     if predictor.head_sha256 is not None:
         return predictor
     return replace(predictor, head_sha256=_content_sha256(predictor.head_weights, "", "head", model_path))
 
 
 def backbone_file(predictor: Predictor, model_path: str | None = None) -> Path:
-    """Find, fetch and verify the backbone's weights file of a predictor that is not untrained.
+    """Return the verified weights file of a predictor's trained backbone, after a download if necessary.
 
     Raises:
-        WeightsNotFoundError: It is nowhere; the message says what to put where.
-        ChecksumError: The file found is another one.
+        WeightsNotFoundError: The file is missing and cannot be downloaded; the message says where to put it.
+        ChecksumError: The file has another checksum.
     """
     return _find(predictor.backbone_weights, predictor.backbone_sha256, model_path)
 
@@ -101,7 +102,7 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
     """Load the head of a pinned predictor. Needs torch only for a .pth file.
 
     Raises:
-        WeightsError: Missing, not the right file, or no head.
+        WeightsError: The file is missing, has another checksum, or holds no head.
     """
     source = predictor.head_weights
     if source.startswith(UNTRAINED):
@@ -111,7 +112,7 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
         if predictor.head_sha256 not in (None, head.published_sha256):
             raise ChecksumError(
                 f"predictor {predictor.name!r}: expected a head folded from the file with sha256 "
-                f"{predictor.head_sha256}, found {source!r}, folded from {head.published_sha256}; correct head_sha256"
+                f"{predictor.head_sha256}, found {source!r}, folded from {head.published_sha256}. Correct head_sha256."
             )
         name = source.removeprefix(PACKAGED)
         with resources.as_file(resources.files("spark_aesthetic.predictors.heads") / f"{name}.safetensors") as path:
@@ -120,15 +121,15 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
 
 
 def check_dimension(predictor: Predictor, head: Head, dimension: int) -> None:
-    """Check that a predictor's head takes embeddings of the length that its backbone gives.
+    """Check that a predictor's head takes embeddings of the length that its backbone makes.
 
     Raises:
-        WeightsError: It takes embeddings of another length.
+        WeightsError: The lengths differ.
     """
     if head.dimension != dimension:
         raise WeightsError(
             f"predictor {predictor.name!r}: expected a head for the {dimension} numbers of {predictor.backbone}, found "
-            f"{predictor.head_weights!r}, which takes {head.dimension}; name the head's own backbone or another head"
+            f"{predictor.head_weights!r}, which takes {head.dimension}. Name the head's own backbone or another head."
         )
 
 
@@ -144,22 +145,23 @@ def is_safetensors(path: Path) -> bool:
 
 
 def load_torch(path: Path) -> dict[str, npt.NDArray[np.float64]]:
-    """Load a verified .pth file of tensors by name, running none of the code a pickle can hold.
+    """Load a verified .pth file of tensors by name, without running any code that a pickle can hold.
 
     Raises:
         MissingDependencyError: torch is not installed.
-        WeightsError: It holds something else than tensors by name.
+        WeightsError: The file does not hold tensors by name.
     """
     try:
         import torch
     except ImportError as error:
         raise MissingDependencyError(
-            f"{path} is no safetensors file and takes torch to read: pip install 'spark-aesthetic[image]'"
+            f"{path}: expected safetensors, or torch for other files, found neither. "
+            "Run pip install 'spark-aesthetic[image]'."
         ) from error
-    # The published V2 heads were saved from a GPU.
+    # The published V2 heads were saved from a GPU, so their tensors are mapped to the CPU.
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # Whatever a file that is no .pth, or one of more than tensors, meets on the way through the unpickler.
+    # The unpickler raises many kinds of errors for a file that is not .pth, or that holds more than tensors.
     except Exception as error:
         raise WeightsError(
             f"{path}: expected a .pth file of tensors by name, as torch.save(model.state_dict(), path) writes it, "
@@ -167,9 +169,9 @@ def load_torch(path: Path) -> dict[str, npt.NDArray[np.float64]]:
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
         raise WeightsError(
-            f"{path}: expected a dictionary of tensors by name, found {_kinds(loaded)}; save model.state_dict() alone"
+            f"{path}: expected a dictionary of tensors by name, found {_kinds(loaded)}. Save model.state_dict() alone."
         )
-    # By way of float64, which holds every float type that torch has and NumPy has not.
+    # Converted to float64, because NumPy lacks some of torch's float types, such as bfloat16.
     return {name: tensor.detach().double().numpy() for name, tensor in loaded.items()}
 
 
@@ -180,11 +182,11 @@ def _kinds(loaded: object) -> str:
 
 
 def read_head(path: Path, *, sha256: str | None) -> Head:
-    """Read a head from a file of one's own choosing, once its checksum was compared.
+    """Compare the checksum of a file, and read a head from it.
 
     Raises:
-        ChecksumError: It is another file.
-        WeightsError: It holds no head.
+        ChecksumError: The file has another checksum.
+        WeightsError: The file holds no head.
     """
     _verify(path, sha256)
     return _read_head(path, sha256)
@@ -199,19 +201,19 @@ def _read_head(path: Path, sha256: str | None) -> Head:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             activation = (file.metadata() or {}).get("activation")
-    # The last two are how it says that NumPy has no such type.
+    # safetensors raises TypeError or AttributeError for a type that NumPy lacks.
     except (SafetensorError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{path}: expected a safetensors file of float16, float32 or float64, found one that NumPy cannot read: "
-            f"{error}; save the head again in float32"
+            f"{error}. Save the head again in float32."
         ) from error
     return heads.from_tensors(tensors, source=str(path), activation=activation)
 
 
 def _unverified(path: Path, part: str) -> WeightsError:
     return WeightsError(
-        f"{path}: expected safetensors, or {part}_sha256 in the predictor, found an archive without one. "
-        f'Reading it can run code: if you trust it, add {part}_sha256="{sha256_of(path)}"'
+        f"{path}: expected safetensors, or {part}_sha256 in the predictor, found an archive without a checksum. "
+        f'Reading it can run code; if you trust it, add {part}_sha256="{sha256_of(path)}"'
     )
 
 
@@ -225,38 +227,38 @@ def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
         if files.is_file(path):
             _verify(path, sha256)
             return path
-    # `pin` fetches an address whose checksum is not known yet to another place.
+    # `pin` downloads a URL without a known checksum to `unpinned`.
     for path in (cached, unpinned):
         if is_fetched(path, sha256):
             return path
     looked = " or ".join(str(path) for path in (*places, cached))
     if not remote:
-        raise WeightsNotFoundError(f"weights file {name}: expected at {looked}; found nothing. Put it there")
+        raise WeightsNotFoundError(f"weights file {name}: expected at {looked}, found nothing. Put it there.")
     cache.cache_dir()
     try:
         return download(source, cached, sha256=sha256)
     except WeightsNotFoundError as error:
         size = _KNOWN_SIZES.get(sha256 or "", "size not known")
         raise WeightsNotFoundError(
-            f"weights file {name} ({size}, sha256 {sha256 or 'not given'}): expected at {looked}; found "
-            f"nothing, and {error}. Fetch it from {source} on a machine with a network and put it into a folder that "
-            "SPARK_AESTHETIC_WEIGHTS or model_path names, on the driver and on every executor"
+            f"weights file {name} ({size}, sha256 {sha256 or 'not given'}): expected at {looked}, found "
+            f"nothing; {error}. Download it from {source} on a machine with a network, and put it into a folder that "
+            "SPARK_AESTHETIC_WEIGHTS or model_path names, on the driver and on every executor."
         ) from error
 
 
 def _file_name(source: str) -> str:
-    """The name of a weights file, under which it is looked for and cached."""
+    """Return the file name under which a weights file is searched for and cached."""
     try:
         source.encode()
         name = Path(unquote(urlsplit(source).path) if "://" in source else source).name
         fits = 0 < len(name.encode()) <= _NAME_BYTES
-    # An address with half an IPv6 host, and text that is no Unicode.
+    # urlsplit raises for half an IPv6 host, and encode for a lone surrogate.
     except ValueError:
         name, fits = source[-_NAME_BYTES:], False
     if not fits or name == ".." or "\0" in name:
         raise PredictorError(
-            f"weights {source[:_NAME_BYTES]!r}: expected the path or address of a file, found one that ends in "
-            f"{name[:_NAME_BYTES]!r}; name the file itself"
+            f"weights {source[:_NAME_BYTES]!r}: expected the path or URL of a file, found one that ends in "
+            f"{name[:_NAME_BYTES]!r}. Name the file itself."
         )
     return name
 
@@ -275,7 +277,7 @@ def _named_places(name: str, model_path: str | None) -> list[Path]:
 
 
 def _folder_only(model_path: str | None) -> str | None:
-    """A model_path that is a file is the backbone's; the head is then looked for beside it."""
+    """Return `model_path`, or its folder if it is the backbone's file. The head may be in the same folder."""
     if model_path is not None and files.is_file(model_path):
         return str(Path(model_path).parent)
     return model_path
@@ -288,7 +290,7 @@ def _verify(path: Path, sha256: str | None) -> None:
     if found != sha256:
         raise ChecksumError(
             f"{path}: expected sha256 {sha256}, found {found}; the file was not opened. "
-            "Replace it, or name it in a Predictor of your own"
+            "Replace it, or describe it in your own Predictor."
         )
 
 
@@ -311,15 +313,15 @@ def _packaged(source: str) -> PackagedHead:
 
 
 def _untrained_numbers(source: str, count: int) -> list[int]:
-    """Seed, and dimension if two numbers are expected."""
+    """Parse the seed and, if two numbers are expected, the dimension."""
     form = ":".join(("SEED", "DIMENSION")[:count])
     written = source.removeprefix(UNTRAINED)
-    # Far fewer digits than int() takes.
+    # At most 19 digits, because int() raises for more than 4,300.
     if re.fullmatch(r"\d{1,19}" + r":\d{1,19}" * (count - 1), written, re.ASCII):
         numbers = [int(number) for number in written.split(":")]
         if numbers[0] < 2**63 and all(0 < number <= _MAX_DIMENSION for number in numbers[1:]):
             return numbers
     raise PredictorError(
-        f"untrained weights: expected {UNTRAINED + form!r}, a seed below 2^63"
+        f"untrained weights: expected {UNTRAINED + form!r} with a seed below 2^63"
         f"{f' and a dimension of 1 to {_MAX_DIMENSION}' if count > 1 else ''}, found {source[:80]!r}"
     )

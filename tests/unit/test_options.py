@@ -104,5 +104,5 @@ def test_a_calibration_at_an_address_without_its_package_is_one_line() -> None:
 def test_half_a_character_is_no_text_of_a_predictor(field: str) -> None:
     given = {"name": "mine", "backbone": "ViT-B-32", "backbone_weights": "/a b/\u00e9\u4e2d", "head_weights": "/h"}
     Predictor(**given)
-    with pytest.raises(PredictorError, match=f"field {field}: expected whole characters"):
+    with pytest.raises(PredictorError, match=f"field {field}: expected valid Unicode"):
         Predictor(**given | {field: "/a\ud800"})

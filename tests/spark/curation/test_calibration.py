@@ -278,7 +278,7 @@ def test_a_calibration_reads_well(table: DataFrame, spark: SparkSession) -> None
         ({"keep": 0.1, "top_k": 3}, "expected one target at most, found keep, top_k"),
         ({"keep": 0.0}, "keep=0.0: expected a share above 0"),
         ({"keep": 1.5}, "keep=1.5: expected a share above 0"),
-        ({"keep": "0.1"}, "keep='0.1': expected a finite number above 0 and up to 1; a tenth is 0.1"),
+        ({"keep": "0.1"}, "keep='0.1': expected a finite number above 0 and at most 1, such as 0.1 for a tenth"),
         ({"keep": True}, "keep=True: expected a finite number above 0"),
         ({"top_k": 0}, "top_k=0: expected a whole number of rows of at least 1"),
         ({"top_k": float("nan")}, "top_k=nan: expected a whole number of rows"),

@@ -234,7 +234,7 @@ def test_an_image_in_a_struct_goes_out_with_the_other_fields(spark: SparkSession
         "image": {"path": "i3.x"}, "words": "ci3", "aesthetic_score": 3, "aesthetic_model": "a@1"
     }  # fmt: skip
     with pytest.raises(
-        TableError, match=r"--image-col image: expected binary .* name its field bytes: --image-col image.byt"
+        TableError, match=r"--image-col image: expected binary .* Name its field bytes: --image-col image.byt"
     ):
         sa.export_webdataset(spark, image_col="image", out=f"{tmp_path}/other", **given)
     with pytest.raises(TableError, match=r"--image-col: no column 'image\.byte'"):

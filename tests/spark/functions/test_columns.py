@@ -460,12 +460,12 @@ def test_a_column_is_found_by_its_name_whatever_it_is_and_else_by_its_path(spark
         assert bytes(rows.select(schemas.column_path(rows, given)).collect()[0][0]) == expected
     with pytest.raises(
         TableError,
-        match=r"--image-col photo: expected binary .* name its field bytes or `of original`.raw: "
+        match=r"--image-col photo: expected binary .* Name its field bytes or `of original`.raw: "
         r"--image-col photo.bytes",
     ):
         inputs.check_image_type(rows.schema["photo"].dataType, "--image-col photo")
     # Spark's image source has no files in it.
-    with pytest.raises(TableError, match=r"inputCol image: .*read files with format binaryFile"):
+    with pytest.raises(TableError, match=r"inputCol image: .*Read files with format binaryFile"):
         inputs.check_image_type(StructType.fromDDL("height int, nChannels int, data binary"), "inputCol image")
 
 

@@ -103,7 +103,7 @@ def test_bad_rows_are_null_and_cost_no_other_row(spark: SparkSession) -> None:
         ({"model_name": "resnet18", "pretrained": None}, "expected True, False or a tag"),
         ({"model_name": "resnet18", "device": "gpu"}, "did you mean"),
         ({"model_name": "vit_base_patch16_plus_240"}, "timm has no weights of it"),
-        ({"model_name": "vit_base_patch32_clip_224.openai"}, "use 'vit_base_patch32_clip_quickgelu_224.openai'"),
+        ({"model_name": "vit_base_patch32_clip_224.openai"}, "Use 'vit_base_patch32_clip_quickgelu_224.openai'"),
         ({"model_name": "roberta-ViT-B-32"}, "expected the tag of the weights"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_prefix_that_makes_no_name_is_told_before_anything_is_registered(spark
 
 @pytest.mark.parametrize("name", ["", "a b", "main.images.scores.f", "f(x)", "a`b", "a-b", "`a"])
 def test_a_text_with_no_name_of_a_function_is_told(name: str) -> None:
-    with pytest.raises(OptionError, match=r"name=.*expected that of a function"):
+    with pytest.raises(OptionError, match=r"name=.*expected the name of a function"):
         sa.create_function_ddl(name)
 
 

@@ -121,7 +121,7 @@ def test_an_image_in_a_struct_is_scored_and_the_struct_itself_is_refused(spark: 
     frame = spark.createDataFrame([row], "id int, image struct<bytes: binary, path: string>")
     scored = AestheticScorer(inputCol="Image.bytes", predictor=small_predictor(), errorCol="reason").transform(frame)
     assert (scored.collect()[0].reason, scored.collect()[0].aesthetic_score is None) == (None, False)
-    for wrong, said in (("image", "name its field bytes: inputCol image.bytes"), ("image.path", "found string")):
+    for wrong, said in (("image", "Name its field bytes: inputCol image.bytes"), ("image.path", "found string")):
         with pytest.raises(TableError, match=said):
             AestheticScorer(inputCol=wrong).transformSchema(frame.schema)
     with pytest.raises(TableError, match=r"inputCol: no column 'image\.byte'"):
@@ -150,7 +150,7 @@ def test_a_wrong_argument_is_an_error_at_the_call() -> None:
     with pytest.raises(OptionError, match="expected inputKind='image'"):
         AestheticScorer(inputCol="e", inputKind="embedding", embeddingCol="e2")
     for twice in ({"errorCol": "aesthetic_score"}, {"outputCol": "s", "embeddingCol": "S"}):
-        with pytest.raises(OptionError, match=r"expected a name of its own for each, found (aesthetic_score|s, S)"):
+        with pytest.raises(OptionError, match=r"expected a different name for each, found (aesthetic_score|s, S)"):
             AestheticScorer(inputCol="image", **twice)
 
 
@@ -160,7 +160,7 @@ def test_a_wrong_argument_is_an_error_at_the_call() -> None:
         ("photo binary", "image", "no column 'image'"),
         ("image string", "image", "expected binary.*found string"),
         ("image binary", "embedding", "expected array<float>.*found binary"),
-        ("image binary, aesthetic_score int", "image", "the table has one of that name"),
+        ("image binary, aesthetic_score int", "image", "the table has a column of that name"),
     ],
 )
 def test_a_wrong_table_is_an_error_before_any_row(spark: SparkSession, schema: str, kind: str, message: str) -> None:

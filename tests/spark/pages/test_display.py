@@ -75,7 +75,7 @@ def test_images_are_decoded_as_for_scores_and_shown_upright(spark: SparkSession)
         Image.open(BytesIO(b64decode(tile.thumbnail.partition(",")[2]))).size for tile in shown.tiles if tile.thumbnail
     ]
     assert sizes == [(30, 10), (10, 30)]
-    with pytest.raises(TableError, match=r"image_col image: .* name its field bytes: image_col image.bytes"):
+    with pytest.raises(TableError, match=r"image_col image: .* Name its field bytes: image_col image.bytes"):
         sa.display(spark.createDataFrame(rows, schema))
 
 

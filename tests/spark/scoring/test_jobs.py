@@ -399,7 +399,7 @@ def test_columns_to_score_may_have_a_dot_or_be_fields_of_a_struct_which_itself_i
     rows = spark.createDataFrame([(0, bytearray(noise_image(0)))], "id int, `seg.jpg` binary")
     images = write(rows.selectExpr("*", "struct(`seg.jpg` AS jpg) AS s"), str(tmp_path / "images"))
     scored = {"key": ["id"], "scores": str(tmp_path / "scores"), "predictor": small_predictor()}
-    with pytest.raises(TableError, match=r"--image-col s: expected binary .*name its field jpg"):
+    with pytest.raises(TableError, match=r"--image-col s: expected binary .*Name its field jpg"):
         sa.score_table(spark, source=images, image_col="s", **scored)
     assert not (tmp_path / "scores").exists()
     assert sa.score_table(spark, source=images, image_col="seg.jpg", **scored).scored == 1

@@ -232,7 +232,7 @@ def test_rows_of_the_right_length_behind_many_others_are_scored(
 ) -> None:
     wrong = spark.range(1000, 2100).selectExpr("CAST(id AS int) AS id", "array_repeat(0.1F, 512) AS e")
     source = table(wrong)
-    with pytest.raises(TableError, match=r"expected 768 numbers .* found 512; choose"):
+    with pytest.raises(TableError, match=r"expected 768 numbers .* found 512\. Choose"):
         score(spark, source, str(tmp_path / "scores"))
     embeddings(spark).write.format("delta").mode("append").save(source)
     done = score(spark, source, str(tmp_path / "scores"))

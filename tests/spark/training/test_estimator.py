@@ -361,7 +361,7 @@ def test_the_schema_is_that_of_the_scorer(make: Make) -> None:
     schema = StructType.fromDDL("e array<float>, stars decimal(3,1)")
     expected = StructType.fromDDL("e array<float>, stars decimal(3,1), s float")
     assert make(outputCol="s").transformSchema(schema) == expected
-    with pytest.raises(TableError, match="output column 'stars': the table has one of that name"):
+    with pytest.raises(TableError, match="output column 'stars': the table has a column of that name"):
         make(outputCol="stars").transformSchema(schema)
 
 
@@ -373,7 +373,7 @@ def test_what_cannot_be_saved_or_named_is_an_error_before_any_row(spark: SparkSe
             make(path=path).fit(unread)
     with pytest.raises(OptionError, match="backboneWeights: expected the file of backbone 'ViT-H-14'"):
         make(backbone="ViT-H-14", backboneWeights=None).fit(unread)
-    with pytest.raises(PredictorError, match="rename it"):
+    with pytest.raises(PredictorError, match="Rename it"):
         make(name="my head").fit(unread)
     with pytest.raises(PredictorError, match="untrained-"):
         make(backboneWeights="untrained:0", backboneSha256=None).fit(unread)

@@ -178,10 +178,10 @@ def test_variables_of_the_settings_reach_the_python_workers(on_two_gpus: dict[st
 def test_a_gpu_that_torch_has_not_fails_the_job_naming_device_and_remedy(on_two_gpus: dict[str, Any]) -> None:
     error = on_two_gpus["error"]
     assert error is not None
-    found = re.search(r"ResourceError: device cuda:(\d+): expected a GPU that torch can use, found \d+ of them", error)
+    found = re.search(r"ResourceError: device cuda:(\d+): expected a GPU that torch can use, found \d+ GPUs", error)
     assert found is not None, error
     assert found[1] in ADDRESSES
-    assert "install a CUDA build of torch and the driver on the executors" in error
+    assert "Install a CUDA build of torch and the GPU driver on the executors" in error
     assert "correct the discovery script's addresses" in error
 
 

@@ -536,4 +536,4 @@ def test_a_missing_decoder_is_said_with_its_remedy(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path, env=env)
-    assert done.stdout.startswith("MissingDependencyError headers of images need Pillow and simplejpeg")
+    assert done.stdout.startswith("MissingDependencyError image headers: expected Pillow and simplejpeg")

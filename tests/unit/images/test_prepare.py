@@ -294,7 +294,7 @@ def test_a_prepared_file_that_is_damaged_is_made_again_and_never_scored_with(
     else:
         target.with_name(f"{target.name}.b3").unlink()
     encoder = load_encoder(untrained, device="cpu", dtype="float32", model_path=None)
-    assert f"{target} differs from its digest and is made again" in caplog.text
+    assert f"{target} does not match its digest; preparing it again" in caplog.text
     assert target.read_bytes() == content
     pixels = np.zeros((1, 224, 224, 3), dtype=np.uint8)
     expected = encoded(ImageEncoder(target, device="cpu"), pixels)
@@ -312,7 +312,7 @@ def test_a_cache_that_others_can_write_to_is_not_scored_with(own_cache: Path) ->
 def test_a_disk_that_fills_while_weights_are_prepared_is_one_line_and_leaves_nothing(own_cache: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL], check=True, capture_output=True, text=True, timeout=120)
     (message,) = done.stdout.splitlines()
-    assert "make space in the cache of weights" in message
+    assert "Make space in the cache of weights" in message
     assert [file.name for file in (own_cache / "prepared").iterdir() if file.suffix != ".lock"] == []
 
 
@@ -496,7 +496,7 @@ def test_a_file_that_is_no_archive_is_refused(content: bytes, tmp_path: Path, ow
 def test_a_pickled_state_dict_is_refused_with_the_remedy(tmp_path: Path, own_cache: Path) -> None:
     torch.save({"visual.class_embedding": torch.zeros(384)}, tmp_path / "open_clip_pytorch_model.bin")
     message = refused(predictor(tmp_path / "open_clip_pytorch_model.bin"), own_cache)
-    assert message.endswith("save a .pth or .bin of tensors again as safetensors")
+    assert message.endswith("Save a .pth or .bin of tensors again as safetensors.")
 
 
 def test_names_of_nothing_known_stay_as_they_are() -> None:

@@ -70,7 +70,7 @@ def test_what_others_can_write_to_is_refused(mode: int, place: str, tmp_path: Pa
 def test_what_belongs_to_another_user_is_refused(place: str, tmp_path: Path) -> None:
     target = published()
     os.chown(tmp_path / place, NOBODY, NOBODY)
-    with pytest.raises(WeightsError, match=f"found one of the user with the id {NOBODY}"):
+    with pytest.raises(WeightsError, match=f"found one owned by the user with the id {NOBODY}"):
         cache.is_whole(target)
 
 
@@ -158,7 +158,7 @@ def test_a_write_that_fails_leaves_nothing(error: BaseException) -> None:
         cache.publish(target, write)
     if isinstance(error, OSError):
         assert "No space left on device" in str(caught.value)
-        assert "make space" in str(caught.value)
+        assert "Make space" in str(caught.value)
     assert [path.name for path in target.parent.iterdir() if path.suffix != ".lock"] == []
 
 
@@ -174,7 +174,7 @@ def test_a_disk_that_is_full_is_one_line_with_the_remedy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     message, left = done.stdout.splitlines()
-    assert "File too large; make space in the cache of weights" in message
+    assert "File too large. Make space in the cache of weights" in message
     assert set(left.split()) <= {"file.lock"}
 
 

@@ -408,7 +408,7 @@ def test_a_cached_file_that_was_damaged_is_fetched_again(server: Server, caplog:
     path = weights.backbone_file(mine)
     path.write_bytes(CONTENT[:-1])
     assert weights.backbone_file(mine).read_bytes() == CONTENT
-    assert f"{path} has another checksum" in caplog.text
+    assert f"{path} does not have the sha256" in caplog.text
 
 
 # No network

@@ -150,7 +150,7 @@ def test_weights_whose_address_names_no_file_are_refused_before_anything_is_fetc
             )
             if attempt is weights.pin and sha256_or_none is not None:
                 continue
-            with pytest.raises(PredictorError, match="expected the path or address of a file"):
+            with pytest.raises(PredictorError, match="expected the path or URL of a file"):
                 attempt(predictor)
 
 
