@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Prints the GPUs of this machine or container as Spark asks for them: {"name":"gpu","addresses":["0","1"]}.
-# Run by each standalone worker, or by each executor on YARN and Kubernetes. It must stay executable. What it
-# says on stderr is in the log of whoever ran it.
+# Prints the GPUs of this machine or container in Spark's format: {"name":"gpu","addresses":["0","1"]}.
+# Each standalone worker runs it, or each executor on YARN and Kubernetes; its stderr is in their logs. Keep it executable.
 set -euo pipefail
 
 fail() {
@@ -16,7 +15,7 @@ runtime), or remove the spark.*.resource.gpu.* settings to score on CPUs"
 found=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>&1) ||
     fail "expected nvidia-smi to list the GPUs, found: $found; run nvidia-smi there and mend the driver"
 
-# Only the lines that are an index: warnings come on the same stream.
+# Keep only lines that are an index, because warnings are on the same stream.
 addresses=$(grep -E '^[0-9]+$' <<<"$found" | sed 's/.*/"&"/' | paste -sd, -) ||
     fail "expected at least one GPU, found: $found"
 
