@@ -71,7 +71,7 @@ def assert_published(spark: SparkSession, path: str, key: str = "id") -> None:
         (["id", "e"], {}, {"scores": "NEW", "max_files_per_chunk": 10**400}, "max_files_per_chunk=1000.* …: expected"),
         (["id", "e"], {}, {"scores": "NEW", "view": "nosuch.v"}, "--view: expected a schema that exists"),
         (["id", "e"], {}, {"scores": "NEW", "view": "`v"}, "--view: expected a name for a view"),
-        (["id", "e"], {}, {"scores": "NEW", "version_col": "id"}, "--version-col: expected a column that is no key"),
+        (["id", "e"], {}, {"scores": "NEW", "version_col": "id"}, "--version-col: expected a column that is neither"),
         (["id", "e"], {}, {"scores": "NEW", "version_col": "none"}, "--version-col: no column 'none'"),
         (["id", "e"], {}, {"scores": "NEW", "version_col": "e"}, "expected other columns than the scored one"),
         (["id", "e"], {}, {"scores": "s3://no-such-bucket/x"}, "No FileSystem for scheme|S3FileSystem|s3"),
