@@ -1,1 +1,1 @@
-"""Delta tables through Spark; knows nothing of predictors or scores."""
+"""Read and write Delta tables through Spark. Nothing here depends on predictors or scores."""

@@ -1,4 +1,4 @@
-"""Places that Spark reads and writes, and one line about one that it cannot reach."""
+"""Read files and tables through Spark, and report a place that cannot be reached in one line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from spark_aesthetic.errors import TableError
 
 
 def files_reader(spark: SparkSession) -> DataFrameReader:
-    """A reader of one file or folder that takes its path for what it is, and not for a pattern.
+    """Return a reader that takes a path literally, not as a glob pattern.
 
-    For one path only: if several look like patterns, Spark 4.2 reads each of them twice. The option is Spark's own: it
-    reads the files of its tables with it. An escaped path would not do: Hadoop finds no name with a colon by a pattern.
+    Use it for a single path. Given several paths that look like patterns, Spark 4.2 reads each of them twice. Spark
+    reads the files of its own tables with this option. Escaping the path instead does not work, because Hadoop cannot
+    match a name with a colon against a pattern.
     """
     return spark.read.option("__globPaths__", "false")
 
@@ -29,18 +30,18 @@ def reaching(
     missing: str | None = None,
     errors: tuple[type[Exception], ...] = (PySparkException, Py4JJavaError),
 ) -> Iterator[None]:
-    """Turn what a file system, a connector or a metastore raises into one line about a place.
+    """Turn an error of a file system, a connector or a metastore into one line that names the place.
 
     Args:
-        place: The place, as its user named it: `--source 's3://bucket/x'`.
-        remedy: What to do about it.
-        missing: What to say, after the place, if nothing is there.
-        errors: Those that can only be of the place. Spark's and Delta's own have classes of PySpark, a file system's is
-            a Py4JJavaError.
+        place: The place as the user named it, such as `--source 's3://bucket/x'`.
+        remedy: What the user should do.
+        missing: The message, after the place, if nothing exists there.
+        errors: The exception types to convert: only those that the place can cause. Spark and Delta raise classes of
+            PySpark; an error of a file system is a Py4JJavaError.
 
     Raises:
         ResourceError: The disk is full.
-        TableError: Nothing is there, or the place cannot be reached, with the first line of the cause.
+        TableError: Nothing exists there, or the place cannot be reached. The message has the first line of the cause.
     """
     try:
         with full_disk_explained():
@@ -54,7 +55,7 @@ def reaching(
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether Spark says that a table, a schema or a path does not exist, or that a folder has none of the files."""
+    """Whether an error says that a table, a schema or a path does not exist, or that a folder has no data files."""
     condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
     missing = ("NOT_FOUND", "MISSING_DELTA_TABLE", "PATH_DOES_NOT_EXIST", "UNABLE_TO_INFER_SCHEMA")
     return any(name in condition for name in missing)

@@ -1,4 +1,4 @@
-"""Commits to Delta tables: tried again where another one comes between, made once, and told from one another."""
+"""Commits to Delta tables: retry them after a conflict, make them exactly once, and list them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from spark_aesthetic.errors import TableError
 
 Done = TypeVar("Done")
 
-# A commit is retried if another one, by another model or by maintenance, was committed first. This many attempts.
+# Attempts per commit, because a run of another model, or maintenance, may commit first.
 ATTEMPTS = 5
 
-# How Delta says so: by condition, or by the name of the class where there is none.
+# How Delta reports a conflict: by error condition, or by class name if the error has no condition.
 _CONFLICTS = (
     "DELTA_CONCURRENT", "io.delta.exceptions.Concurrent", "DELTA_METADATA_CHANGED", "MetadataChangedException",
     "DELTA_PROTOCOL_CHANGED", "ProtocolChangedException", "DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS",
 )  # fmt: skip
 
-# What changes a table without changing a row.
+# Operations that change no row.
 _HARMLESS = (
     "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UNSET TBLPROPERTIES", "ADD COLUMNS", "CLUSTER BY",
     "CHANGE COLUMN", "COMPUTE STATS", "UPGRADE PROTOCOL", "ADD CONSTRAINT", "DROP CONSTRAINT",
@@ -41,12 +41,12 @@ _HARMLESS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """The metadata of a commit, and the transaction that lets Delta recognise its repetition.
+    """The metadata of a commit, and the transaction id by which Delta ignores a repeated commit.
 
     Attributes:
-        info: Where its rows come from, as JSON in the table's history.
-        application: With `number`, what makes it happen once: Delta ignores a commit of a number that it has had.
-        number: Of the chunk.
+        info: Where the rows come from, as JSON in the table's history.
+        application: Delta's txnAppId. Delta ignores a commit with an application and a number that it already has.
+        number: Delta's txnVersion, which identifies the chunk.
     """
 
     info: str
@@ -54,8 +54,8 @@ class Commit:
     number: int | None = None
 
     def options(self) -> dict[str, str]:
-        """As a writer takes them."""
-        # A setting's value is no text to Spark but a pattern, in which it replaces ${env:HOME}; to JSON it is the same.
+        """Return the options of a DataFrameWriter."""
+        # Spark substitutes ${env:HOME} in the value of a setting. An escaped $ prevents that and is the same in JSON.
         options = {"userMetadata": self.info.replace("$", "\\u0024")}
         if self.application is not None:
             options |= {"txnAppId": self.application, "txnVersion": str(self.number)}
@@ -63,12 +63,12 @@ class Commit:
 
 
 def is_conflict(error: Exception) -> bool:
-    """Whether a commit failed for another one that came between, so that it can be tried again."""
+    """Whether a commit failed because another commit came first, so that a retry can succeed."""
     return any(name in str(error) for name in _CONFLICTS)
 
 
 def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: None, also: Sequence[str] = ()) -> Done:
-    """Commit, and again where another commit came between (or for other reasons); `check` may raise before each."""
+    """Commit, and retry after a conflict or an error with a text of `also`. Before each try, `check` may raise."""
     for attempt in range(ATTEMPTS):
         check()
         try:
@@ -82,12 +82,12 @@ def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: 
 
 
 def properties(spark: SparkSession, table: str) -> dict[str, str]:
-    """The table's properties."""
+    """Return the table's properties."""
     return {row.key: row.value for row in statement(spark, f"SHOW TBLPROPERTIES {table}")}
 
 
 def properties_clause(values: Mapping[str, str]) -> str:
-    """Properties as CREATE and ALTER take them; neither names nor values hold a quote or a backslash."""
+    """Format properties for CREATE and ALTER. Names and values must not contain a quote or a backslash."""
     return "(" + ", ".join(f"'{name}' = '{value}'" for name, value in values.items()) + ")"
 
 
@@ -96,13 +96,13 @@ def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, c
 
     Args:
         spark: A session of our own, in which the rows were made.
-        table: As SQL takes it.
-        rows: Called `scored` in the clauses.
-        clauses: What follows USING in the statement; the table is called `target` there.
-        commit: What the commit says of itself.
+        table: The table as an SQL identifier.
+        rows: The rows, which the clauses call `scored`.
+        clauses: The rest of the statement after USING, which calls the table `target`.
+        commit: The metadata of the commit.
 
     Returns:
-        The counts that Delta gives; nothing where this commit has been made before.
+        Delta's row of counts; an empty list if this commit was already made.
     """
     view = f"_aesthetic_{uuid4().hex}"
     rows.createTempView(view)
@@ -115,16 +115,16 @@ def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, c
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """A commit as Delta's history tells it.
+    """A commit as Delta's history records it.
 
     Attributes:
-        version: The version of the table that it made.
-        at: When.
-        operation: Delta's word for it, such as WRITE or MERGE.
-        parameters: Delta's, of that operation.
-        metrics: Delta's counts, of that operation.
+        version: The table version that it created.
+        at: When it was made.
+        operation: Delta's name of the operation, such as WRITE or MERGE.
+        parameters: Delta's parameters of the operation.
+        metrics: Delta's metrics of the operation.
         is_blind: Whether it added rows without reading any.
-        told: What it says of itself, where that is a JSON object.
+        told: Its user metadata, if that is a JSON object; empty otherwise.
     """
 
     version: int
@@ -137,17 +137,17 @@ class Logged:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this package made it."""
+        """Whether this package made the commit."""
         return isinstance(self.told.get("spark_aesthetic"), str)
 
     @property
     def adds_only(self) -> bool:
-        """Whether each row that was there before is there after it, with the same values."""
+        """Whether the commit leaves all existing rows unchanged."""
         appends = self.operation == "WRITE" and self.parameters.get("mode") == "Append"
         return self.is_blind or appends or self.operation in _HARMLESS
 
     def metric(self, name: str) -> int:
-        """One of the counts, 0 where Delta gives none."""
+        """Return a metric as a number, or 0 if Delta does not report it."""
         return int(self.metrics.get(name) or 0)
 
     @property
@@ -159,18 +159,18 @@ class Logged:
 
 
 def logged(spark: SparkSession, table: str, *, since: int = -1, last: int | None = None) -> list[Logged]:
-    """The commits that the history still has, the newest first.
+    """Return the commits that are still in the history, newest first.
 
     Args:
         spark: A session with Delta Lake.
-        table: As SQL takes it.
-        since: The commits after this version alone; -1 is all of them.
-        last: No more than this many of the newest.
+        table: The table as an SQL identifier.
+        since: Return only commits after this version; -1 returns all.
+        last: Return at most this many of the newest commits, whatever `since` is.
     """
     if last is not None:
         return [_logged(row) for row in _described(spark, f"DESCRIBE HISTORY {table} LIMIT {last}")]
     found: list[Logged] = []
-    # Delta reads a file for each commit, and most callers ask for a handful of thousands.
+    # Delta reads one file per commit, and most callers need only the newest ones.
     for limit in (" LIMIT 50", " LIMIT 1000", ""):
         found = [_logged(row) for row in _described(spark, f"DESCRIBE HISTORY {table}{limit}")]
         if not found or found[-1].version <= since + 1 or not limit:
@@ -180,7 +180,7 @@ def logged(spark: SparkSession, table: str, *, since: int = -1, last: int | None
 
 def _described(spark: SparkSession, text: str) -> list[Row]:
     with own_session(spark) as own:
-        # Python's local times repeat an hour a year.
+        # In Python's local time, one hour per year is ambiguous.
         return own.sql(text).withColumn("timestamp", F.unix_micros("timestamp")).collect()
 
 
@@ -211,23 +211,24 @@ _TOLD = (
 
 
 def history(spark: SparkSession, scores: str) -> DataFrame:
-    """List the commits that wrote scores: which run scored what.
+    """List the commits that wrote scores, with the run that made each of them.
 
     Args:
         spark: A session with Delta Lake.
-        scores: The table by catalog name or by path.
+        scores: The scores table, by catalog name or by path.
 
     Returns:
-        A row a commit, the newest first, with version (bigint), timestamp, operation, package_version, model,
-        predictor (JSON, with the sha256 of its weights), options (JSON), source, source_id (Delta's), source_version
-        (bigint; of the newest row in the chunk), chunk (bigint; null where no stream wrote it), checkpoint (of that
-        stream), scored_at (timestamp; that of a chunk's rows), rows_written (bigint), rows_deleted (bigint).
+        One row per commit, newest first, with version (bigint), timestamp, operation, package_version, model,
+        predictor (JSON, with the sha256 of its weights), options (JSON), source, source_id (Delta's table id),
+        source_version (bigint; the newest version in the chunk), chunk (bigint; null if no stream wrote the commit),
+        checkpoint (of that stream), scored_at (timestamp; the `aesthetic_scored_at` of a chunk's rows), rows_written
+        (bigint), rows_deleted (bigint).
 
     Raises:
-        TableError: There is no such Delta table.
+        TableError: The table does not exist, or is not a Delta table.
     """
     if not tables.is_delta(spark, scores):
-        raise TableError(f"scores {scores!r}: expected a Delta table, found none; check the name or path")
+        raise TableError(f"scores {scores!r}: expected a Delta table, found none. Check the name or path.")
     rows = [
         (
             commit.version, commit.at, commit.operation, *map(commit.told.get, _TOLD), scored_at(commit),
@@ -239,6 +240,6 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
 
 
 def scored_at(commit: Logged) -> datetime | None:
-    """The time that a commit's rows have, where it tells one."""
+    """Return the `aesthetic_scored_at` of a commit's rows, or None if its metadata does not have it."""
     text = commit.told.get("scored_at")
     return None if text is None else datetime.fromisoformat(text)

@@ -1,4 +1,4 @@
-"""Where Spark Connect differs from a classic session: a function for each difference, named after what callers want."""
+"""Differences between Spark Connect and a classic session, with one function for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def oldest_release() -> tuple[int, int]:
-    """The release of Spark, such as (4, 1): on Connect the older one of the client's and the server's."""
+    """Return the release of Spark, such as (4, 1); on Connect, the older one of client and server."""
     server = SparkSession.getActiveSession() if is_remote() else None
     return min(_release(version) for version in (pyspark.__version__, *([] if server is None else [server.version])))
 
@@ -29,9 +29,9 @@ def _release(version: str) -> tuple[int, int]:
 
 
 def computes_each_mention(column: Column) -> bool:
-    """Whether an expression that names a column several times computes it as often.
+    """Whether an expression that uses a column several times also computes it several times.
 
-    To a classic session all mentions are one. Connect sends each as a call of its own, except columns of a table.
+    A classic session computes it once. Connect sends each use as a separate call, except for columns of a table.
     """
     if not is_remote():
         return False
@@ -41,21 +41,21 @@ def computes_each_mention(column: Column) -> bool:
 
 
 def analysed(rows: DataFrame) -> DataFrame:
-    """The same rows, after Spark has looked up what they name.
+    """Return the same rows after Spark has resolved the names in them.
 
-    A classic session does so at once. Connect waits until it is asked for the schema, and only then raises an error.
+    A classic session does so at once. Connect resolves names, and raises errors, only when the schema is requested.
     """
     _ = rows.schema
     return rows
 
 
 def batches_run_elsewhere() -> bool:
-    """Whether foreachBatch calls its function in another process, so that what the function counts stays there."""
+    """Whether foreachBatch runs its function in another process, so that its counters do not reach this one."""
     return is_remote()
 
 
 def can_copy(spark: SparkSession) -> bool:
-    """Whether `copied` can copy a session: every classic one, and on Connect one of a server from Spark 4.1 on."""
+    """Whether `copied` works: in any classic session, and on Connect with client and server from Spark 4.1 on."""
     if not is_remote():
         return True
     return hasattr(spark, "cloneSession") and _release(spark.version) >= (4, 1)
@@ -63,7 +63,7 @@ def can_copy(spark: SparkSession) -> bool:
 
 @contextmanager
 def copied(spark: SparkSession) -> Iterator[SparkSession]:
-    """A copy of a session, with its settings and temporary views, for as long as this lasts."""
+    """Copy a session, with its settings and temporary views, for the duration of the context."""
     if not is_remote():
         own = _copy(spark)
         with _active(own):
@@ -74,15 +74,15 @@ def copied(spark: SparkSession) -> Iterator[SparkSession]:
     try:
         yield clone
     finally:
-        # The client still tells the server of results that it has read, which a closed session would refuse.
+        # The client may still be releasing results on the server, which refuses that in a closed session.
         wait(clone.client._release_futures, timeout=10)
-        # Not `stop`, which would end a local server too.
+        # `stop` would also end a local server.
         clone.client.release_session()
         clone.client.close()
 
 
 def _copy(spark: SparkSession) -> SparkSession:
-    # Not by the constructor, which makes `rdd.toDF()` of the whole process use the newest session.
+    # The constructor would make `rdd.toDF()` use this session in the whole process.
     own = object.__new__(SparkSession)
     shared = ("_sc", "_jsc", "_jvm", "_profiler_collector")
     vars(own).update({name: value for name, value in vars(spark).items() if name in shared})
@@ -92,10 +92,10 @@ def _copy(spark: SparkSession) -> SparkSession:
 
 @contextmanager
 def _active(own: SparkSession) -> Iterator[None]:
-    """Make a session the active one of this thread, and restore the one before it at the end.
+    """Make a session the active one of this thread, and restore the previous one at the end.
 
-    Spark looks up data sources in the active session. `createDataFrame` makes its own session the active one, so the
-    user's thread would go on in ours.
+    Spark looks up data sources in the active session. `createDataFrame` makes its own session the active one, so
+    without the restore the user's thread would continue in our copy.
     """
     sessions = SparkSession._get_j_spark_session_class(own._jvm)
     before, known = sessions.getActiveSession(), SparkSession._activeSession
@@ -112,7 +112,7 @@ def _active(own: SparkSession) -> Iterator[None]:
 
 
 def job_property(spark: SparkSession, name: str) -> str | None:
-    """A property of the jobs that this thread starts, or None if it is not set; Connect has none."""
+    """Return a property of the jobs that this thread starts, or None if it is not set; always None on Connect."""
     return None if is_remote() else spark.sparkContext.getLocalProperty(name)
 
 
@@ -123,9 +123,9 @@ def set_job_property(spark: SparkSession, name: str, value: str | None) -> None:
 
 
 def task_counter(spark: SparkSession) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
-    """Give a function that counts the finished and all tasks of the largest stage at work, for as long as this lasts.
+    """Give a function that returns the finished and all tasks of the largest running stage, while the context is open.
 
-    A classic session counts those of this thread's jobs, Connect those of the session's.
+    In a classic session it covers the jobs of this thread, on Connect those of the session.
     """
     return (_connects_count if is_remote() else _own_count)(spark)
 
@@ -133,7 +133,7 @@ def task_counter(spark: SparkSession) -> AbstractContextManager[Callable[[], tup
 @contextmanager
 def _own_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int]]]:
     context, name = spark.sparkContext, "spark.jobGroup.id"
-    # The group of a stream's jobs is its run, that of a notebook's its cell: both are what cancels them.
+    # An existing job group stays, because a stream and a notebook cell cancel their jobs by it.
     before = context.getLocalProperty(name)
     group = before or uuid4().hex
     context.setLocalProperty(name, group)
@@ -159,7 +159,7 @@ def _connects_count(spark: SparkSession) -> Iterator[Callable[[], tuple[int, int
         nonlocal latest
         latest = _largest((at.num_completed_tasks, at.num_tasks) for at in stages or ())
 
-    spark.registerProgressHandler(note)  # type: ignore[arg-type]  # any callable is one
+    spark.registerProgressHandler(note)  # type: ignore[arg-type]  # any callable works
     try:
         yield lambda: latest
     finally:

@@ -6,7 +6,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
 
 def holds(found: DataType, wanted: type[DataType]) -> bool:
-    """Whether a type is of a kind, or a struct, an array or a map with values of that kind inside.
+    """Whether a type is the wanted one, or a struct, an array or a map that contains it.
 
     Examples:
         >>> from pyspark.sql.types import BinaryType, StringType

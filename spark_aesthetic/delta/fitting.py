@@ -1,4 +1,4 @@
-"""Whether a table can take what is going to be written: its types, its names, its properties."""
+"""Check that a table can take what is going to be written: column types, column names and table properties."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spark_aesthetic.delta.schemas import field_type
 from spark_aesthetic.delta.tables import _is_set
 from spark_aesthetic.errors import TableError
 
-# What Delta's type widening changes a type to.
+# The types to which Delta's type widening can change a type.
 _WIDER: Mapping[type[DataType], Sequence[type[DataType]]] = {
     ByteType: (ShortType, IntegerType, LongType),
     ShortType: (IntegerType, LongType),
@@ -36,16 +36,16 @@ _WIDER: Mapping[type[DataType], Sequence[type[DataType]]] = {
 
 
 def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *, required: Sequence[str]) -> None:
-    """Check the types of columns that the job is going to write.
+    """Check the types of the columns that the job is going to write.
 
     Args:
-        rows: The table.
+        rows: The rows of the table.
         expected: Types by column name.
-        table: Named in errors.
-        required: Those that must be there already.
+        table: The table's name in errors.
+        required: Columns that must already exist.
 
     Raises:
-        TableError: A column has another type, or is missing.
+        TableError: A column has another type, or a required column is missing.
     """
     schema = rows.schema
     for name, data_type in expected.items():
@@ -62,12 +62,12 @@ def check_columns(rows: DataFrame, expected: dict[str, DataType], table: str, *,
         if there != data_type:
             raise TableError(
                 f"table {table!r}, column {name}: expected {data_type.simpleString()}, "
-                f"found {'none' if there is None else there.simpleString()}; rename it or choose another table"
+                f"found {'none' if there is None else there.simpleString()}. Rename the column or choose another table."
             )
 
 
 def _widens(there: DataType, wanted: DataType) -> bool:
-    """Whether Delta can change a column to a type that holds all of its values."""
+    """Whether Delta can change a column from one type to the other and keep all of its values."""
     if isinstance(there, DecimalType) and isinstance(wanted, DecimalType):
         more = wanted.scale - there.scale
         return there != wanted and more >= 0 and wanted.precision - there.precision >= more
@@ -75,45 +75,46 @@ def _widens(there: DataType, wanted: DataType) -> bool:
 
 
 def check_names(found: Row, names: Sequence[str], option: str) -> None:
-    """Raise TableError unless columns of these names can be added to a table that Delta has described."""
+    """Raise TableError if a table, given by its DESCRIBE DETAIL, cannot have columns of these names."""
     if unusual(names) and str(found.properties.get("delta.columnMapping.mode", "none")).lower() == "none":
         raise TableError(
             f"{option}: expected a table with column mapping, which a column such as {names[0]!r} needs, found one "
-            "without. ALTER TABLE … SET TBLPROPERTIES ('delta.columnMapping.mode' = 'name'), or choose another table"
+            "without it. Run ALTER TABLE … SET TBLPROPERTIES ('delta.columnMapping.mode' = 'name'), or choose another "
+            "table."
         )
 
 
 def check_updates(found: Row, option: str, remedy: str) -> None:
-    """Raise TableError if Delta refuses updates of a table that it has described."""
+    """Raise TableError if Delta refuses updates of a table, given by its DESCRIBE DETAIL."""
     if _is_set(found, "delta.appendOnly"):
         raise TableError(
-            f"{option}: expected a table whose rows can be updated, found the property delta.appendOnly = true. Unset "
-            f"it, or {remedy}"
+            f"{option}: expected a table that allows updates, found the property delta.appendOnly = true. Unset the "
+            f"property, or {remedy}"
         )
 
 
 def check_schema(spark: SparkSession, table: str, option: str) -> None:
-    """Raise TableError unless a table that is yet to be made can go by its name."""
+    """Raise TableError if a new table cannot have this name. Paths are not checked."""
     if path_of(table) is None:
         check_name(spark, table, option)
 
 
 def check_name(spark: SparkSession, table: str, option: str) -> None:
-    """Raise TableError unless a table or a view that is yet to be made can go by a name of the catalog."""
+    """Raise TableError if a new table or view cannot have this name in the catalog."""
     parts = name_parts(table)
     if parts is None:
         raise TableError(
-            f"{option}: expected a name or a path with a slash, found {table!r}. Put other characters than letters, "
-            "digits and _ between backquotes"
+            f"{option}: expected a name or a path with a slash, found {table!r}. Put backquotes around "
+            "name parts with other characters than letters, digits and _."
         )
     schema = ".".join(map(quoted, parts[:-1]))
     with reaching(option):
         if schema and not spark.catalog.databaseExists(schema):
-            raise TableError(f"{option}: expected a schema that exists, found no {schema}. CREATE SCHEMA {schema}")
-    # Spark's own catalog takes no other names, and would say so after all the work.
+            raise TableError(f"{option}: expected a schema that exists, found no {schema}. Run CREATE SCHEMA {schema}")
+    # Spark's own catalog accepts only such names, and would raise its error only after all the work.
     catalog = parts[0] if len(parts) > 2 else spark.catalog.currentCatalog()
     if catalog == "spark_catalog" and re.fullmatch(r"\w+", parts[-1], re.ASCII) is None:
         raise TableError(
-            f"{option}: expected ASCII letters, digits and _ alone in a name of Spark's own catalog, found "
-            f"{parts[-1]!r}. Rename it"
+            f"{option}: expected ASCII letters, digits and _ as the only characters in Spark's own catalog, found "
+            f"{parts[-1]!r}. Choose another name."
         )

@@ -1,4 +1,4 @@
-"""Rows that are used more than once, and rows beside others."""
+"""Persist rows for repeated use, and join rows with image bytes to keys without a shuffle."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-# Up to as many keys go to every executor, so that image bytes are not shuffled to meet them.
+# Up to this many keys are broadcast, so that a join with them does not shuffle image bytes.
 _BROADCAST_KEYS = 5_000_000
 
 
 @contextmanager
 def on_disk(rows: DataFrame) -> Iterator[DataFrame]:
-    """Keep rows on the executors' disks, so that each use after the first reads them from there."""
+    """Persist rows on the executors' disks for the duration of the context."""
     kept = rows.persist(StorageLevel.DISK_ONLY)
     try:
         yield kept
@@ -24,10 +24,10 @@ def on_disk(rows: DataFrame) -> Iterator[DataFrame]:
 
 
 def broadcast_if_few(keys: DataFrame, count: int) -> DataFrame:
-    """The same `count` keys, for a join with rows that hold image bytes."""
+    """Return the keys, broadcast if `count` is small, for a join with rows that have image bytes."""
     return F.broadcast(keys) if count <= _BROADCAST_KEYS else keys
 
 
 def without(rows: DataFrame, keys: DataFrame, key: Sequence[str], count: int) -> DataFrame:
-    """The rows that have none of `count` keys."""
+    """Return the rows that have none of the `count` keys."""
     return rows.join(broadcast_if_few(keys, count), list(key), "left_anti")

@@ -1,4 +1,4 @@
-"""Errors of the JVM: py4j's class for them, the line that tells the user something, and a disk that is full."""
+"""Errors of the JVM: their classes in py4j, the one line that helps the user, and full disks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Py4JJavaError", "Py4JNetworkError", "first_line", "full_disk_explain
 
 try:
     from py4j.protocol import Py4JJavaError, Py4JNetworkError
-except ImportError:  # a client of Spark Connect alone, where nothing raises them
+except ImportError:  # a client with only Spark Connect, where nothing raises them
 
     class Py4JJavaError(Exception):  # type: ignore[no-redef]
         """Never raised."""
@@ -24,19 +24,19 @@ except ImportError:  # a client of Spark Connect alone, where nothing raises the
         """Never raised."""
 
 
-# Java puts the class of an exception before its message, Spark Connect in parentheses.
+# The class of an exception precedes its message. Spark Connect puts the class in parentheses.
 _CLASS = re.compile(r"^(?:\((?:[a-z_]\w*\.)+\w+\)|(?:[a-z_]\w*\.)+\w+:)\s+")
 
-# The words of Linux for a full disk, a quota and a limit of the process, and the exception of HDFS.
+# Linux's messages for a full disk, a full quota and the process's file size limit, and HDFS's exception for a quota.
 _FULL = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded|File too large|QuotaExceededException)[^\n]*")
 
 
 @contextmanager
 def full_disk_explained() -> Iterator[None]:
-    """Raise one line in place of the stack of any error that comes from a full disk.
+    """Replace any error that a full disk causes with one line.
 
     Raises:
-        ResourceError: Something that ran inside found no room on a disk, here or on an executor.
+        ResourceError: A disk was full, here or on an executor.
     """
     try:
         yield
@@ -47,21 +47,21 @@ def full_disk_explained() -> Iterator[None]:
         if found is None:
             raise
         raise ResourceError(
-            "expected room on disk for what this writes and for what Spark keeps meanwhile in spark.local.dir, found: "
-            f"{_without_class(found[0].strip())}; make room and run again: each commit was made whole or not at all"
+            "expected room on disk for the output and for Spark's temporary files (spark.local.dir), found: "
+            f"{_without_class(found[0].strip())}. Make room and run again; no commit is left half-written."
         ) from error
 
 
 def first_line(error: Exception) -> str:
-    """Give the first line of an error that tells the user something.
+    """Return the line of an error that helps the user, without class names.
 
-    Errors with a condition of Spark's or Delta's speak for themselves. Of any other error of the JVM the deepest cause
-    is taken, because the errors around it only repeat that a call has failed.
+    An error with a condition of Spark or Delta is used as it is. For any other JVM error the deepest cause is used,
+    because the errors around it only repeat that a call has failed.
     """
     condition = error.getCondition() if isinstance(error, PySparkException) else None
     java = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     text = str(error) if condition or java is None else _deepest(java)
-    # Spark's parser begins with an empty line.
+    # An error of Spark's parser begins with an empty line.
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return _without_class(line)
 
@@ -73,7 +73,7 @@ def _without_class(line: str) -> str:
 
 
 def _deepest(java: Any) -> str:
-    """The message of the deepest cause of a Java exception that has one."""
+    """Return the message of the deepest cause that has a message, or else the exception as text."""
     text = str(java.toString())
     while (java := java.getCause()) is not None:
         text = str(java.getMessage() or text)

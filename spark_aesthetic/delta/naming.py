@@ -1,4 +1,4 @@
-"""How tables and columns are named: a path or a name of the catalog, quotes around either, and the case of letters."""
+"""Names of tables and columns: paths and catalog names, quoting, and comparison without regard to case."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterable, Sequence
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.files import home
 
-# A table at a path as SQL names it, and what an address begins with.
+# delta.`path` in SQL, and the scheme at the start of an address.
 _BY_PATH, _SCHEME = re.compile(r"delta\.`((?:[^`]|``)+)`", re.IGNORECASE), re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
-# One part of a name of the catalog.
+# One part of a catalog name.
 _PART = r"(?:\w+|`(?:[^`]|``)+`)"
 
-# Delta takes these in the name of a column under column mapping alone.
+# Delta allows these characters in a column's name only with column mapping.
 _UNUSUAL = set(" ,;{}()\n\t=")
 
-# The beginning of the names of all columns that this package adds to a plan.
+# The prefix of all columns that this package adds to a plan.
 _ADDED = "_aesthetic_"
 
 
 def identifier(table: str) -> str:
-    """A table as SQL takes it: a catalog name as it is, a path (anything with a slash) as delta.`path`.
+    """Return a table's SQL identifier: a catalog name unchanged, a path (anything with a slash) as delta.`path`.
 
     Examples:
         >>> identifier("main.default.photos"), identifier("/data/photos"), identifier("s3://bucket/photos")
@@ -34,7 +34,7 @@ def identifier(table: str) -> str:
 
 
 def path_of(table: str) -> str | None:
-    """The path of a table that is named by it, as Delta takes it; None for a name of the catalog.
+    """Return the full path of a table that is named by a path, or None for a catalog name.
 
     Examples:
         >>> path_of("/data/photos/"), path_of("delta.`/data/photos`"), path_of("main.default.photos")
@@ -47,15 +47,15 @@ def path_of(table: str) -> str | None:
 
 
 def whole(path: str) -> str:
-    """Give a path as Delta takes it: `~` is the home folder, and a relative path begins at the driver's working folder.
+    """Return the full path: `~` is the home folder, and a relative path begins at the driver's working folder.
 
-    Every other character stands for itself, also those of patterns.
+    All other characters are literal, including those of glob patterns.
     """
     return path if _SCHEME.match(path) else os.path.abspath(home(path))  # noqa: PTH100 (Path.absolute would keep the "..")
 
 
 def literal(path: str) -> str:
-    r"""Escape a path for Spark's readers of files, which take it for a pattern.
+    r"""Escape a path for Spark's file readers, which read a path as a glob pattern.
 
     Examples:
         >>> print(literal("/data/a[1]/{x}"))
@@ -65,12 +65,12 @@ def literal(path: str) -> str:
 
 
 def quoted(column: str) -> str:
-    """A top-level column's name as SQL takes it, whatever characters it has."""
+    """Put a name, such as that of a top-level column, in backquotes for SQL. Any character is allowed."""
     return f"`{column.replace('`', '``')}`"
 
 
 def name_parts(name: str) -> list[str] | None:
-    """The parts of a name of the catalog, without their backquotes; None if it is no such name.
+    """Split a catalog name into its parts, without backquotes; None if it is not a valid name.
 
     Examples:
         >>> name_parts("main.default.photos"), name_parts("`a.b`.`c``d`"), name_parts("a b")
@@ -82,22 +82,22 @@ def name_parts(name: str) -> list[str] | None:
 
 
 def names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One name, several or none, as a tuple."""
+    """Return one name, several names or None as a tuple."""
     if columns is None:
         return ()
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
 def folded(column: str) -> str:
-    """A column's name as names are compared here: whatever the case of letters.
+    """Convert a column's name to lower case, because names are compared without regard to case.
 
-    Spark compares them so unless spark.sql.caseSensitive is true, and table jobs set that to false in their sessions.
+    Spark does the same unless spark.sql.caseSensitive is true. Table jobs set it to false in their sessions.
     """
     return column.lower()
 
 
 def column_named(columns: Sequence[str], name: str) -> str | None:
-    """The name as the columns spell it, or None if no column has it. A column of the same spelling comes first.
+    """Return the name as the columns spell it, or None if no column has it. An exact match comes first.
 
     Examples:
         >>> column_named(["id", "Photo"], "photo"), column_named(["photo", "Photo"], "photo"), column_named([], "photo")
@@ -107,12 +107,12 @@ def column_named(columns: Sequence[str], name: str) -> str | None:
 
 
 def has_column(columns: Iterable[str], name: str) -> bool:
-    """Whether one of the columns has a name."""
+    """Whether one of the columns has this name."""
     return folded(name) in map(folded, columns)
 
 
 def lacking(columns: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Those of the wanted names that no column has.
+    """Return the wanted names that no column has.
 
     Examples:
         >>> lacking(["id", "Photo"], ["photo", "Caption"])
@@ -123,7 +123,7 @@ def lacking(columns: Iterable[str], wanted: Iterable[str]) -> list[str]:
 
 
 def are_distinct(columns: Sequence[str]) -> bool:
-    """Whether a table can have all of these columns."""
+    """Whether no two of the columns have the same name."""
     return len(set(map(folded, columns))) == len(columns)
 
 
@@ -133,14 +133,14 @@ def are_same_columns(left: Iterable[str], right: Iterable[str]) -> bool:
 
 
 def unusual(names: Iterable[str]) -> bool:
-    """Whether a table needs Delta's column mapping to have columns of these names."""
+    """Whether Delta allows columns of these names only with column mapping."""
     return any(_UNUSUAL & set(name) for name in names)
 
 
 def check_own_name(column: str, option: str) -> None:
-    """Raise TableError for a column that is called as those which this package adds to its plans."""
+    """Raise TableError if a column's name has the prefix of the columns that this package adds to a plan."""
     if folded(column).startswith(_ADDED):
         raise TableError(
-            f"{option}: expected a name that does not begin with {_ADDED}, as those of the columns do that the job "
-            f"adds, found {column!r}. Rename it"
+            f"{option}: expected a name that does not begin with {_ADDED}, the prefix of columns that the job adds, "
+            f"found {column!r}. Rename the column."
         )

@@ -1,8 +1,8 @@
-"""Rows of some keys with their bytes, reading the bytes of those files alone that hold them.
+"""Read the rows of given keys with their bytes, from only the files that contain the keys.
 
-Delta leaves out files by a filter's values, which helps where keys are stored in order, and by nothing else: a join
-with the keys reads the bytes of every row. So keys are first looked up by a narrow read, which tells their files, and
-then those are read as the Parquet files they are, at the version that the run has pinned.
+Delta skips files only by the values in a filter, which helps only if the table is ordered by the key. A join with the
+keys reads the bytes of every row. Therefore a first read of narrow columns finds the files of the keys, and a second
+read opens these files directly as Parquet, at the version that the run has pinned.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from spark_aesthetic.delta.tables import Source
 
 _FILE, _SIZE = "_aesthetic_file", "_aesthetic_size"
 
-# Up to as many rows of one part go to every executor with the name of their file; images of 8 GiB are fewer.
+# Up to this many rows of one part are broadcast with their file's name. A part of 8 GiB has fewer images.
 _BROADCAST_ROWS = 500_000
 
-# Spark takes these in a path for a pattern.
+# Spark reads a path with one of these characters as a glob pattern.
 _PATTERN = set("*?[]{},\\")
 
 
@@ -42,33 +42,34 @@ def rows_of_keys(
     column: str,
     max_bytes: int,
 ) -> Generator[DataFrame, None, None]:
-    """The rows that have one of some keys, in parts of about `max_bytes` of files each.
+    """Yield the rows of the given keys, in parts of about `max_bytes` of files each.
 
-    All in one part, with the bytes of every row read, where files cannot be read on their own: those of Unity
-    Catalog, which guards them; those with deletion vectors or other names for columns; paths that look like patterns.
+    If the files cannot be read directly, there is one part, and the bytes of every row are read. This concerns tables
+    in Unity Catalog, which protects its files; tables with deletion vectors or column mapping; paths that look like
+    glob patterns; and keys of partition columns only.
 
     Args:
         spark: The session.
-        source: The table, at its version.
-        keys: Columns `key`.
-        count: How many keys these are.
+        source: The table, at its pinned version.
+        keys: The keys, in the columns `key`.
+        count: The number of keys.
         key: The key columns.
-        kept: Narrow columns to give, the key among them.
-        column: The column of bytes or embeddings to give.
-        max_bytes: Of files, in a part.
+        kept: Narrow columns to return, including the key.
+        column: The column of bytes or embeddings to return.
+        max_bytes: Size of the files of one part.
     """
-    # As the files spell them.
+    # The Parquet files need the exact spelling.
     key, kept = ([spelled(source.rows, name) for name in given] for given in (key, kept))
     column = spelled(source.rows, column)
     names = list(map(quoted, [*kept, column]))
     wanted = broadcast_if_few(keys, count)
-    # Of a partitioned table a file holds but the other columns.
+    # The files do not contain the partition columns.
     held_key = [name for name in key if name not in source.partitions]
     in_one = source.rows.join(wanted, list(key), "left_semi").select(*names)
     if not held_key or not _files_are_ours_to_read(source):
         yield in_one
         return
-    # Not by the name _metadata, which a column of the table may have.
+    # The table may have a column of its own that is named _metadata.
     metadata = source.rows.metadataColumn("_metadata")
     narrow = source.rows.select(
         *map(quoted, kept), metadata["file_path"].alias(_FILE), metadata["file_size"].alias(_SIZE)
@@ -95,7 +96,7 @@ def _files_are_ours_to_read(source: Source) -> bool:
 
 
 def _parts(files: list[tuple[str, int, int]], max_bytes: int) -> Iterator[list[tuple[str, int, int]]]:
-    """Files in parts whose sizes sum up to `max_bytes` at most, or of one file that is larger."""
+    """Group files into parts of at most `max_bytes`. A larger file is a part of its own."""
     part: list[tuple[str, int, int]] = []
     total = 0
     for file in sorted(files):
@@ -112,22 +113,22 @@ def _parts(files: list[tuple[str, int, int]], max_bytes: int) -> Iterator[list[t
 def rows_of_chosen(
     source: Source | None, rows: DataFrame, chosen: DataFrame, count: int, *, key: Sequence[str], own: Sequence[str]
 ) -> Iterator[DataFrame]:
-    """Rows of a table with narrow columns of chosen keys beside them, for one write while it is open.
+    """Join narrow columns of chosen keys to the rows of a table, for one write while the context is open.
 
-    With one column of bytes, or of structs with bytes, those of up to half a million rows are read from the files alone
-    that hold them; else a join reads all, of up to five million rows without a shuffle of their bytes.
+    For up to half a million keys and one column of bytes (or of structs with bytes), only the files that contain the
+    keys are read. Otherwise a join reads all files; for up to five million keys it does not shuffle the bytes.
 
     Args:
-        source: The table at its version, or None where it is none of Delta's.
-        rows: Its rows, as the reader names the columns.
-        chosen: Columns `key` and narrow ones that `own` does not have; each key once.
-        count: How many rows these are.
-        key: Columns that together identify a row in both.
-        own: Columns of `rows` to give, the key among them.
+        source: The table at its pinned version, or None if it is not a Delta table.
+        rows: The rows of the table, with the columns as the reader names them.
+        chosen: The columns `key`, and narrow columns that are not in `own`. Each key occurs once.
+        count: The number of chosen keys.
+        key: Columns that together identify a row on both sides.
+        own: Columns of `rows` to return, including the key.
     """
     of_bytes = [name for name in own if holds_bytes(rows.schema[name].dataType)]
     if source is not None and 0 < count <= _BROADCAST_ROWS and len(of_bytes) == 1 and of_bytes[0] not in key:
-        # All in one part, for one commit.
+        # One part, because there is one commit.
         parts = rows_of_keys(
             rows.sparkSession, source, chosen.select(*map(quoted, key)), count, key=key,
             kept=[name for name in own if name not in of_bytes], column=of_bytes[0], max_bytes=sys.maxsize,

@@ -1,4 +1,4 @@
-"""Columns of a schema by the names that users give them, and what their types hold."""
+"""Look up columns of a schema by the names that users give, and inspect their types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def spelled(rows: DataFrame, column: str) -> str:
 
 
 def column_type(rows: DataFrame, column: str, option: str) -> DataType:
-    """The type of a column, which may be a field of a struct.
+    """Return the type of a column or of a field of a struct.
 
     Raises:
         TableError: There is no such column.
@@ -32,22 +32,22 @@ def column_type(rows: DataFrame, column: str, option: str) -> DataType:
 
 
 def column_path(rows: DataFrame, column: str) -> str:
-    """Give a column as `F.col` takes it: a field of a struct by its path, such as `image.bytes`.
+    """Return a column's name for `F.col`; a field of a struct is named by its path, such as `image.bytes`.
 
-    A top-level column wins, whatever characters its name has, dots among them.
+    A top-level column takes precedence, even if its name contains dots.
     """
     top = column_named(rows.columns, column)
     return column if top is None else quoted(top)
 
 
 def holder(rows: DataFrame, column: str) -> str:
-    """The top-level column that holds a column, which may be a field of a struct, as the schema spells it."""
+    """Return the top-level column, as the schema spells it, that is `column` or contains it as a field."""
     top, parts = column_named(rows.columns, column), path_parts(column)
     return spelled(rows, parts[0]) if top is None and parts else top or column
 
 
 def type_at(schema: StructType, column: str) -> DataType | None:
-    """Give the type of a column of a schema, found as `column_path` finds it, or None if there is no such column.
+    """Return the type of a column, looked up as in `column_path`, or None if there is no such column.
 
     Examples:
         >>> type_at(StructType().add("photo", StructType().add("bytes", BinaryType())), "Photo.bytes")
@@ -68,7 +68,7 @@ def field_type(schema: StructType, name: str) -> DataType | None:
 
 
 def path_parts(path: str) -> list[str]:
-    """Split the path of a field at its dots, except at those between backquotes.
+    """Split the path of a field at its dots, except at dots between backquotes.
 
     Examples:
         >>> path_parts("photo.`of 1.5`.bytes")
@@ -79,5 +79,5 @@ def path_parts(path: str) -> list[str]:
 
 
 def holds_bytes(found: DataType) -> bool:
-    """Whether a type is binary, or a struct, an array or a map with binary values inside."""
+    """Whether a type is binary, or a struct, an array or a map that contains binary values."""
     return holds(found, BinaryType)

@@ -1,9 +1,8 @@
-"""A Spark session of our own for table jobs: what the user has set there changes nothing here, and nothing here leaks.
+"""Run table jobs in a copy of the user's Spark session, so that neither changes the settings of the other.
 
-Delta reads some options of a commit from the session's settings, and Spark's parser reads some of its rules there. Set
-in the user's session they would reach every other thread of it: Delta then drops an append of the user as one that it
-has had. So a job runs in a copy of the session, which has its temporary views, its current schema and its settings,
-except those below.
+Delta reads some options of a commit, and Spark's parser reads some of its rules, from the session's settings. In the
+user's session these settings would affect every other thread: Delta could then ignore an append of the user as a
+repeated commit. The copy has the session's temporary views, current schema and settings, except those below.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ _TXN_APP_ID = "spark.databricks.delta.write.txnAppId"
 _TXN_VERSION = "spark.databricks.delta.write.txnVersion"
 
 _OWN: Mapping[str, str | None] = {
-    # Spark replaces ${env:HOME} in any SQL text, also inside of a quoted name.
+    # Otherwise Spark replaces ${env:HOME} in any SQL text, even inside a quoted name.
     "spark.sql.variable.substitute": "false",
-    # Both change what a backslash and a quoted name mean.
+    # These two change the meaning of a backslash and of a quoted name.
     "spark.sql.parser.escapedStringLiterals": "false",
     "spark.sql.parser.quotedRegexColumnNames": "false",
     "spark.sql.caseSensitive": "false",
-    # TIMESTAMP and STRING columns of our tables mean the same for everyone.
+    # These two give the columns of our tables the same types and values for every user.
     "spark.sql.timestampType": "TIMESTAMP_LTZ",
     "spark.sql.storeAssignmentPolicy": "ANSI",
-    # Otherwise the overwrite of a partitioned table replaces some of its partitions alone.
+    # Otherwise the overwrite of a partitioned table may replace only some of its partitions.
     "spark.sql.sources.partitionOverwriteMode": "STATIC",
-    # Otherwise a second run in the same JVM would end the first one, which would take that for its own end.
+    # Otherwise a second run in the same JVM stops the query of the first one, which then believes that it has finished.
     "spark.sql.streaming.stopActiveRunOnRestart": "false",
-    # Otherwise Delta could take our commits for repetitions of the user's.
+    # Otherwise Delta could ignore our commits as repetitions of the user's.
     _USER_METADATA: None,
     _TXN_APP_ID: None,
     _TXN_VERSION: None,
@@ -46,19 +45,19 @@ _OWN: Mapping[str, str | None] = {
 
 _DESCRIPTION = "spark.job.description"
 
-# Tells a session of our own, and every copy that Spark makes of it for a stream, from the user's.
+# Marks a session of our own. Copies that Spark makes of it for a stream have the mark too.
 _MARK = "spark.aesthetic.ownSession"
 
 
 @contextmanager
 def own_session(spark: SparkSession) -> Iterator[SparkSession]:
-    """Give a copy of a session to run a job in.
+    """Provide a copy of a session for a job.
 
-    A server of Spark Connect older than Spark 4.1 cannot copy a session. There the job runs in the user's session,
-    whose settings are changed for as long as the job takes and then restored.
+    A server of Spark Connect older than Spark 4.1 cannot copy a session. There the job runs in the user's session. Its
+    settings are changed for the duration of the job and then restored.
 
     Args:
-        spark: The user's session. A session of our own is given back as it is.
+        spark: The user's session. A copy that was made here is returned as it is.
     """
     if is_own(spark):
         yield spark
@@ -72,9 +71,9 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
 
 
 def in_own_session(job: Job) -> Job:
-    """Make a function, whose first argument is a session, run in a copy of it; its result must not be lazy.
+    """Make a function, which takes a session first, run in a copy of that session; its result must not be lazy.
 
-    A disk that is full is one line there.
+    If a disk is full, the error is one line.
     """
 
     @wraps(job)
@@ -86,19 +85,19 @@ def in_own_session(job: Job) -> Job:
 
 
 def statement(spark: SparkSession, text: str) -> list[Row]:
-    """Run a statement in a session of our own and give its rows.
+    """Run a statement in a session of our own and return its rows.
 
-    A text may hold names of tables and columns, between backquotes, and values that `text_literal` has encoded. Nothing
-    else in it comes from data, a path or a property.
+    The text may contain names of tables and columns in backquotes, and values encoded by `text_literal`. Nothing else
+    in it may come from data, a path or a property.
     """
     with own_session(spark) as own:
         return own.sql(text).collect()
 
 
 def text_literal(text: str) -> str:
-    """Write a text for SQL without any letter of it, so that no setting and no quote can change what it means.
+    """Encode a text in hexadecimal for SQL, so that no setting and no quote can change its meaning.
 
-    Spark folds the cast to a constant, by which Delta leaves out files as by any other.
+    Spark folds the cast to a constant, so Delta can skip files by it.
 
     Examples:
         >>> text_literal("it's")
@@ -108,16 +107,16 @@ def text_literal(text: str) -> str:
 
 
 def is_own(spark: SparkSession) -> bool:
-    """Whether a session is a copy that `own_session` made, or a copy of that."""
+    """Whether a session is a copy that `own_session` made, or a copy of such a copy."""
     return spark.conf.get(_MARK, None) == "true"
 
 
 @contextmanager
 def commit_settings(spark: SparkSession, options: Mapping[str, str]) -> Iterator[None]:
-    """Give the SQL statements of a session the options of a Delta writer, which a statement cannot take itself.
+    """Set the options of a commit for the SQL statements of a session, because a statement cannot take options itself.
 
-    In a user's session only userMetadata is set: with a transaction number there Delta would drop the commits that
-    other threads make meanwhile.
+    In a user's session only userMetadata is set. A transaction number there would make Delta ignore commits of other
+    threads.
     """
     names = {"userMetadata": _USER_METADATA, "txnAppId": _TXN_APP_ID, "txnVersion": _TXN_VERSION}
     told = options if is_own(spark) else {"userMetadata": options["userMetadata"]}
@@ -127,7 +126,7 @@ def commit_settings(spark: SparkSession, options: Mapping[str, str]) -> Iterator
 
 @contextmanager
 def settings(spark: SparkSession, values: Mapping[str, str | None]) -> Iterator[None]:
-    """Set and, for None, unset some settings of a session, and restore them at the end."""
+    """Set some settings of a session (None unsets one), and restore them at the end."""
     before = {name: spark.conf.get(name, None) for name in values}
     try:
         _set(spark, values)
@@ -137,7 +136,7 @@ def settings(spark: SparkSession, values: Mapping[str, str | None]) -> Iterator[
 
 
 def _make_own(spark: SparkSession) -> None:
-    # What is right already is left alone: Spark warns of some of these settings, because they are to go.
+    # Set only values that differ, because Spark logs a deprecation warning when some of these are set.
     _set(spark, {name: value for name, value in _OWN.items() if value is None or spark.conf.get(name) != value})
     spark.conf.set(_MARK, "true")
 
@@ -151,13 +150,13 @@ def _set(spark: SparkSession, values: Mapping[str, str | None]) -> None:
 
 
 def describe(spark: SparkSession, text: str) -> None:
-    """Say in the Spark UI what the jobs of this thread are for; Connect has no such words."""
+    """Set the description of this thread's jobs in the Spark UI; does nothing on Connect."""
     set_job_property(spark, _DESCRIPTION, text)
 
 
 @contextmanager
 def described(spark: SparkSession, text: str) -> Iterator[None]:
-    """The same for a while."""
+    """Set the description for the duration of the context, then restore the previous one."""
     before = job_property(spark, _DESCRIPTION)
     describe(spark, text)
     try:

@@ -1,4 +1,4 @@
-"""Delta tables as they are: what is there, its rows, its version."""
+"""Open, read, write and describe Delta tables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from spark_aesthetic.errors import TableError
 
 @dataclass(frozen=True)
 class Origin:
-    """Which Delta table rows come from; a value that can be sent anywhere.
+    """The Delta table that rows come from, as a value that can be serialised.
 
     Attributes:
-        table: As the user names it.
-        id: Delta's own, which no other table ever has.
-        location: Its folder.
+        table: The table as the user names it.
+        id: Delta's unique id of the table.
+        location: The table's folder.
     """
 
     table: str
@@ -30,23 +30,23 @@ class Origin:
 
     @property
     def identifier(self) -> str:
-        """The table as SQL takes it."""
+        """The table as an SQL identifier."""
         return identifier(self.table)
 
 
 @dataclass(frozen=True)
 class Source(Origin):
-    """A Delta table at one version, so that every pass of a run sees the same rows.
+    """A Delta table at one version, so that every pass of a run reads the same rows.
 
     Attributes:
-        size: Bytes of its files.
-        files: How many those are.
+        size: Size of its files in bytes.
+        files: Number of its files.
         feed: Whether it has a change data feed.
         append_only: Whether Delta refuses updates of its rows.
-        partitions: Columns that are not in its files.
-        plain: Whether each file's rows are the table's: no deletion vectors, and no other names for columns.
-        version: The version that was current when the run began.
-        rows: All of its rows and columns.
+        partitions: Partition columns, which its files do not contain.
+        plain: Whether its files can be read directly as Parquet: no deletion vectors and no column mapping.
+        version: The version that was current when the table was opened.
+        rows: All rows and columns of that version.
     """
 
     size: int
@@ -60,7 +60,7 @@ class Source(Origin):
 
     @property
     def origin(self) -> Origin:
-        """The table alone, without its rows."""
+        """The table without its rows."""
         return Origin(table=self.table, id=self.id, location=self.location)
 
 
@@ -68,14 +68,14 @@ def open_source(spark: SparkSession, table: str, called: str = "source") -> Sour
     """Open a Delta table at its current version.
 
     Raises:
-        TableError: There is no such table, or it is not a Delta table, or the session has no Delta.
+        TableError: The table does not exist or is not a Delta table, or the session has no Delta Lake.
     """
     name, found = identifier(table), detail(spark, table)
     if found is None:
         hint = ""
         if path_of(table) is None and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
-            hint = " (names of earlier runs need a metastore: --conf spark.sql.catalogImplementation=hive)"
-        raise TableError(f"{called} {table!r}: expected a Delta table, found none; check the name or path{hint}")
+            hint = " (a name from an earlier run needs a metastore: --conf spark.sql.catalogImplementation=hive)"
+        raise TableError(f"{called} {table!r}: expected a Delta table, found none. Check the name or path{hint}")
     version = current_version(spark, name)
     return Source(
         table=table,
@@ -85,7 +85,7 @@ def open_source(spark: SparkSession, table: str, called: str = "source") -> Sour
         files=found.numFiles,
         partitions=tuple(found.partitionColumns),
         plain=found.properties.get("delta.columnMapping.mode", "none").lower() == "none"
-        # Not the property: vectors outlive its being switched off, and only DROP FEATURE tells that none are left.
+        # The table property is no proof: deletion vectors remain after it is switched off, until DROP FEATURE.
         and "deletionVectors" not in found.tableFeatures,
         feed=_is_set(found, "delta.enableChangeDataFeed"),
         append_only=_is_set(found, "delta.appendOnly"),
@@ -99,9 +99,9 @@ def _is_set(found: Row, name: str) -> bool:
 
 
 def read_table(spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
-    """The rows of a Delta table as it is when they are read, or as it was at one of its versions."""
+    """Return the rows of a Delta table at a version; None reads the version that is current at each read."""
     reader = spark.read if version is None else spark.read.option("versionAsOf", version)
-    # By its path and not as delta.`path`: the parser takes ${env:HOME} in a name for a variable.
+    # Not as delta.`path`, because Spark's parser substitutes ${env:HOME} in a name.
     path = path_of(table)
     return reader.table(table) if path is None else reader.format("delta").load(path)
 
@@ -122,24 +122,24 @@ def current_version(spark: SparkSession, name: str) -> int:
 
 
 def is_delta(spark: SparkSession, table: str) -> bool:
-    """Whether a Delta table is there; see `detail`."""
+    """Whether a Delta table exists there; raises the errors of `detail`."""
     return detail(spark, table) is not None
 
 
 def detail(spark: SparkSession, table: str) -> Row | None:
-    """What DESCRIBE DETAIL says of a Delta table; None where nothing is.
+    """Return the DESCRIBE DETAIL of a Delta table, or None if nothing exists there.
 
     Raises:
-        TableError: Something else is there, or the session cannot read Delta tables.
+        TableError: Something other than a Delta table exists there, or the session cannot read Delta tables.
     """
     if path_of(table) is None and name_parts(table) is None:
         raise TableError(
-            f"table {table!r}: expected a name or a path with a slash. Put other characters of a name than letters, "
-            "digits and _ between backquotes"
+            f"table {table!r}: expected a name or a path with a slash, found neither. Put backquotes around name parts "
+            "with other characters than letters, digits and _."
         )
     try:
         found = statement(spark, f"DESCRIBE DETAIL {identifier(table)}")[0]
-    # The second is how a file system says that it has no such scheme or grants no access.
+    # A file system raises Py4JJavaError for an unknown scheme or missing access rights.
     except (PySparkException, Py4JJavaError) as error:
         if is_missing(error):
             return None
@@ -148,7 +148,7 @@ def detail(spark: SparkSession, table: str) -> Row | None:
         ) from error
     if found.format != "delta":
         raise TableError(
-            f"table {table!r}: expected a Delta table, found format {found.format!r}; CONVERT TO DELTA or copy it"
+            f"table {table!r}: expected a Delta table, found format {found.format!r}. Run CONVERT TO DELTA or copy it."
         )
     return found
 
@@ -156,4 +156,4 @@ def detail(spark: SparkSession, table: str) -> Row | None:
 def _delta_hint(spark: SparkSession) -> str:
     if "delta" in (spark.conf.get("spark.sql.extensions", "") or "").lower():
         return ""
-    return ". This session has no Delta Lake: submit with --properties-file conf/local.conf"
+    return ". This session has no Delta Lake. Submit with --properties-file conf/local.conf"

@@ -1,1 +1,1 @@
-"""Score tables: what a run does, chunk by chunk."""
+"""Score Delta tables, chunk by chunk."""

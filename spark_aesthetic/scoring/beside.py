@@ -1,4 +1,4 @@
-"""Bring a scores table up to date with its source: does what `plan` decides."""
+"""Bring a scores table up to date with its source by executing the steps that `plan` decides."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ from spark_aesthetic.scoring.target import ERROR, SCORED_AT
 
 _log = logging.getLogger("spark_aesthetic")
 
-# As far back the history of the scores is read at first; Delta reads a file for each commit.
+# Commits of the scores table that are read first. Delta reads one file per commit.
 _LAST_COMMITS = 50
 
-# Keys that a warning shows.
+# Number of keys in a warning.
 _SHOWN_KEYS = 3
 
 
@@ -58,15 +58,14 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
 
     Args:
         run: The run.
-        asked: What its user asked for.
-        version_col: The column of the rows' versions, if there is one.
+        asked: The user's options.
+        version_col: The column with the rows' versions, or None.
 
     Returns:
-        Rows of the source that this run found with a score or a reason, and left alone; None for a run that was
-        told to end.
+        The number of source rows that already had a score or a reason and were left alone; None if the run was stopped.
 
     Raises:
-        TableError: The source has changed in a way that it does not tell, or another run is at work.
+        TableError: The source has changed in a way that cannot be followed, or another run is writing the same scores.
     """
     spark, source, target = run.spark, run.source, run.target
     try:
@@ -75,7 +74,7 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
         ledger.register(spark, target.table, known, source, target.key, shared_keys=run.shared_keys)
         steps = Steps(run=run, folder=run.checkpoints(scores.location), version_col=version_col)
         steps.go(asked, known)
-    # The second is how Delta's conflicts arrive that have no condition of their own.
+    # Delta's conflicts without an error condition arrive as Py4JJavaError.
     except (PySparkException, Py4JJavaError) as error:
         raise_explained(error, source=source.identifier, scores=target.table, failure=run.tally.failure)
     return steps.skipped
@@ -83,15 +82,15 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
 
 @dataclass(kw_only=True)
 class Steps:
-    """The steps of a run, done.
+    """Executes the steps of a run.
 
     Attributes:
         run: The run.
-        folder: Of all checkpoints.
-        version_col: The column of the rows' versions, if there is one.
-        looked_at: The version of the scores that was looked at for what others did, where scores may be missing.
-        shared: Other sources have rows in the scores table too.
-        skipped: Rows that the run left alone; None if it was told to end.
+        folder: The folder of all checkpoints.
+        version_col: The column with the rows' versions, or None.
+        looked_at: The version of the scores table up to which its history was checked, if scores may be missing.
+        shared: Whether other sources also have rows in the scores table.
+        skipped: Rows that the run left alone; None if it was stopped.
     """
 
     run: Run
@@ -102,13 +101,13 @@ class Steps:
     skipped: int | None = None
 
     def go(self, asked: Asked, known: Ledger, first: Phase = Phase.LOOK_BACK, last: Phase = Phase.END) -> None:
-        """Do one step after the other, from a phase to another one.
+        """Execute the steps from one phase to another.
 
         Args:
-            asked: What the run's user asked for.
-            known: What the scores table knows of itself.
-            first: The phase to begin with.
-            last: The phase to end with.
+            asked: The user's options.
+            known: The ledger of the scores table.
+            first: The first phase.
+            last: The last phase.
         """
         run, source, model = self.run, self.run.source, self.run.target.model
         state = State(
@@ -122,13 +121,13 @@ class Steps:
             state = after(state, step, self._done(state, step))
 
     def _done(self, state: State, step: Step) -> object:
-        """Do a step, and give what it found."""
+        """Execute a step and return its result."""
         run = self.run
         match step:
             case Look.OTHERS:
                 return self._others(state.progress)
             case Look.CHECKPOINT:
-                assert state.progress is not None, "it names the checkpoint"
+                assert state.progress is not None, "the progress names the checkpoint"
                 return run.has_begun(self.folder, state.progress)
             case Look.LOST:
                 return self._lost(state)
@@ -161,8 +160,8 @@ class Steps:
         return None
 
     def _streamed(self, state: State) -> bool:
-        """Whether all was read that the feed, or the stream, had to tell."""
-        assert state.progress is not None, "a stream goes on from somewhere"
+        """Run the stream, and return whether it was read to its end."""
+        assert state.progress is not None, "a stream has a progress"
         try:
             self.run.stream(self.folder, state.progress)
         except SourceChangedError as error:
@@ -173,15 +172,15 @@ class Steps:
         return True
 
     def _warn_of_updates(self, error: SourceChangedError) -> None:
-        _log.warning("%s; rows that were updated since then are found by --version-col alone", error)
+        _log.warning("%s (only --version-col detects rows that were updated since then)", error)
 
     def _others(self, progress: Progress | None) -> Others:
-        """What others did to the scores since the last run."""
+        """Check what other writers did to the scores since the last run."""
         run = self.run
         spark, source, target = run.spark, run.source, run.target
         commits = logged(spark, target.identifier, last=_LAST_COMMITS)
         if progress is None:
-            # The model has no scores of this source that could be missing.
+            # The model has no scores for this source yet, so none can be missing.
             run.writer = run.writer.telling(checked=commits[0].version)
             return Others()
         since = checked_until(commits, target.model, source.id, progress.checked)
@@ -196,7 +195,7 @@ class Steps:
         if not taken:
             return Others(read_all=read_all)
         _log.warning(
-            "%s: other writers may have taken scores away (%s); the rows whose scores are missing are scored again",
+            "%s: other writers may have removed scores (%s); rows without a score are scored again",
             target.identifier, ", ".join(f"{commit.operation} in version {commit.version}" for commit in taken[::-1]),
         )  # fmt: skip
         self.looked_at = commits[0].version
@@ -208,7 +207,7 @@ class Steps:
         return Others(took=True, restored=True, until=until, current=is_current)
 
     def _lost(self, state: State) -> Lost:
-        """What two histories tell in the place of a checkpoint."""
+        """Infer from the histories of source and scores how far the stream of a lost checkpoint had read."""
         run, source, target = self.run, self.run.source, self.run.target
         if target.rows(run.spark).isEmpty():
             return Lost(scored=False)
@@ -221,10 +220,10 @@ class Steps:
         return lost
 
     def _told_by_keys(self, until: int) -> bool:
-        """Whether the rows of the source whose keys have no score are all that has come since one of its versions."""
+        """Whether the keys without a score identify all changes of the source since a version."""
         run = self.run
         if run.source.feed and run.ledger().others(run.source):
-            # A deleted row keeps its score for the other sources, and a new one may have come under its key.
+            # A deleted row keeps its score for the other sources, so a new row with the same key would look scored.
             return run.current_version() == until
         return run.only_grown_since(until)
 
@@ -234,41 +233,41 @@ class Steps:
             case Refuse.RESTORED:
                 until = None if state.others is None else state.others.until
                 return SourceChangedError(
-                    f"scores {target.table!r}: expected scores that nobody restored to an older version, found RESTORE "
-                    f"and a source whose rows were updated or deleted since its version {until}. Run once with "
-                    "--reconcile and --version-col, a column that differs where the image does, or delete the scores "
-                    "of this model, which scores all rows again"
+                    f"scores {target.table!r}: expected scores that were not restored to an older version, found a "
+                    f"RESTORE and source rows that were updated or deleted since version {until} of the source. Run "
+                    "once with --reconcile and --version-col (a column that changes with the image), or delete the "
+                    "scores of this model to score all rows again."
                 )
             case Refuse.COMPARISON_STOPPED:
                 return SourceChangedError(
-                    f"scores {target.table!r}: expected the last --reconcile to have ended, found that it was stopped "
-                    "before; run with --reconcile, and the --version-col of that run, again"
+                    f"scores {target.table!r}: expected the last --reconcile to have finished, found that it was "
+                    "stopped. Run again with --reconcile and with the --version-col of that run."
                 )
             case Refuse.REPLACED:
                 return SourceChangedError(
-                    f"source {source.identifier}: expected the table of the last run, found one that was made anew in "
-                    "its place; run once with --reconcile, which drops the scores of rows that are gone, and finds "
-                    "rows that are others under the same key by --version-col alone"
+                    f"source {source.identifier}: expected the table of the last run, found a new table in its place. "
+                    "Run once with --reconcile, which drops the scores of deleted rows; add --version-col to detect "
+                    "rows with the same key and another image."
                 )
             case Refuse.NO_HISTORY:
                 return SourceChangedError(
-                    f"scores {target.table!r}: expected a checkpoint, or a history that tells how far "
-                    f"{source.identifier} was read, found neither; run once with --reconcile"
+                    f"scores {target.table!r}: expected a checkpoint, or a history that shows how far "
+                    f"{source.identifier} was read, found neither. Run once with --reconcile."
                 )
             case Refuse.CHECKPOINT_LOST:
                 name = None if state.progress is None else state.progress.checkpoint
                 until = None if state.lost is None else state.lost.until
                 return SourceChangedError(
-                    f"scores {target.table!r}: expected the checkpoint {self.folder}/{name}, found none, and a source "
-                    f"whose rows were updated or deleted since version {until}, which was scored last; run once with "
-                    "--reconcile"
+                    f"scores {target.table!r}: expected the checkpoint {self.folder}/{name}, found none, and source "
+                    f"rows that were updated or deleted since version {until}, the last one scored. Run once with "
+                    "--reconcile."
                 )
 
     def _counted(self) -> int:
-        """Count what this run wrote, in the scores: a row that it scored twice is one row.
+        """Count this run's rows in the scores table. A row that was scored twice counts once.
 
         Returns:
-            Rows of the source that have neither a score nor a reason.
+            The number of source rows that have neither a score nor a reason.
         """
         run, tally = self.run, self.run.tally
         source, target, times = run.source, run.target, tally.times
@@ -277,9 +276,9 @@ class Steps:
         key, new = list(map(quoted, target.key)), F.col("_aesthetic_new")
         counted = rows.select(*(key if self.shared else []), is_new.alias("_aesthetic_new"), F.col(ERROR))
         if self.shared:
-            # Other sources have rows there too, so only the keys tell which are this one's.
+            # Other sources have rows there too, so only the keys show which rows belong to this source.
             counted = source.rows.select(*key).join(counted, list(target.key), "left")
-        # Without groups there is no shuffle; reasons are rare, and are asked for where there are some.
+        # Without groups there is no shuffle. Reasons are rare, so they are counted only if a row has failed.
         found = counted.agg(
             F.count_if(new).alias("new"), F.count_if(~new).alias("old"), F.count_if(new.isNull()).alias("missing"),
             F.count_if(new & F.col(ERROR).isNotNull()).alias("failed"),
@@ -291,14 +290,14 @@ class Steps:
         return missing
 
     def _note(self, missing: int) -> None:
-        """Tell of rows without a score of their own, and note that the history has been looked at."""
+        """Warn of rows without a score of their own, and record how far the history was checked."""
         if missing or self.shared:
             self._tell_of_repeated_keys(missing)
         if self.looked_at is not None:
             self.run.note(checked=self.looked_at)
 
     def _tell_of_repeated_keys(self, missing: int) -> None:
-        """Warn of rows without a score of their own: each key has one, of the row that came first."""
+        """Warn of repeated keys, which have the score of their first row, or else of rows without a score."""
         source, key = self.run.source, list(map(quoted, self.run.target.key))
         groups = source.rows.groupBy(*key).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).where("_aesthetic_rows > 1")
         repeated = groups.count()
@@ -306,9 +305,9 @@ class Steps:
             text = identity.key_text(key).alias("_aesthetic_key")
             first = groups.orderBy(*key).limit(_SHOWN_KEYS).select(text, "_aesthetic_rows").collect()
             _log.warning(
-                "%s: %d keys are of several rows (%s), and each of them has the score of its first row alone; add a "
-                "column to --key, or drop those rows", source.identifier, repeated,
-                ", ".join(f"{row[1]} of {row[0]!r}" for row in first),
+                "%s: %d keys belong to several rows (%s), and each has only the score of its first row; add a column "
+                "to --key, or drop those rows", source.identifier, repeated,
+                ", ".join(f"{row[1]} rows of {row[0]!r}" for row in first),
             )  # fmt: skip
         elif missing:
             _log.warning("%s: %d rows have neither a score nor a reason", source.identifier, missing)

@@ -1,4 +1,4 @@
-"""What a change data feed says of the rows of a source, reduced to the last row of each key."""
+"""Reduce the changes in a change data feed to the latest row of each key."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring.target import CHANGED, DELETED
 
-# What the change data feed says of a row, by the name that it gets here; other sources are read as inserts alone.
+# Our names for the columns of a change data feed. Rows of a source without a feed count as inserts.
 CHANGE, VERSION = "_aesthetic_change", "_aesthetic_version"
 FEED = {"_change_type": CHANGE, "_commit_version": VERSION}
 
-# Steps on the way from the changes of a key to its last row.
+# Intermediate columns of `latest`.
 _COPIES, _ROW, _LAST = "_aesthetic_copies", "_aesthetic_row", "_aesthetic_last"
 
 
 def said(rows: DataFrame, change: str) -> DataFrame:
-    """Rows as a change data feed would give them, all with one change, such as `insert`."""
+    """Add the columns of a change data feed to rows, with one change type, such as `insert`, for all of them."""
     return rows.withColumns({CHANGE: F.lit(change), VERSION: F.lit(0)})
 
 
 def is_present() -> Column:
-    """Whether a row is there after its change."""
+    """Whether a row exists after its change."""
     return F.col(CHANGE).isin("insert", "update_postimage")
 
 
@@ -41,7 +41,7 @@ def latest(changes: DataFrame, key: Sequence[str], columns: Iterable[str]) -> Da
     """
     names = list(map(quoted, key))
     row = F.struct(*[F.col(quoted(name)) for name in columns if name not in key]).alias(_ROW)
-    # A version may hold the delete or the old side of an update beside the new row, which is the one that counts.
+    # One version may contain a key's delete or preimage beside its new row. Only the new row counts.
     versions = changes.groupBy(*names, VERSION).agg(
         F.count_if(is_present()).alias(_COPIES),
         F.bool_or(F.col(CHANGE) != "insert").alias(CHANGED),
@@ -54,18 +54,20 @@ def latest(changes: DataFrame, key: Sequence[str], columns: Iterable[str]) -> Da
 
 
 def check_key(latest: DataFrame, key: Sequence[str]) -> tuple[int | str, int | str] | None:
-    """Give the least and the greatest value of the first column of a key, if both can stand in a statement.
+    """Check that keys have no nulls and no duplicates, and return the range of the first key column.
+
+    The range is None if there is no row, or if a value is neither an integer nor valid UTF-8.
 
     Args:
-        latest: As `latest` gives it.
+        latest: The rows that `latest` returns.
         key: Columns that identify a row.
 
     Raises:
-        TableError: A key has a null, or is of several rows.
+        TableError: A key has a null, or belongs to several rows.
     """
     nulls, first = identity.has_null(key), F.col(quoted(key[0]))
     kind = latest.schema[key[0]].dataType
-    # Python and Delta's statistics hold other text in place of bytes that are no UTF-8.
+    # Python and Delta's statistics replace bytes that are not valid UTF-8, so the bounds would be wrong.
     altered = ~F.is_valid_utf8(first) if kind == StringType() else F.lit(not isinstance(kind, IntegralType))
     found = latest.agg(
         F.count_if(nulls).alias("nulls"), F.count_if(F.col(_COPIES) > 1).alias("repeated"),
@@ -74,8 +76,8 @@ def check_key(latest: DataFrame, key: Sequence[str]) -> tuple[int | str, int | s
     counts = found.collect()[0]
     if counts.nulls or counts.repeated:
         raise TableError(
-            f"--key {', '.join(key)}: expected a value of its own in each row, found {counts.nulls} "
-            f"new keys with a null and {counts.repeated} of several rows; add a column to the key, or repair the "
-            "source and run with --reconcile"
+            f"--key {', '.join(key)}: expected a unique key in each row, found {counts.nulls} new keys with a "
+            f"null and {counts.repeated} shared by several rows. Add a column to the key, or repair the source and run "
+            "with --reconcile."
         )
     return None if counts.altered or counts.least is None else (counts.least, counts.greatest)

@@ -1,7 +1,8 @@
-"""Chunk by chunk: Structured Streaming from a Delta table of images or embeddings to a scores table.
+"""Score chunk by chunk: Structured Streaming from a Delta table of images or embeddings to a scores table.
 
-Spark's checkpoint says which chunk comes next, Delta's transaction numbers let each be committed once, and both survive
-a kill at any moment: the interrupted chunk is scored again, from the same rows, and committed if it was not.
+Spark's checkpoint records the next chunk, and Delta's transaction numbers prevent a second commit of a chunk. Both
+survive a kill at any moment: the next run scores the interrupted chunk again from the same rows, and commits it unless
+it was already committed.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ from spark_aesthetic.scoring.tally import Tally
 from spark_aesthetic.scoring.target import ERROR, SCORED_AT
 from spark_aesthetic.scoring.writer import Writer, now
 
-# Spark gives that process ten seconds, whatever its settings: too few on a busy machine. Nothing has begun by then.
+# Spark Connect gives its process for the chunks ten seconds to start, whatever the settings. On a busy machine that is
+# too short. A retry is safe, because no chunk has started by then.
 _SLOW, _STARTS = "Python worker failed to connect back", 3
 
 
-class Stopped(Exception):  # noqa: N818 (nothing is wrong)
-    """A chunk was not begun, because the run is to end."""
+class Stopped(Exception):  # noqa: N818 (it is not an error)
+    """Raised in place of a chunk, because the run is to stop."""
 
 
 def started(start: Callable[[], StreamingQuery]) -> StreamingQuery:
-    """A query by its `start`, again where Spark Connect's process for the chunks did not come up in time."""
+    """Start a query; try again if Spark Connect's process for the chunks did not start in time."""
     for _ in range(_STARTS - 1):
         try:
             return start()
@@ -52,7 +54,7 @@ def started(start: Callable[[], StreamingQuery]) -> StreamingQuery:
 
 
 def never() -> bool:
-    """Do not stop."""
+    """Return False, so that the run never stops early."""
     return False
 
 
@@ -61,11 +63,11 @@ class Chunks:
     """The chunks of one stream, each written in one commit.
 
     Attributes:
-        writer: How rows become scores.
-        progress: Of the stream, which no other run may have replaced.
-        checkpoint: The folder of the stream's state.
-        tally: What the run has done so far.
-        stopping: Asked before each chunk whether to end.
+        writer: Scores rows and writes them.
+        progress: The progress of the stream, which no other run may have replaced.
+        checkpoint: The folder of the stream's checkpoint.
+        tally: Counts of the run.
+        stopping: Called before each chunk; returns whether to stop.
     """
 
     writer: Writer
@@ -77,13 +79,13 @@ class Chunks:
     def start(
         self, spark: SparkSession, *, where: Column | None, limits: dict[str, str], every: str | None
     ) -> StreamingQuery:
-        """Begin, or go on where the checkpoint says.
+        """Start the stream, or continue from its checkpoint.
 
         Args:
             spark: The session.
-            where: Which rows of the source are scored; None is all.
-            limits: Delta's, of a chunk.
-            every: Go on for ever, and look for new rows so often; None is until nothing is left.
+            where: Which rows of the source are scored; None scores all.
+            limits: Delta's options that limit a chunk.
+            every: Look for new rows at this interval without end; None ends when no row is left.
         """
         progress, source = self.progress, self.writer.source
         reader = spark.readStream.format("delta").options(**limits)
@@ -110,16 +112,16 @@ class Chunks:
                     raise Stopped
                 self._write(batch, number)
             except Exception as error:
-                # Spark makes text of it on its way to the driver's main thread.
+                # Spark passes only the text of the error on to the driver's main thread.
                 self.tally.failure = error
                 raise
 
         return write
 
     def _written_elsewhere(self) -> Callable[[DataFrame, int], None]:
-        """For Spark Connect, which runs it in a process beside the server, once sent there for all chunks of a query.
+        """Return the function for Spark Connect, which sends it once per query to a process beside the server.
 
-        What that process counts stays there; see `count_committed`.
+        The counts of that process do not come back; see `count_committed`.
         """
         sent = replace(self, tally=Tally(), stopping=never)
 
@@ -129,7 +131,7 @@ class Chunks:
         return write
 
     def count_committed(self, spark: SparkSession, since: int) -> None:
-        """Count what the commits of the scores table after one of its versions tell of this run's chunks."""
+        """Count this run's chunks from the commits of the scores table after a version."""
         target, tally = self.writer.target, self.tally
         commits = [
             commit for commit in logged(spark, target.identifier, since=since)
@@ -144,10 +146,10 @@ class Chunks:
             tally.add_reasons(target.rows(spark).where(F.col(SCORED_AT).isin(*times)), ERROR)
 
     def check_alone(self, spark: SparkSession) -> Progress:
-        """The progress as the table has it now.
+        """Return the progress that the table records now.
 
         Raises:
-            TableError: Another run has begun anew.
+            TableError: Another run has started a new stream.
         """
         return self._alone(load(spark, self.writer.target.table))
 
@@ -156,8 +158,8 @@ class Chunks:
         current = ledger.progress.get((target.model, self.writer.source.id))
         if current is None or current.checkpoint != self.progress.checkpoint:
             raise TableError(
-                f"scores {target.table!r}: expected this run alone to write {target.model}, found that "
-                "another one has begun anew; let that one finish, then run again"
+                f"scores {target.table!r}: expected only this run to write {target.model}, found that "
+                "another run has started a new stream. Let that run finish, then run again."
             )
         return current
 
@@ -172,14 +174,15 @@ class Chunks:
         told = {"checkpoint": progress.checkpoint, "chunk": number, "whole": end.is_whole}
         commit = replace(
             writer.commit(end.version, **told, scored_at=time.isoformat()),
-            # Of all beginnings: so a chunk of an earlier one is refused, or conflicts with one of a later.
+            # All streams of a model and source share this id. Delta therefore ignores a late chunk of an earlier
+            # stream, or reports it as a conflict.
             application=f"spark_aesthetic.{target.model}/{source.id}",
             number=(progress.generation << 20) + number,
         )
         if tally.known is None:
             tally.known = target.rows(spark).count()
             stream = self._stream(spark, progress)
-            # Committed by a run that was killed before it could note that: Delta would drop it after all the work.
+            # A killed run may have committed this chunk. Delta would ignore it, but only after all the work.
             if tally.known > 0 and target.has(spark, progress.checkpoint, number):
                 return
             if begins_empty(chunk=number, known=tally.known, others=bool(ledger.others(source))):
@@ -196,47 +199,47 @@ class Chunks:
                 new = without(batch, keys, target.key, keys.count())
                 writer.merge(spark, new, commit, tally, scored_at=time, alone=partial(self.check_alone, spark))
             case Way.MERGE_CHANGES:
-                # Another source may still have the row that is gone from this one.
+                # Another source may still have a row that was deleted from this one.
                 drops, alone = not ledger.others(source), partial(self.check_alone, spark)
                 writer.merge(spark, batch, commit, tally, scored_at=time, drops=drops, alone=alone)
 
     def _stream(self, spark: SparkSession, progress: Progress) -> str:
-        """Spark's id of the stream at work.
+        """Return Spark's id of the running stream.
 
         Raises:
-            TableError: It is not the one that has begun this checkpoint.
+            TableError: Another stream created this checkpoint, or the checkpoint does not exist.
         """
         stream = stream_of(spark, self.checkpoint)
         if stream is None or progress.stream not in (None, stream):
             raise TableError(
                 f"scores {self.writer.target.table!r}: expected the checkpoint {self.checkpoint}, found that it was "
-                "deleted while this run began; nothing was written by this run. Run again"
+                "deleted while this run began; this run wrote nothing. Run again."
             )
         return stream
 
     def _note_empty(self, spark: SparkSession, progress: Progress) -> Progress:
-        """Note that the model had no row before its first chunk, unless another source has come in."""
+        """Record that the model had no row before its first chunk, unless another source was added."""
         source, target = self.writer.source, self.writer.target
         progress = replace(progress, began_empty=True)
         save_progress(spark, target, {source.id: progress})
-        # One that came in before this was saved does not know of it.
+        # If another source was added before this save, its run did not see it.
         if load(spark, target.table).others(source):
             progress = replace(progress, began_empty=False)
             save_progress(spark, target, {source.id: progress})
         return progress
 
     def _check_unchanged(self, spark: SparkSession, progress: Progress) -> None:
-        """Raise TableError if another run has added rows, whose keys then may be those of this chunk."""
+        """Raise TableError if another run has added rows, because this chunk may have the same keys."""
         if self.check_alone(spark) != progress:
             target = self.writer.target
             raise TableError(
-                f"scores {target.table!r}: expected this run alone to add rows of {target.model}, found "
-                "that another one has added some; no row was lost or written twice. Run again"
+                f"scores {target.table!r}: expected only this run to add rows of {target.model}, found "
+                "that another run has added some; no row was lost or written twice. Run again."
             )
 
 
 def stream_of(spark: SparkSession, checkpoint: str) -> str | None:
-    """Spark's id of the stream that has begun a checkpoint; None if there is no checkpoint."""
+    """Return Spark's id of the stream that created a checkpoint; None if there is no checkpoint."""
     try:
         lines = access.files_reader(spark).text(f"{checkpoint}/metadata").collect()
     except AnalysisException as error:
@@ -264,17 +267,18 @@ def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progres
     """Read where a chunk ends from the checkpoint."""
 
     def read(number: int) -> tuple[int, int, bool]:
-        # A version of the format, the batch's metadata, and Delta's own offset.
+        # The lines are the version of the format, the metadata of the batch and Delta's offset.
         lines = access.files_reader(spark).text(f"{checkpoint}/offsets/{number}").collect()
         offset = json.loads(lines[2][0])
         return int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"])
 
     version, index, initial = read(number)
-    # A negative index is before the first file of a version, so the version before it was read to its end.
+    # A negative index is before the first file of a version, so the previous version was read to its end.
     is_whole = index < 0 and not initial
     if initial or index >= 0 or progress.starting_version is not None:
         return _End(version - is_whole, is_whole, initial)
-    # The end of the snapshot, if the chunk before belongs to it, or if there is no chunk before.
+    # Nothing of this version was read, so the chunk ends the initial snapshot if it is the first chunk, or if the chunk
+    # before it belongs to the snapshot.
     if number > 0:
         before, _, before_initial = read(number - 1)
         initial = before_initial and version == before + 1
@@ -284,10 +288,10 @@ def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progres
 
 
 def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> None:
-    """Wait for a query's end, and stop it between two chunks once it is to stop, or at once if this is interrupted.
+    """Wait for a query to end; stop it between two chunks if the run is to stop, or at once after an interrupt.
 
     Raises:
-        TableError: The source has changed in a way that its files do not tell, or another run is at work.
+        TableError: The source has changed in a way that cannot be followed, or another run is writing the same scores.
     """
     try:
         while not query.awaitTermination(poll_seconds):  # type: ignore[arg-type]
@@ -299,7 +303,7 @@ def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> No
         source, target = chunks.writer.source, chunks.writer.target
         raise_explained(error, source=source.identifier, scores=target.table, failure=failure)
     finally:
-        # A notebook's cell that is interrupted would leave it at work.
+        # Otherwise an interrupted notebook cell would leave the query running.
         _stop(query)
 
 
@@ -310,6 +314,6 @@ def _stop(query: StreamingQuery, attempts: int = 3) -> None:
                 query.stop()
             return
         except Py4JNetworkError:
-            # An interrupt makes py4j close its connections, and the JVM may close the one that is opened next, too.
+            # An interrupt makes py4j close its connections, and the JVM may close the next one too.
             if not left:
                 raise

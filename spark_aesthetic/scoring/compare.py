@@ -1,4 +1,4 @@
-"""Compare the keys of a source, and perhaps the versions of its rows, with those of its scores."""
+"""Compare the keys of a source, and optionally the versions of its rows, with its scores."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _log = logging.getLogger("spark_aesthetic")
 
 
 def compare(run: Run, version_col: str | None) -> None:
-    """Score what is missing or changed, and drop what is gone.
+    """Score what is missing or changed, and drop the scores of deleted rows.
 
     Args:
-        run: The run, whose source was opened for this.
-        version_col: A column of the source that differs where the image does; None is that keys alone are compared.
+        run: The run, with the source opened for the comparison.
+        version_col: A column of the source that changes with the image; None compares only keys.
     """
     spark, source, target = run.spark, run.source, run.target
     _forget_replaced(run, version_col)
@@ -45,27 +45,27 @@ def compare(run: Run, version_col: str | None) -> None:
 
 
 def _forget_replaced(run: Run, version_col: str | None) -> None:
-    """Know nothing any more of earlier tables in the source's place."""
+    """Remove earlier tables at the source's location from the ledger."""
     replaced = run.ledger().replaced_by(run.source, run.target.model)
     if not replaced:
         return
     ledger.forget_sources(run.spark, run.target, replaced)
     if version_col is None:
         _log.warning(
-            "%s: the table was made anew since the last run; rows whose keys it had before keep their scores, "
-            "for without --version-col nothing tells which are others", run.source.identifier,
+            "%s: the table was replaced since the last run; rows with a known key keep their scores, because "
+            "changed rows cannot be detected without --version-col", run.source.identifier,
         )  # fmt: skip
 
 
 def _gone(run: Run, keys: DataFrame) -> DataFrame:
-    """The keys of scores whose rows are gone, unless other sources may still have those."""
+    """Return the keys of scores without a source row, or none if other sources may still have such rows."""
     source, target = run.source, run.target
     gone = target.keys(run.spark).join(keys, list(target.key), "left_anti")
     others = run.ledger().others(source)
     if not others:
         return gone
     _log.warning(
-        "%s: the scores of rows that are gone from %s are kept, because %s has scores here too",
+        "%s: scores of rows that were deleted from %s are kept, because the table also has scores of %s",
         target.identifier, source.identifier, " and ".join(other.table for other in others),
     )  # fmt: skip
     return gone.limit(0)
@@ -81,7 +81,7 @@ def _drop(run: Run, gone: DataFrame, commit: Commit, alone: Callable[[], None]) 
 
 
 def _changed(run: Run, there: DataFrame, known: DataFrame, version_col: str) -> DataFrame:
-    """Keys of rows whose version is another one than that of their score."""
+    """Return the keys of rows with a version that differs from the one of their score."""
     key, version = list(run.target.key), quoted(version_col)
     before = known.select(*map(quoted, key), F.col(version).alias("_aesthetic_before"))
     before = before.where(F.col("_aesthetic_before").isNotNull())
@@ -91,7 +91,7 @@ def _changed(run: Run, there: DataFrame, known: DataFrame, version_col: str) -> 
 
 
 def _fill_in(run: Run, there: DataFrame, version_col: str) -> None:
-    """Note the version of rows that were scored without it: from now on they can be compared."""
+    """Record the version of rows that were scored without it, so that later runs can compare it."""
     target, name = run.target, quoted(version_col)
     if target.rows(run.spark).where(F.col(name).isNull()).isEmpty():
         return

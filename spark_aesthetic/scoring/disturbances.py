@@ -1,7 +1,7 @@
-"""What others did to a scores table: decisions over its history, which has no part in Spark.
+"""Detect what other writers did to a scores table; pure functions of its history, without Spark.
 
-Spark's checkpoint tells which rows of the source were read, not whether their scores are still there. Somebody who
-deletes scores, or restores the table, changes that behind the checkpoint's back. The history of the table tells it.
+Spark's checkpoint records which rows of the source were read, not whether their scores still exist. Other writers may
+delete scores or restore the table, which the checkpoint does not notice. The history of the table shows it.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ from spark_aesthetic.delta.commits import Logged
 
 
 def checked_until(commits: Sequence[Logged], model: str, source_id: str, noted: int | None) -> int | None:
-    """The version of the scores table up to which a run of this model and source has looked at its history.
+    """Return the version of the scores table up to which runs of this model and source have checked its history.
 
     Args:
         commits: The newest commits of the scores table.
         model: The model's id.
         source_id: Delta's id of the source.
-        noted: What the ledger says.
+        noted: The version in the ledger, or None.
 
     Returns:
-        The version; None where none of the commits tells it.
+        The version; None if neither the ledger nor a commit has one.
     """
     own = [commit for commit in commits if _is_of(commit, model, source_id)]
     told = [commit.told["checked"] for commit in own if isinstance(commit.told.get("checked"), int)]
     if noted is not None:
         told.append(noted)
-    # An earlier release did not say what it had looked at. Its last commit is where this one begins to look.
+    # Earlier releases did not record this version. The check then starts at the last commit.
     return max(told, default=max((commit.version for commit in own), default=None))
 
 
 def taken_away(commits: Sequence[Logged], since: int) -> list[Logged]:
-    """The commits of others after a version that may have taken scores away."""
+    """Return commits that may have removed scores, made by other writers after version `since`."""
     return [commit for commit in commits if commit.version > since and not commit.is_ours and not commit.adds_only]
 
 
 def restored_to(taken: Sequence[Logged]) -> int | None:
-    """The oldest version that the table was restored to, -1 if that is not known; None if it was not restored."""
+    """Return the oldest version that the table was restored to; -1 if it is unknown, None without a RESTORE."""
     return min((_restored(commit) for commit in taken if commit.operation == "RESTORE"), default=None)
 
 
 def _restored(commit: Logged) -> int:
-    """The version that a RESTORE went back to; -1 if it went back to a time, and does not tell the version."""
+    """Return the version of a RESTORE; -1 if it was by timestamp, which does not give the version."""
     text = commit.parameters.get("version") or ""
     return int(text) if text.isdecimal() else -1
 
 
 def read_until(commits: Sequence[Logged], model: str, source_id: str) -> int | None:
-    """The version of the source that the last chunk ended in; None where no chunk is in the history."""
+    """Return the source version in which the last chunk ended; None if the history has no chunk."""
     return max(_chunks(commits, model, source_id), default=None)
 
 
@@ -68,36 +68,36 @@ def has_read_all(commits: Sequence[Logged], model: str, source_id: str, *, check
 
 
 def restored_until(commits: Sequence[Logged], model: str, source_id: str, version: int) -> int | None:
-    """A version of the source that is in all of the scores which a table had at one of its versions.
+    """Return a source version up to which the scores in one version of the scores table include every change.
 
     Args:
-        commits: All of the history.
+        commits: The whole history.
         model: The model's id.
         source_id: Delta's id of the source.
-        version: Of the scores table; -1 if that is not known.
+        version: The version of the scores table; -1 if it is unknown.
 
     Returns:
-        The version; None where the history does not tell.
+        The source version; None if the history does not show it.
     """
     while version >= 0:
         before = [commit for commit in commits if commit.version <= version]
         restored = max((commit for commit in before if commit.operation == "RESTORE"), key=_version, default=None)
         if restored is None:
             return read_until(before, model, source_id)
-        # What came after that RESTORE may have been read by a run that did not know of it.
+        # Chunks after that RESTORE do not count, because their run may not have known of it.
         version = _restored(restored)
-    # Every score is of the first chunk or of a later one, if the history has the first.
+    # If the history is whole, every score is from its first chunk or a later one.
     return min(_chunks(commits, model, source_id), default=None) if commits[-1].version == 0 else None
 
 
 def _chunks(commits: Sequence[Logged], model: str, source_id: str) -> list[int]:
-    """The versions of the source that chunks ended in."""
+    """Return the source versions in which chunks ended."""
     own = [commit for commit in commits if _is_of(commit, model, source_id)]
     return [int(commit.told["source_version"]) for commit in own if commit.told.get("chunk") is not None]
 
 
 def of_other_runs(commits: Sequence[Logged], told: Mapping[str, object]) -> list[Logged]:
-    """The commits of other runs of the model over the source that a run tells of itself."""
+    """Return the commits of other runs of the same model and source; `told` is the metadata of this run."""
     own = [commit for commit in commits if _is_of(commit, str(told["model"]), str(told["source_id"]))]
     return [commit for commit in own if commit.told.get("run") != told["run"]]
 

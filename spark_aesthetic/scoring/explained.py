@@ -1,4 +1,4 @@
-"""Errors of Spark and Delta, said again with what to do about them."""
+"""Replace errors of Spark and Delta with errors that name a remedy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from spark_aesthetic.errors import AestheticError, SourceChangedError, TableErro
 
 
 def raise_explained(error: Exception, *, source: str, scores: str, failure: Exception | None) -> NoReturn:
-    """Raise an error of ours in place of one of Spark's, where it is known what to do about it; else that one again.
+    """Raise an error with a remedy in place of one of Spark's; if no remedy is known, raise Spark's error again.
 
     Args:
-        error: As Spark raised it.
-        source: The source as SQL takes it.
-        scores: The scores table as its user named it.
-        failure: What a chunk raised, of which Spark makes text.
+        error: The error that Spark raised.
+        source: The source as an SQL identifier.
+        scores: The scores table as the user named it.
+        failure: The error that a chunk raised, of which Spark keeps only the text; None if there is none.
     """
     ours = failure if isinstance(failure, AestheticError) else _told(error) or _explained(error, source, scores)
     if ours is None:
@@ -26,7 +26,7 @@ def raise_explained(error: Exception, *, source: str, scores: str, failure: Exce
 
 
 def _told(error: Exception) -> AestheticError | None:
-    """An error of ours of which Spark Connect has but the text, from the process that a chunk ran in."""
+    """Rebuild an error of ours from its text, because Spark Connect passes on only the text from a chunk's process."""
     found = re.search(rf"{errors.__name__}\.(\w+): (.+)", str(error))
     kind = getattr(errors, found[1], None) if found is not None else None
     return kind(found[2]) if found is not None and kind is not None else None
@@ -47,29 +47,28 @@ def _explained(error: Exception, source: str, scores: str) -> AestheticError | N
     text = str(error)
     if any(name in text for name in _CHANGED):
         return SourceChangedError(
-            f"source {source}: expected nothing but new rows, found rows that were updated, deleted or overwritten, "
-            "and no change data feed that tells which; run once with --reconcile, which finds updated rows by "
-            "--version-col alone, before it, so that the feed tells from then on, ALTER TABLE … SET TBLPROPERTIES "
-            "(delta.enableChangeDataFeed = true)"
+            f"source {source}: expected only new rows, found rows that were updated, deleted or overwritten, and no "
+            "change data feed. Run once with --reconcile (only --version-col detects updated rows); to use a feed from "
+            "then on, first run ALTER TABLE … SET TBLPROPERTIES (delta.enableChangeDataFeed = true)"
         )
     if any(name in text for name in _GONE):
         return SourceChangedError(
-            f"source {source}: expected the files and the log since the last run, found some gone (VACUUM, or the "
-            f"clean-up of the log); run once with --reconcile. Delta says: {text.splitlines()[0]}"
+            f"source {source}: expected all files and log entries since the last run, found some removed (by VACUUM "
+            f"or by the clean-up of the log). Run once with --reconcile. Delta's message: {text.splitlines()[0]}"
         )
     if any(name in text for name in _OTHER_COLUMNS):
         return SourceChangedError(
-            f"source {source}: expected the columns of the last run, found some added, renamed or dropped; run "
-            "again, and if this comes again, once with --reconcile"
+            f"source {source}: expected the columns of the last run, found some added, renamed or dropped. Run "
+            "again; if the error returns, run once with --reconcile."
         )
     if is_conflict(error):
         return TableError(
-            f"scores {scores!r}: expected to commit between the commits of others, found one before each "
-            f"of {ATTEMPTS} attempts; nothing is lost and nothing twice: run again"
+            f"scores {scores!r}: expected to commit, found that other writers committed first in each of {ATTEMPTS} "
+            "attempts; no row was lost or written twice. Run again."
         )
     if any(name in text for name in ("CONCURRENT_STREAM_LOG_UPDATE", "CONCURRENT_QUERY")):
         return TableError(
-            f"scores {scores!r}: expected one run at a time, found another at work on the same rows; "
-            "nothing is lost and nothing twice: run again when it has ended"
+            f"scores {scores!r}: expected one run at a time, found another run on the same rows; no row was lost or "
+            "written twice. Run again when that run has finished."
         )
     return None

@@ -1,4 +1,4 @@
-"""Bring the columns of the source itself up to date: directly, or staged chunk by chunk and then committed at once."""
+"""Score a source in place: directly in one commit, or chunk by chunk in a staging table and then in one commit."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from spark_aesthetic.scoring.writer import SCORED, now
 
 _log = logging.getLogger("spark_aesthetic")
 
-# So often a run begins again where the source was updated meanwhile.
+# Attempts per run, because the source may be updated meanwhile.
 _ATTEMPTS = 3
 
 
 def score_in_place(run: Run) -> tuple[int, int]:
-    """Bring the source's own columns up to date.
+    """Score the source in its own columns.
 
     Returns:
-        Bytes of the files that hold rows to be scored, which the commit rewrites, and rows that were left alone.
+        The size in bytes of the files that the commit rewrites, and the number of rows that were left alone.
 
     Raises:
-        TableError: The source is updated faster than it is scored, or another run is at work.
+        TableError: The source is updated faster than it is scored, or another run is writing it.
     """
     todo, name = _todo(run), run.source.identifier
     metadata = todo.metadataColumn("_metadata")
@@ -48,33 +48,33 @@ def score_in_place(run: Run) -> tuple[int, int]:
     if size == 0:
         return 0, skipped
     _log.info(
-        "%s: the commit will rewrite %.1f MB of files in place; a scores table (--scores) rewrites none, and suits "
-        "tables of images", name, size / 1e6,
+        "%s: the commit will rewrite %.1f MB of files in place; a scores table (--scores) rewrites none and is better "
+        "for tables of images", name, size / 1e6,
     )  # fmt: skip
-    # One chunk: to stage it would save nothing from a kill.
+    # With one chunk, staging would save no work after a kill.
     directly = size <= run.max_bytes_per_chunk and run.max_files_per_chunk is None
     try:
         for _ in range(_ATTEMPTS):
             if _score_directly(run) if directly else _score_staged(run):
                 return size, skipped
-            _log.warning("%s: rows were updated or deleted meanwhile; scoring begins again", name)
+            _log.warning("%s: rows were updated or deleted meanwhile; scoring starts again", name)
             run.tally.forget_rows()
             run.reopen()
     except (PySparkException, Py4JJavaError) as error:
         raise_explained(error, source=name, scores=run.target.table, failure=run.tally.failure)
     raise TableError(
         f"source {name}: expected no updates while it is scored in place, found some in each of "
-        f"{_ATTEMPTS} attempts; pause them, or score into a table of its own (--scores)"
+        f"{_ATTEMPTS} attempts. Pause the updates, or score into a separate table (--scores)."
     )
 
 
 def _todo(run: Run) -> DataFrame:
-    assert run.where is not None, "in place there is a condition"
+    assert run.where is not None, "a run in place has a condition"
     return run.source.rows.where(run.where)
 
 
 def _score_directly(run: Run) -> bool:
-    """Score and commit at once; whether the source allowed it."""
+    """Score and commit at once; return False if the source has changed meanwhile."""
     writer, tally, todo = run.writer, run.tally, _todo(run)
     identity.check_key_values(run.source.rows, run.target.key)
     unchanged = partial(run.only_grown_since, run.source.version)
@@ -92,7 +92,7 @@ def _score_directly(run: Run) -> bool:
 
 
 def _score_staged(run: Run) -> bool:
-    """Score chunk by chunk beside the source, then commit; whether the source allowed it."""
+    """Score chunk by chunk in a staging table, then commit; return False if the source has changed meanwhile."""
     spark, source, target = run.spark, run.source, run.target
     folder = run.checkpoints(target.make(spark, ledger.described(source, target.key)).location)
     try:
@@ -102,25 +102,25 @@ def _score_staged(run: Run) -> bool:
     except SourceChangedError:
         unchanged = False
     if unchanged:
-        # Rows may have come meanwhile, or since a run that was killed: two of one key would get one score.
+        # Rows may have been added since this or a killed run began, and two rows with one key would share a score.
         identity.check_key_values(tables.read_table(spark, source.table), target.key)
         unchanged = _take_over(run, target.rows(spark), partial(run.only_grown_since, version))
-    # A staged score may else be that of an image which is no longer there.
+    # Otherwise a later run could use the staged score of an image that was replaced.
     _forget(run)
     return unchanged
 
 
 def _take_over(run: Run, scored: DataFrame, unchanged: Callable[[], bool]) -> bool:
-    """Write scores into the source's own columns: a commit of narrow rows, which can be repeated.
+    """Write scores into the source's own columns, in one MERGE of narrow rows, which is safe to repeat.
 
     Args:
         run: The run.
-        scored: The key, and the columns that are made.
-        unchanged: Whether the scores are still those of the source's rows; asked before each attempt. An update that is
-            committed after that and before Delta has begun its MERGE, within a second, is not seen.
+        scored: The key and the columns to write.
+        unchanged: Called before each attempt; returns whether the scores still match the source's rows. It misses an
+            update that is committed after the call and before Delta begins its MERGE, which is less than a second.
 
     Returns:
-        Whether it was so, and the scores are written.
+        Whether the scores still matched and were written.
     """
     if not unchanged():
         return False
@@ -140,7 +140,7 @@ def _take_over(run: Run, scored: DataFrame, unchanged: Callable[[], bool]) -> bo
 
 
 def _forget(run: Run) -> None:
-    """Empty the staged table of this model; the next run begins anew."""
+    """Empty the staging table of this model, so that the next run starts anew."""
     target = run.target
     ledger.forget_sources(run.spark, target, run.ledger().of_model(target.model))
     model = run.spark.createDataFrame([(target.model,)], f"{MODEL} string")
@@ -149,20 +149,20 @@ def _forget(run: Run) -> None:
 
 
 def staged(table: Source, checkpoint: str | None) -> str:
-    """Where scores wait for the commit in place: beside the source, in which Delta allows no other table."""
+    """Return the path of the staging table, which is beside the source because Delta allows no table inside it."""
     if checkpoint is not None:
         return f"{naming.whole(checkpoint).rstrip('/')}/{table.id}/staged"
     _, _, folders = table.location.partition("://")
     if "__unitystorage" in table.location or (folders and "/" not in folders.strip("/")):
         raise TableError(
-            f"source {table.table!r}: expected --checkpoint, a folder such as /Volumes/… or s3://bucket/folder, for a "
-            "table beside whose own folder no other can be; or score into a table of its own (--scores)"
+            f"source {table.table!r}: expected --checkpoint, because no table can be created beside this one, found "
+            "none. Pass a folder such as /Volumes/… or s3://bucket/folder, or score into a separate table (--scores)."
         )
     return f"{table.location.rstrip('/')}{FOLDER}/staged"
 
 
 def unscored(rows: DataFrame, model: str, *, retry_failed: bool) -> Column:
-    """Which rows of the source have no score of a model in its own columns."""
+    """Return the condition for source rows that have no score of a model in the source's own columns."""
     if not naming.has_column(rows.columns, MODEL):
         return F.lit(True)
     other = ~F.col(MODEL).eqNullSafe(model)

@@ -1,4 +1,4 @@
-"""Score the rows of a Delta table: which lack a score, chunk by chunk, each committed once."""
+"""Score the rows of a Delta table that have no score yet, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from spark_aesthetic.scoring.writer import Writer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# What a kill may cost: at most so much of the source is read and scored again.
+# After a kill, at most about this much of the source is read and scored again.
 MAX_BYTES_PER_CHUNK = "8g"
 
 
@@ -64,53 +64,56 @@ def score_table(
 ) -> Summary:
     """Add scores to the rows of a Delta table that this model has not scored yet.
 
-    With `scores` they go, with the key and aesthetic_scored_at (timestamp), to a narrow table that is made if need be,
-    and the source is not touched: the choice for tables of images. Spark's streaming reads the source chunk by chunk;
-    each chunk is one commit, made exactly once however often the run is killed and started again, and a run reads
-    what is new alone.
+    With `scores`, the scores go to a separate, narrow table, with the key and aesthetic_scored_at (timestamp). If it is
+    missing, it is created. The source is not changed, so this is the choice for tables of images. Structured Streaming
+    reads the source chunk by chunk. Each chunk is one commit, made exactly once even if the run is killed and started
+    again, and each run reads only what is new.
 
-    Without `scores` the source itself gets the columns aesthetic_score (float), aesthetic_error (string) and
-    aesthetic_model (string): the same chunks go to a table beside it, then one MERGE on the key takes them over. Delta
-    rewrites the files of those rows for it, image bytes included.
+    Without `scores`, the source itself gets the columns aesthetic_score (float), aesthetic_error (string) and
+    aesthetic_model (string). The chunks go to a staging table beside it, and one MERGE on the key then copies the
+    scores. Delta rewrites the files of those rows, including the image bytes.
 
-    New rows are found by what has been committed to the source. Rows that are updated or deleted there are followed
-    where the source has a change data feed; without one the run stops with an error that says so. A row that failed
-    counts as scored: it keeps its reason.
+    New rows are detected by the source's commits. Updated and deleted rows are followed if the source has a change data
+    feed; without one the run stops with an error that says so. A row that failed counts as scored: it keeps its reason.
 
     Args:
         spark: A session with Delta Lake.
-        source: Delta table with the rows to score, by catalog name, or by path (anything with a slash).
-        key: Column, or columns that together, identify a row; no nulls, no duplicates.
-        image_col: Binary column of image files. Either this or `embedding_col`.
-        embedding_col: `array<float>`, `array<double>` or ml Vector column of CLIP embeddings; normalised here.
-        scores: Delta table for the scores, by name or by path; without it they go into `source` itself.
-        view: With `scores`, a view to make or replace that joins source and scores.
-        view_model: The `aesthetic_model` that the view shows, or "all" for columns of each; by default this run's.
-        predictor: Name of a predictor, or the path of its JSON file; in Python also a `Predictor`.
+        source: Delta table with the rows to score, by catalog name or by path (anything with a slash).
+        key: One or more columns that together identify a row, without nulls or duplicates.
+        image_col: Binary column of image files. Give either this or `embedding_col`.
+        embedding_col: Column of CLIP embeddings, as `array<float>`, `array<double>` or ml Vector. The job normalises
+            them.
+        scores: Delta table for the scores, by name or by path. Without it the scores go into `source` itself.
+        view: View of source and scores that is created or replaced. It requires `scores`.
+        view_model: The `aesthetic_model` that the view shows, or "all" for separate columns of each model. The default
+            is the model of this run.
+        predictor: Name of a predictor, or the path of its JSON file. In Python also a `Predictor`.
         with_embedding: Also write `clip_embedding` (`array<float>`), so that other heads can score it later.
-        checkpoint: Folder for the state of streams; by default `_spark_aesthetic` in the folder of the scores table.
-        max_bytes_per_chunk: Approximate size of the source's files in one commit: bytes, or text such as "8g".
+        checkpoint: Folder for the checkpoints of streams. The default is `_spark_aesthetic` in the folder of the scores
+            table.
+        max_bytes_per_chunk: Approximate size of the source's files in one commit, in bytes or as text such as "8g".
         max_files_per_chunk: Maximum number of the source's files in one commit, if that limit is reached first.
-        reconcile: First compare the keys of source and scores, reading no image but those to be scored: score what is
-            missing or changed, drop the scores of rows that are gone.
-        version_col: Column of the source that differs where the image does; kept beside the score, so that `reconcile`
-            finds changed rows without a change data feed.
-        retry_failed: Also score the rows that have failed before.
+        reconcile: First compare the keys of source and scores. Score what is missing or changed, drop the scores of
+            deleted rows, and read no image except those to score.
+        version_col: Column of the source that changes whenever the image does. It is stored beside the score, so that
+            `reconcile` detects changed rows without a change data feed.
+        retry_failed: Also score the rows that failed before.
         shared_keys: Equal keys mean the same image in all sources of `scores`, so a row is skipped if another source
-            brought its score. Without it a table with the scores of another source is refused.
-        dry_run: Check everything and count, write nothing.
+            brought its score. Without this option, a scores table of another source is refused.
+        dry_run: Check everything and count the rows, without writing.
         every: Run until stopped, and look for new rows at this interval, such as "1 minute".
-        stopping: Asked before each chunk (not on Spark Connect), and each second between them, whether to end.
-        progress_file: Where progress is shown: one live line if it is a terminal, by default stderr.
+        stopping: Called before each chunk (not on Spark Connect) and each second between chunks; returns whether to
+            stop.
+        progress_file: Stream for the progress, which is one live line on a terminal. The default is stderr.
         **options: See `spark_aesthetic.Options`.
 
     Returns:
         Counts; see `Summary`.
 
     Raises:
-        AestheticError: One of its kinds, before any work: source, columns, types, key, weights, options or
-            devices are not right. During work TableError: the source has changed in a way that it does not tell, or
-            another run is at work on the same scores.
+        AestheticError: One of its subclasses, before any work, if source, columns, types, key, weights, options or
+            devices are wrong. During the work a TableError, if the source has changed in a way that cannot be followed,
+            or if another run is writing the same scores.
     """
     began, key = time.monotonic(), identity.key_names(key)
     checked = Options.of(score_table, **options)
@@ -176,7 +179,7 @@ def score_table(
 
 
 def _looked_at(run: Run, began: float, *, retry_failed: bool) -> Summary:
-    """What a run would do."""
+    """Count what a run would do."""
     identity.check_key_values(run.source.rows, run.target.key)
     to_score = run.count_unscored(retry_failed=retry_failed)
     return Summary(
@@ -188,7 +191,7 @@ def _looked_at(run: Run, began: float, *, retry_failed: bool) -> Summary:
 def _columns(
     rows: DataFrame, key: Sequence[str], image_col: str | None, embedding_col: str | None, version_col: str | None
 ) -> tuple[list[str], list[str], str]:
-    """The key, all columns that are kept, and the one that is scored, as the table spells them."""
+    """Return the key, all columns to keep and the column to score, as the table spells them."""
     if image_col is not None:
         inputs.check_image_column(rows, image_col)
     identity.check_key_columns(rows, key, reserved=list(TYPES))
@@ -196,7 +199,9 @@ def _columns(
     column = schemas.holder(rows, str(embedding_col if image_col is None else image_col))
     kept = [*key, *([] if version_col is None else [checks.version_column(rows, version_col, key)])]
     if column in kept:
-        raise TableError(f"--key, --version-col: expected other columns than the scored one, found {column!r} twice")
+        raise TableError(
+            f"--key, --version-col: expected other columns than the scored one, found {column!r} twice. Rename it."
+        )
     return key, kept, column
 
 
@@ -209,7 +214,7 @@ def _struct(
     options: Options,
     is_sampled: bool,
 ) -> Column:
-    """Check the weights, and return a struct column of score, error and perhaps embedding and costs.
+    """Check the weights, and return a struct column of score, error and optionally embedding and costs.
 
     The first run over a source reads a sample of its embeddings, because a predictor of another backbone scores none.
     """

@@ -1,6 +1,6 @@
-"""What a scores table knows of itself, kept among its properties: its key, its sources, and how far each has come.
+"""The ledger of a scores table, kept in its table properties: its key, its sources, and the progress over each source.
 
-Values are JSON in which every letter that could mean something in SQL is percent-encoded.
+Values are JSON, with percent-encoding of every character that could have a meaning in SQL.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from spark_aesthetic.delta.tables import Origin
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring.target import MODEL, Target
 
-# In front of every name of ours among the properties of a scores table.
+# The prefix of our properties of a scores table.
 _PREFIX = "spark_aesthetic."
 _KEY, _SOURCE = f"{_PREFIX}key", f"{_PREFIX}source/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a model has come with a source.
+    """How far a model has read a source.
 
     Attributes:
-        checkpoint: Name of the checkpoint's folder; another one for each beginning.
-        generation: A number that grows with each beginning, so that Delta refuses chunks of an earlier one.
-        began_empty: The model had no row here before its first chunk, so the next ones of the beginning meet none.
-        feed: The source's change data feed is read, not its files.
-        starting_version: Of the source; None is all of its rows at the beginning and what comes after.
-        backbone: What the embeddings of this model depend on.
-        location: The source's folder: a table made anew there is another one to Delta, and the same to its users.
-        comparing: A comparison of keys has begun, and has not ended.
-        checked: The version of the scores table up to which no commit of others took scores away, or what they took has
-            been scored again; None where only the commits of scores tell.
-        stream: Spark's id of the stream that has begun the checkpoint; None before its first chunk. Where somebody has
-            deleted a checkpoint, Spark makes it anew with another id.
+        checkpoint: Name of the checkpoint's folder; each new stream has its own.
+        generation: A number that grows with each new stream, so that Delta ignores chunks of an earlier one.
+        began_empty: Whether the model had no row here before its first chunk. Chunks of the initial snapshot then meet
+            no existing key.
+        feed: Whether the source's change data feed is read instead of its files.
+        starting_version: The source version at which the stream starts; None is all of its rows and later changes.
+        backbone: The architecture and checksum of the backbone, which determine the embeddings of this model.
+        location: The source's folder. A table that replaces the source there has a new id, but is the same to its
+            users.
+        comparing: Whether a comparison of keys has started and has not finished.
+        checked: The version of the scores table up to which other writers removed no scores, or removed scores were
+            scored again; None if only the commits of scores show it.
+        stream: Spark's id of the stream that created the checkpoint; None before its first chunk. If somebody deletes a
+            checkpoint, Spark creates it again with another id.
     """
 
     checkpoint: str
@@ -62,8 +64,8 @@ class KnownSource:
     """A source of a scores table.
 
     Attributes:
-        table: As its user named it.
-        location: Its folder.
+        table: The table as the user named it.
+        location: The table's folder.
     """
 
     table: str
@@ -72,12 +74,12 @@ class KnownSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """All that a scores table knows of itself.
+    """The key, the sources and the progress that a scores table records.
 
     Attributes:
-        key: The columns that, with the model, identify a row; None in a table that an earlier release has made.
-        sources: By Delta's id, which no other table ever has.
-        progress: By model and the source's id.
+        key: The columns that, with the model, identify a row; None in a table of an earlier release.
+        sources: The sources by Delta's unique id of the table.
+        progress: The progress by model and id of the source.
     """
 
     key: tuple[str, ...] | None = None
@@ -97,31 +99,31 @@ class Ledger:
                 sources[source] = KnownSource(**_decoded(text))
             else:
                 progress[model, source] = Progress(**_decoded(text))
-        # Tables of earlier releases know their sources by their progress alone.
+        # Tables of earlier releases record their sources only in the progress.
         for (_, source), reached in progress.items():
             sources.setdefault(source, KnownSource(table=reached.location, location=reached.location))
         return cls(key=tuple(_decoded(known[_KEY])) if _KEY in known else None, sources=sources, progress=progress)
 
     def of_model(self, model: str) -> dict[str, Progress]:
-        """How far a model has come, by the source's id."""
+        """Return the progress of a model by the source's id."""
         return {source: progress for (of, source), progress in self.progress.items() if of == model}
 
     def replaced_by(self, source: Origin, model: str) -> list[str]:
-        """The ids of earlier tables in a source's place that a model has scored."""
+        """Return the ids of earlier tables at the source's location that a model has scored."""
         known = self.of_model(model).items()
         return [id for id, progress in known if progress.location == source.location and id != source.id]
 
     def others(self, source: Origin) -> list[KnownSource]:
-        """The sources that are neither this one nor an earlier table in its place."""
+        """Return the sources except this one and earlier tables at its location."""
         return [
             known for id, known in self.sources.items() if id != source.id and known.location != source.location
         ]  # fmt: skip
 
     def admits(self, source: Origin, *, shared_keys: bool) -> bool:
-        """Whether the rows of a source may go to this table.
+        """Whether the rows of a source may be written to this table.
 
-        Equal keys of two sources would pass for one image. So a table takes the sources that it knows, its first one,
-        and others only where their user says that equal keys mean the same image.
+        Equal keys of two sources would count as one image. Therefore a table admits its first source and known sources.
+        Any other source requires `shared_keys`: the user states that equal keys mean the same image.
         """
         is_known = source.id in self.sources or any(
             known.location == source.location for known in self.sources.values()
@@ -133,17 +135,17 @@ class Ledger:
         return self.key is None or are_same_columns(self.key, key)
 
     def backbones(self) -> dict[str, str]:
-        """What the embeddings of each model depend on."""
+        """Return the backbone of each model, which determines its embeddings."""
         return {model: progress.backbone for (model, _), progress in self.progress.items()}
 
 
 def load(spark: SparkSession, table: str) -> Ledger:
-    """The ledger of a scores table, by its name or path."""
+    """Load the ledger of a scores table, by its name or path."""
     return Ledger.of(properties(spark, identifier(table)))
 
 
 def check(ledger: Ledger, scores: str, source: Origin, key: Sequence[str], *, shared_keys: bool) -> None:
-    """Check that rows of a source may go to a scores table under a key.
+    """Check that rows of a source may be written to a scores table under a key.
 
     Raises:
         TableError: The table has another key, or the rows of another source.
@@ -154,23 +156,24 @@ def check(ledger: Ledger, scores: str, source: Origin, key: Sequence[str], *, sh
 
 
 def check_copy(spark: SparkSession, ledger: Ledger, scores: str, source: Origin) -> None:
-    """Raise TableError if a source is a copy of one that the scores table knows, file by file.
+    """Raise TableError if a source is a file-by-file copy of another source of the scores table.
 
-    Delta knows a table by an id in its files. A copy of the files has it too, and its rows would pass for read.
+    Delta identifies a table by an id in its files. A copy of the files has the same id, so its rows would count as
+    read.
     """
     known = ledger.sources.get(source.id)
     if known is None or known.location == source.location:
         return
     try:
         there = tables.detail(spark, known.location)
-    # The place itself may be gone.
+    # The location may no longer exist.
     except TableError:
         return
     if there is not None and there.id == source.id:
         raise TableError(
-            f"--scores {scores!r}: expected a source with an id of its own, found {source.table!r}, a copy of the "
-            f"files of {known.table!r}, whose scores are there. Make it with CREATE TABLE … SHALLOW CLONE, or "
-            "write its rows anew, or choose another scores table"
+            f"--scores {scores!r}: expected a source with its own table id, found {source.table!r}, a copy of the "
+            f"files of {known.table!r}, which has scores here. Create it with CREATE TABLE … SHALLOW CLONE, write its "
+            "rows to a new table, or choose another scores table."
         )
 
 
@@ -179,21 +182,21 @@ def check_key(ledger: Ledger, scores: str, key: Sequence[str]) -> None:
     if not ledger.has_key(key):
         raise TableError(
             f"--key {', '.join(key)}: expected the key of the scores {scores!r}, {', '.join(ledger.key or ())}, found "
-            "another one. Name that, or choose another scores table"
+            "another key. Pass the key of the scores, or choose another scores table."
         )
 
 
 def _foreign(ledger: Ledger, scores: str, source: Origin) -> TableError:
     known = ", ".join(sorted({repr(other.table) for other in ledger.others(source)}))
     return TableError(
-        f"--scores {scores!r}: expected the scores of {source.table!r} alone, found those of {known}, where equal keys "
-        "may be other images. Give each source a scores table of its own, or, if equal keys mean the same image in all "
-        "of them, pass --shared-keys (shared_keys=True)"
+        f"--scores {scores!r}: expected only scores of {source.table!r}, found scores of {known}, where equal keys "
+        "may mean other images. Give each source its own scores table, or pass --shared-keys (shared_keys=True) if "
+        "equal keys mean the same image in all of them."
     )
 
 
 def described(source: Origin, key: Sequence[str]) -> dict[str, str]:
-    """The properties of a scores table that is made for a source."""
+    """Return the properties of a new scores table for a source."""
     known = KnownSource(table=source.table, location=source.location)
     return {_KEY: _encoded(list(key)), f"{_SOURCE}{source.id}": _encoded(asdict(known))}
 
@@ -201,10 +204,10 @@ def described(source: Origin, key: Sequence[str]) -> dict[str, str]:
 def register(
     spark: SparkSession, scores: str, ledger: Ledger, source: Origin, key: Sequence[str], *, shared_keys: bool
 ) -> None:
-    """Note the key and the source in a scores table, unless its ledger has them.
+    """Record the key and the source in a scores table unless its ledger has them.
 
     Raises:
-        TableError: `check` refuses the source or the key, or a run over another source has just begun.
+        TableError: The table has another key or source, or another source was added at the same time.
     """
     check(ledger, scores, source, key, shared_keys=shared_keys)
     is_new = source.id not in ledger.sources
@@ -212,7 +215,7 @@ def register(
     if ledger.key is not None:
         del noted[_KEY]
     else:
-        # A table of an earlier release; its rows alone tell what identifies them.
+        # A table of an earlier release does not record its key, so check the key against the rows.
         identity.check_key_values(tables.read_table(spark, scores), key, beside=(MODEL,))
     if not is_new:
         del noted[f"{_SOURCE}{source.id}"]
@@ -223,23 +226,23 @@ def register(
 
 
 def save_progress(spark: SparkSession, target: Target, changed: Mapping[str, Progress]) -> None:
-    """Note how far the target's model has come with some sources, by their id.
+    """Record the progress of the target's model by the source's id.
 
-    A chunk that another run is writing then fails to commit.
+    A chunk that another run is writing at that time then fails to commit.
     """
     noted = {_progress(target.model, source): _encoded(asdict(progress)) for source, progress in changed.items()}
     save(spark, target.table, noted)
 
 
 def forget_sources(spark: SparkSession, target: Target, sources: Iterable[str]) -> None:
-    """Know nothing of some sources any more, by their id; other models keep their progress."""
+    """Remove sources, by their id, and this model's progress over them; other models keep their progress."""
     forget(spark, target.table, [name for id in sources for name in (_progress(target.model, id), f"{_SOURCE}{id}")])
 
 
 def ended_beginnings(spark: SparkSession, target: Target, *, but: str | None = None) -> dict[str, Progress]:
-    """The progress of all sources, except one, that counted on being alone, changed so that it no longer does.
+    """Return the progress of all sources with `began_empty`, except `but`, and set `began_empty` to false in it.
 
-    Once that is saved, a stream at work fails to commit the chunk that it has not looked up the keys of.
+    Once this is saved, a running stream cannot commit a chunk without looking up its keys.
     """
     known = load(spark, target.table).of_model(target.model)
     return {
@@ -273,5 +276,5 @@ def _encoded(value: Any) -> str:
 
 
 def _decoded(text: str) -> Any:
-    # Earlier releases wrote JSON as it is.
+    # Earlier releases did not percent-encode the JSON.
     return json.loads(text if '"' in text else unquote(text))

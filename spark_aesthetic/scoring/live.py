@@ -1,4 +1,4 @@
-"""How far a run is: one live line on a terminal or in a notebook, a log line a minute elsewhere."""
+"""Show the progress of a run: one live line on a terminal or in a notebook, elsewhere one log line per minute."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _LIVE_EVERY_SECONDS, _LOG_EVERY_SECONDS, _TOLD_WITHIN_SECONDS = 1.0, 60.0, 5.0
 
 
 class Tasks:
-    """How far one pass over rows is: by its finished tasks, for Spark counts rows only when a whole pass has ended.
+    """The progress of one pass over rows by its finished tasks, because Spark counts rows only at the end of a pass.
 
-    Of a pass in another process, as Spark Connect's chunks are, nothing is known.
+    Nothing is known of a pass in another process, such as a chunk on Spark Connect.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Tasks:
 
     @contextmanager
     def counted(self, spark: SparkSession) -> Iterator[None]:
-        """Count the tasks of this thread's jobs for as long as this lasts."""
+        """Count the tasks of this thread's jobs for the duration of the context."""
         self._ended, self._largest = False, (0, 0)
         with task_counter(spark) as self._count:
             try:
@@ -49,37 +49,37 @@ class Tasks:
                 self._count = None
 
     def forget(self) -> None:
-        """The rows of the last pass are known by now."""
+        """Forget the finished pass, because its rows are known by now."""
         self._ended = False
 
     def count(self) -> tuple[int, int] | None:
-        """Finished tasks and all tasks of the pass at work; None where none is or nothing is known."""
+        """Return the finished and all tasks of the running pass; None if there is no pass or nothing is known."""
         counted = self._count
         if counted is None:
             return None
-        # The stage of most tasks is the one that reads rows; others come before it and after.
+        # The stage with the most tasks is the one that reads rows. Smaller stages run before and after it.
         self._largest = max(counted(), self._largest, key=itemgetter(1))
         return self._largest if self._largest[1] else None
 
     def share(self, count: tuple[int, int] | None) -> float:
-        """What a count means, from 0 to 1; at 1 it stays until the rows of the pass are known."""
+        """Return the finished share of the pass, from 0 to 1; it stays at 1 until the rows of the pass are known."""
         return float(self._ended) if count is None else count[0] / count[1]
 
 
 class ProgressListener(StreamingQueryListener):
-    """Follows one query by Spark's own reports, of which each chunk makes one, or passes that tell of themselves.
+    """Follows one streaming query, which Spark reports once per chunk, or passes that call `add`.
 
-    Delta's source does not say how many bytes are left, so bytes are rows of the table's mean size. Within a chunk rows
-    are the share of its tasks that have ended, of as many rows as a chunk is expected to have.
+    Delta's source does not report the bytes that are left, so bytes are estimated from rows and the table's mean size
+    of a row. Within a chunk, rows are estimated from the share of finished tasks and the expected rows of a chunk.
 
     Args:
         name: Shown in front of each line.
-        rows_to_do: Gives the rows of the run, known from its first chunk on; None before.
-        bytes_a_row: Of the source's files.
-        rows_a_chunk: As many are expected, if so many are left.
-        tasks: Those of the chunk at work.
+        rows_to_do: Returns the number of rows of the run; None before the first chunk.
+        bytes_a_row: Mean size of a row in the source's files.
+        rows_a_chunk: Expected rows of a chunk, if that many are left.
+        tasks: The tasks of the running chunk.
         failed: Rows that have failed so far, by reason.
-        file: Where the live line goes; None is stderr.
+        file: Stream for the live line; None is stderr.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class ProgressListener(StreamingQueryListener):
         self._clock.start()
 
     def follow(self, run_id: str) -> None:
-        """Which run of which query; others in the session are not this one's."""
+        """Follow this run of a query. Other queries of the session are ignored."""
         self._run_id = run_id
 
     def add(self, rows: int) -> None:
-        """Note that a chunk of so many rows has ended."""
+        """Count the rows of a finished chunk."""
         self._rows += rows
         self._chunks += 1
         self._tasks.forget()
@@ -134,7 +134,7 @@ class ProgressListener(StreamingQueryListener):
             self._ended.set()
 
     def close(self) -> None:
-        """End the line, once the last chunk is told of: Spark tells some time later."""
+        """End the line after Spark has reported the last chunk, which it does with a delay."""
         if self._run_id is None:
             self._ended.set()
         self._ended.wait(_TOLD_WITHIN_SECONDS)
@@ -145,7 +145,7 @@ class ProgressListener(StreamingQueryListener):
             self._bar.close()
 
     def line(self) -> str:
-        """Rows and bytes done and to do, rate, time to go, failures by reason."""
+        """Return rows and bytes done and to do, the rate, the time left and the failures by reason."""
         seconds, to_do, tasks = time.monotonic() - self._started, self._rows_to_do(), self._tasks.count()
         rows = self._done(tasks)
         total = "" if to_do is None or to_do < rows else f" of {to_do}"
@@ -158,7 +158,7 @@ class ProgressListener(StreamingQueryListener):
         return ", ".join([*parts, *self._notes(tasks)])
 
     def _done(self, tasks: tuple[int, int] | None) -> int:
-        """Rows of the chunks that have ended, and about as many as have of the one at work."""
+        """Return the rows of finished chunks plus an estimate for the running chunk."""
         to_do = self._rows_to_do()
         left = self._rows_a_chunk if to_do is None else min(self._rows_a_chunk, to_do - self._rows)
         return self._rows + int(max(left, 0) * self._tasks.share(tasks))
@@ -190,6 +190,6 @@ class ProgressListener(StreamingQueryListener):
 
 
 def _in_notebook() -> bool:
-    """Whether this is a kernel; that its package has been imported does not tell, for PySpark does that anywhere."""
+    """Whether this is a notebook kernel. An imported ipykernel is no proof, because PySpark imports it too."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

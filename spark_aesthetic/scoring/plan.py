@@ -1,7 +1,7 @@
-"""What a run over a scores table does next: decisions over what is known, which have no part in Spark.
+"""Decide what a run over a scores table does next; pure functions of what is known, without Spark.
 
-`next_step` names a step; the run does it and `after` takes in what it found. So each case can be read, and tested, as a
-value, and a simulated run takes the same decisions as a real one.
+`next_step` names a step, the run executes it, and `after` adds the result to the state. Each case can be read and
+tested as a value, and a simulated run makes the same decisions as a real one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from spark_aesthetic.scoring.ledger import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the user asks of a run.
+    """The user's options that decide the steps of a run.
 
     Attributes:
-        reconcile: To compare all keys of source and scores.
-        by_version: To compare versions of the rows too (`--version-col`).
-        retry_failed: To score again what has failed.
-        endless: To look for new rows for ever (`--every`).
+        reconcile: Compare all keys of source and scores.
+        by_version: Also compare the versions of the rows (`--version-col`).
+        retry_failed: Score failed rows again.
+        endless: Look for new rows without end (`--every`).
     """
 
     reconcile: bool = False
@@ -32,13 +32,13 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Others:
-    """What other writers did to the scores since a run of this model and source looked last.
+    """Effects of other writers on the scores since the last check by a run of this model and source.
 
     Attributes:
-        took: They may have taken scores away.
-        restored: They brought an older version back, so a score may be that of an older image.
-        until: The version of the source that the restored scores had been read until; None where no chunk tells.
-        current: No row of the source was updated or deleted since then, or the model has no score there.
+        took: They may have removed scores.
+        restored: They restored an older version, so a score may be of an older image.
+        until: The source version up to which the restored scores had been read; None if no chunk shows it.
+        current: No source row was updated or deleted since that version, or the model has no score.
         read_all: The last chunk read the source to its end, and the source still has that version.
     """
 
@@ -51,13 +51,13 @@ class Others:
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """What two histories tell in the place of a checkpoint that is gone.
+    """Facts from the histories of source and scores that replace a lost checkpoint.
 
     Attributes:
         scored: The model has rows in the scores table.
-        until: The version of the source that was read last; None where no chunk was.
-        known: The history of the scores is whole, or has a chunk.
-        only_grown: No row of the source was updated or deleted since that version.
+        until: The source version that was read last; None if there is no chunk.
+        known: The history of the scores is complete, or has a chunk.
+        only_grown: No source row was updated or deleted since that version.
     """
 
     scored: bool = True
@@ -67,7 +67,7 @@ class Lost:
 
 
 class Phase(IntEnum):
-    """Where a run is. It goes from each to the next, and through each of them once."""
+    """The phases of a run. A run passes each of them once, in this order."""
 
     LOOK_BACK = auto()
     FOLLOW = auto()
@@ -81,25 +81,25 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a run knows.
+    """The state of a run, which decides its next step.
 
     Attributes:
-        asked: What its user asked for.
-        version: The version of the source that the run has opened.
-        progress: How far the model has come with the source, as the scores table notes it; None if it never began.
-        replaced: The scores table knows an earlier table in the source's place.
-        phase: Where the run is.
-        stopping: It is to end.
-        others: What other writers did to the scores; None before the run looked.
-        checkpoint: That of `progress` is there; None before the run looked.
-        lost: What is known in its place; None before the run looked.
-        fresh: `progress` was begun by this run and was not read from yet.
-        followed: All that the feed tells was taken over before the comparison.
-        reopened: The source was opened again, for the comparison or for what is missing.
+        asked: The user's options.
+        version: The source version that the run has opened.
+        progress: The model's progress over the source in the scores table; None if it never started.
+        replaced: The scores table has an earlier table at the source's location.
+        phase: The current phase.
+        stopping: The run is to stop.
+        others: Effects of other writers on the scores; None before the check.
+        checkpoint: The checkpoint of `progress` exists; None before the check.
+        lost: Facts that replace a lost checkpoint; None before the check.
+        fresh: This run started the stream of `progress` and has not read from it yet.
+        followed: All changes in the feed were applied before the comparison.
+        reopened: The source was opened again, for the comparison or for missing rows.
         checked: The keys of the source were checked in this phase.
         compared: The comparison was made.
-        missing: Rows of the source that have neither a score nor a reason; None before they were counted.
-        repaired: They were scored.
+        missing: Source rows that have neither a score nor a reason; None before they were counted.
+        repaired: The missing rows were scored.
     """
 
     asked: Asked
@@ -121,7 +121,7 @@ class State:
 
 
 class Look(Enum):
-    """A question to the tables; what it finds is the type of the field that it fills."""
+    """A check of the tables. Its result goes into the field of `State` with the same name."""
 
     OTHERS = auto()
     CHECKPOINT = auto()
@@ -129,18 +129,19 @@ class Look(Enum):
 
 
 class Do(Enum):
-    """Something that needs no more than its name.
+    """A step without parameters.
 
     Attributes:
-        STREAM: Score chunk after chunk until nothing is left, or for ever. Finds whether it could be read to its end.
-        REOPEN: Open the source at its current version. Finds that.
-        CHECK_KEYS: Raise an error unless each row of the source has a key of its own.
-        COMPARE: Drop scores of rows that are gone, score rows without a score, or of another version.
-        END_COMPARISON: Note that it has ended.
-        RETRY: Score again what has failed.
+        STREAM: Score chunk after chunk until no row is left, or without end. Returns whether it was read to its end.
+        REOPEN: Open the source at its current version. Returns that version.
+        CHECK_KEYS: Raise an error unless each source row has a unique key.
+        COMPARE: Drop scores of deleted rows, and score rows that have no score or a changed version.
+        END_COMPARISON: Record that the comparison has finished.
+        RETRY: Score failed rows again.
         SCORE_MISSING: Score the rows that have neither a score nor a reason.
-        COUNT: Count what the run wrote and left alone. Finds the rows that have neither a score nor a reason.
-        NOTE: Tell of rows that no score can be told apart for, and note that the history has been looked at.
+        COUNT: Count what the run wrote and left alone. Returns the number of rows that have neither a score nor a
+            reason.
+        NOTE: Warn of repeated keys, and record how far the history was checked.
     """
 
     STREAM = auto()
@@ -156,12 +157,12 @@ class Do(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """Begin anew, which ends every other run of this model over the source. Finds the new progress.
+    """Start a new stream, which ends every other run of this model over the source. Returns the new progress.
 
     Attributes:
-        starting_version: Of the source; None is all of its rows and what comes after.
-        feed: Read the change data feed; None where the source has one.
-        comparing: A comparison has begun and has not ended.
+        starting_version: The source version at which it starts; None is all rows and later changes.
+        feed: Whether to read the change data feed; None reads it if the source has one.
+        comparing: A comparison has started and has not finished.
     """
 
     starting_version: int | None = None
@@ -171,13 +172,13 @@ class Begin:
 
 @dataclass(frozen=True)
 class Wait:
-    """Wait for a version of the source, which Delta refuses to begin at sooner. Finds the version that is there."""
+    """Wait for a source version, because Delta cannot start a stream before it exists. Returns the current version."""
 
     version: int
 
 
 class Refuse(Enum):
-    """Why a run stops: nothing tells which scores are those of older images."""
+    """Why a run stops: nothing shows which scores are of older images."""
 
     RESTORED = auto()
     COMPARISON_STOPPED = auto()
@@ -190,7 +191,7 @@ Step: TypeAlias = Look | Do | Begin | Wait | Refuse
 
 
 def next_step(state: State) -> tuple[State, Step | None]:
-    """What comes next, and the state with the phase that asks for it; None is that the run has ended."""
+    """Return the state in the phase of the next step, and that step; None instead of a step ends the run."""
     while state.phase is not Phase.END:
         step = _STEPS[state.phase](state)
         if step is not None:
@@ -200,7 +201,7 @@ def next_step(state: State) -> tuple[State, Step | None]:
 
 
 def after(state: State, step: Step, found: Any = None) -> State:
-    """The state once a step was done that `next_step` named, with what it found."""
+    """Return the state after a step that `next_step` named, with the result of the step."""
     match step:
         case Look():
             return replace(state, **{step.name.lower(): found})
@@ -230,7 +231,7 @@ def _passed(state: State) -> State:
 
 
 def _look_back(state: State) -> Step | None:
-    """Go back to where the scores were restored to."""
+    """After a RESTORE, start again from the source version that the restored scores include."""
     others, progress = state.others, state.progress
     if others is None:
         return Look.OTHERS
@@ -238,7 +239,7 @@ def _look_back(state: State) -> Step | None:
         return None
     compares = state.asked.reconcile and state.asked.by_version
     if progress.feed and others.until is not None:
-        # The feed tells again of every row that was updated since.
+        # The feed repeats every change since that version.
         return Begin(starting_version=others.until + 1, feed=True, comparing=progress.comparing)
     if progress.feed and others.current:
         return Begin(feed=True, comparing=progress.comparing) if state.checked else Do.CHECK_KEYS
@@ -246,12 +247,12 @@ def _look_back(state: State) -> Step | None:
 
 
 def _follow(state: State) -> Step | None:
-    """Before a comparison, take over what the feed tells of updates, which keys do not."""
+    """Before a comparison, apply the updates in the feed, because a comparison of keys does not detect them."""
     progress = state.progress
     if not state.asked.reconcile or progress is None or not progress.feed:
         return None
     if progress.starting_version is None and not state.fresh:
-        # Of a comparison that was stopped: nothing was read under it.
+        # A comparison that was stopped started this stream, and nothing was read from it.
         if progress.comparing:
             return None
         if state.checkpoint is None:
@@ -261,13 +262,13 @@ def _follow(state: State) -> Step | None:
                 return Look.LOST
             if not state.lost.known or state.lost.until is None:
                 return None
-            # Rows that it had not come to have no score, so the comparison finds them.
+            # Rows that the lost stream did not reach have no score, so the comparison detects them.
             return Begin(starting_version=state.lost.until + 1, feed=True, comparing=True)
     return _stream(state)
 
 
 def _compare(state: State) -> Step | None:
-    """Compare the keys, and leave a mark meanwhile, for without its end nothing would ask for what it had to find."""
+    """Compare the keys. Until the end, a mark in the progress makes later runs repeat a stopped comparison."""
     progress = state.progress
     if not state.asked.reconcile:
         return Refuse.COMPARISON_STOPPED if progress is not None and progress.comparing else None
@@ -288,16 +289,16 @@ def _retry(state: State) -> Step | None:
 
 
 def _repair(state: State) -> Step | None:
-    """A run without end never comes to count, so it looks for missing scores before."""
+    """Score missing rows now if the run has no end, because it never reaches the count."""
     took = state.others is not None and state.others.took
     return Do.SCORE_MISSING if state.asked.endless and took else None
 
 
 def _stream(state: State) -> Step | None:
-    """Go on where the checkpoint says, or begin anew where that is sound."""
+    """Continue from the checkpoint, or start a new stream if that misses no change."""
     progress = state.progress
     if progress is not None and not state.fresh:
-        # A stream that has nothing to read would take half of the run's time to start.
+        # Starting a stream that has nothing to read would take half of the run's time.
         read_all = state.others is not None and state.others.read_all
         if read_all and state.phase is Phase.STREAM and not state.asked.endless:
             return None
@@ -308,7 +309,7 @@ def _stream(state: State) -> Step | None:
     if progress is not None and progress.starting_version is not None:
         if state.version < progress.starting_version:
             return Wait(progress.starting_version) if state.asked.endless and not state.stopping else None
-        # From there again, and under another name, for chunks are known by it. The keys that are there are found.
+        # Start there again with a new checkpoint name, because it identifies chunks. Existing keys are merged.
         again = Begin(starting_version=progress.starting_version, feed=progress.feed, comparing=progress.comparing)
         return Do.STREAM if state.fresh else again
     if state.fresh:
@@ -322,12 +323,12 @@ def _stream(state: State) -> Step | None:
             return Refuse.NO_HISTORY
         if state.lost.scored and state.lost.until is not None and not state.lost.only_grown:
             return Refuse.CHECKPOINT_LOST
-    # Later a chunk's keys are looked up in the scores; of the first rows all are looked at here, once.
+    # Later chunks look up their keys in the scores. The keys of the first rows are checked here, all at once.
     return Begin() if state.checked else Do.CHECK_KEYS
 
 
 def _count(state: State) -> Step | None:
-    """Count, and score what is missing: what a run says of itself is counted."""
+    """Count the rows in the scores table for the summary, and score what is missing."""
     if state.asked.endless or state.stopping:
         return None
     if state.missing is None:
@@ -335,7 +336,7 @@ def _count(state: State) -> Step | None:
     took = state.others is not None and state.others.took
     if state.repaired or not (state.missing or took):
         return Do.NOTE
-    # A row that was deleted before the stream came to it has no score, and is to get none.
+    # A row that was deleted before the stream reached it must not get a score, so open the source again first.
     return Do.SCORE_MISSING if state.reopened else Do.REOPEN
 
 
@@ -351,12 +352,12 @@ _STEPS = {
 
 
 class Way(Enum):
-    """How the rows of a chunk get into the scores.
+    """How the rows of a chunk are written to the scores table.
 
     Attributes:
-        APPEND: As they are: their keys are new.
-        MERGE_NEW: Those whose keys have no score.
-        MERGE_CHANGES: Each key's last change.
+        APPEND: Append all rows, because their keys are new.
+        MERGE_NEW: Merge only rows that have a new key.
+        MERGE_CHANGES: Merge the latest change of each key.
     """
 
     APPEND = auto()
@@ -365,24 +366,24 @@ class Way(Enum):
 
 
 def begins_empty(*, chunk: int, known: int, others: bool) -> bool:
-    """Whether a beginning meets no row of its own, so that its keys need not be looked up.
+    """Whether a new stream meets no existing row, so that its keys need no lookup.
 
     Args:
-        chunk: The number of the run's first chunk; 0 is the first of the beginning.
+        chunk: The number of the run's first chunk; 0 is the first chunk of the stream.
         known: Rows that the model has in the scores table.
-        others: Other sources have rows there too, of which some may have equal keys.
+        others: Whether other sources have rows there too, possibly with equal keys.
     """
     return chunk == 0 and known == 0 and not others
 
 
 def way_of_chunk(*, initial: bool, began_empty: bool) -> Way:
-    """How a chunk is written.
+    """Decide how a chunk is written.
 
     Args:
-        initial: Its rows are those that the source had at the beginning.
-        began_empty: The model had no row when its first chunk was begun, and no other run has begun since.
+        initial: Whether its rows are from the initial snapshot of the source.
+        began_empty: Whether the model had no row before the stream's first chunk, and no other run has started since.
     """
     if not initial:
         return Way.MERGE_CHANGES
-    # Merged, not appended: of two runs that add one key at the same time, Delta lets an append pass.
+    # Merge, because Delta reports no conflict if two runs append the same key at the same time.
     return Way.APPEND if began_empty else Way.MERGE_NEW

@@ -1,4 +1,4 @@
-"""Score with another head the embeddings that a scores table has kept."""
+"""Score stored embeddings with another head."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def rescore_from_embeddings(
     predictor: str | Predictor,
     model_path: str | None = None,
 ) -> Summary:
-    """Score with another head the embeddings that a scores table has kept, in one commit, without opening an image.
+    """Score the embeddings in a scores table with another head, in one commit, without opening an image.
 
-    Those of every model with the predictor's backbone count, of each key the newest. A score that this model has is
-    left alone, unless it is older than the embedding; one whose embedding is gone stays.
+    The newest embedding of each key counts, from any model with the predictor's backbone. An existing score of this
+    model is replaced only if it is older than the embedding. It is kept if its embedding no longer exists.
 
     Args:
         spark: A session with Delta Lake.
         scores: Delta table that a run with `with_embedding` has filled, by name or by path.
-        key: The column or columns that identify its rows, beside the model.
+        key: The column or columns that, with the model, identify its rows.
         predictor: The new predictor, its name, or the path of its JSON file.
         model_path: See `spark_aesthetic.Options`.
 
     Returns:
-        Counts; `rows_read` are the keys that have an embedding.
+        Counts; `rows_read` is the number of keys that have an embedding.
 
     Raises:
-        TableError: There is no such table, or it has no embedding of this backbone.
+        TableError: The table does not exist, or has no embedding of this backbone.
     """
     began, key = time.monotonic(), identity.key_names(key)
     pinned = weights.pin(resolve(predictor), model_path)
@@ -87,7 +87,7 @@ def rescore_from_embeddings(
 def _check_alone(spark: SparkSession, writer: Writer, table: Source, models: Sequence[str]) -> None:
     """Raise TableError if another run has written embeddings, or scores of the model, since the table was opened.
 
-    The score of an embedding that was replaced meanwhile would be later than the new one, so no run would replace it.
+    Otherwise the score of a replaced embedding would be newer than the new embedding, so no run would replace it.
     """
     found = [
         commit for commit in logged(spark, writer.target.identifier, since=table.version)
@@ -95,36 +95,36 @@ def _check_alone(spark: SparkSession, writer: Writer, table: Source, models: Seq
     ]  # fmt: skip
     if found:
         raise TableError(
-            f"scores {writer.target.table!r}: expected no other run while scores are made of its embeddings, found one "
-            f"that has written {found[0].told['model']} meanwhile; nothing was written. Run again when it has ended"
+            f"scores {writer.target.table!r}: expected no other run while its embeddings are scored, found one that "
+            f"has written {found[0].told['model']}; this run wrote nothing. Run again when that run has finished."
         )
 
 
 def _with_embeddings(known: Ledger, table: Source, pinned: Predictor) -> list[str]:
-    """The models whose embeddings the predictor takes; TableError if there are none."""
+    """Return the models with embeddings for the predictor; raise TableError if there are none."""
     models = [model for model, backbone in known.backbones().items() if backbone == pinned.embedding_id]
     if EMBEDDING not in table.rows.columns or not models:
         raise TableError(
             f"scores {table.table!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
-            f"{'none' if EMBEDDING not in table.rows.columns else 'those of other backbones'}; score images "
-            "--with-embedding first"
+            f"{'none' if EMBEDDING not in table.rows.columns else 'embeddings of other backbones'}. Score the "
+            "images with --with-embedding first."
         )
     return models
 
 
 def _checked_key(known: Ledger, table: Source, key: Sequence[str]) -> list[str]:
-    """The key as the table spells it; TableError if it is another one."""
+    """Return the key as the table spells it; raise TableError if the table has another key."""
     identity.check_key_columns(table.rows, key, reserved=list(TYPES))
     ledger.check_key(known, table.table, key)
     key = [schemas.spelled(table.rows, name) for name in key]
     if known.key is None:
-        # A table of an earlier release; its rows alone tell what identifies them.
+        # A table of an earlier release does not record its key, so check the key against the rows.
         identity.check_key_values(table.rows, key, beside=(MODEL,))
     return key
 
 
 def _newest(table: Source, key: Sequence[str], models: Sequence[str]) -> DataFrame:
-    """The newest embedding of each key that some models have made, and its time."""
+    """Return the newest embedding of each key from some models, with its time."""
     names, newest = list(map(quoted, key)), "_aesthetic_newest"
     embedded = table.rows.where(F.col(MODEL).isin(*models) & F.col(EMBEDDING).isNotNull())
     latest = F.max_by(F.struct(EMBEDDING, SCORED_AT), SCORED_AT).alias(newest)
@@ -132,7 +132,7 @@ def _newest(table: Source, key: Sequence[str], models: Sequence[str]) -> DataFra
 
 
 def _outdated(newest: DataFrame, scored: DataFrame, key: Sequence[str]) -> DataFrame:
-    """The embeddings whose key has no score, or one that is older."""
+    """Return the embeddings of keys that have no score or an older one."""
     names, made_at = list(map(quoted, key)), "_aesthetic_made_at"
     current = scored.select(*names, F.col(SCORED_AT).alias(made_at))
     is_outdated = F.col(made_at).isNull() | (F.col(made_at) < F.col(SCORED_AT))

@@ -1,4 +1,4 @@
-"""What the ways of a run share: beginnings, a stream of chunks, rows of some keys, and what its user sees of them."""
+"""The parts that all runs share: starting streams, scoring chunks and given keys, and showing progress."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from spark_aesthetic.scoring.tally import Tally
 from spark_aesthetic.scoring.target import ERROR, Target
 from spark_aesthetic.scoring.writer import Writer
 
-# In the folder of the table that scores go to; Delta leaves alone what begins with an underscore.
+# A folder inside the scores table's folder. Delta ignores names that begin with an underscore.
 FOLDER = "_spark_aesthetic"
 
 
@@ -41,19 +41,19 @@ class Run:
 
     Attributes:
         spark: The session.
-        source: As it was opened last.
-        writer: How rows become scores.
-        where: In place, the rows of the source that are to be scored; None where scores have a table of their own.
-        stopping: Asked before each chunk (not on Spark Connect), and between them, whether to end.
-        folder: Where checkpoints go; None is beside the scores.
-        max_bytes_per_chunk: As Delta's maxBytesPerTrigger.
-        max_files_per_chunk: As Delta's maxFilesPerTrigger, or None.
-        rows_read: Rows of the source, as it was opened last for a count or a comparison.
+        source: The source as it was last opened.
+        writer: Scores rows and writes them.
+        where: In place, which rows of the source are scored; None with a scores table.
+        stopping: Called before each chunk (not on Spark Connect) and between chunks; returns whether to stop.
+        folder: Folder for checkpoints; None puts them inside the scores table's folder.
+        max_bytes_per_chunk: Delta's maxBytesPerTrigger.
+        max_files_per_chunk: Delta's maxFilesPerTrigger, or None.
+        rows_read: Rows of the source when it was last opened for a count or a comparison.
         every: Interval of a run without end, or None.
-        backbone: What the embeddings of the model depend on.
-        shared_keys: Equal keys mean the same image in all sources of the scores table.
-        progress_file: Where progress is shown.
-        tally: What has been done so far.
+        backbone: The architecture and checksum of the backbone, which determine the embeddings of the model.
+        shared_keys: Whether equal keys mean the same image in all sources of the scores table.
+        progress_file: Stream for the progress.
+        tally: Counts of the run.
     """
 
     spark: SparkSession
@@ -77,7 +77,7 @@ class Run:
         return self.writer.target
 
     def count_unscored(self, *, retry_failed: bool) -> int:
-        """Rows that a run would score; reads narrow columns alone."""
+        """Count the rows that a run would score, reading only narrow columns."""
         spark, target, rows = self.spark, self.target, self.source.rows
         if self.where is not None:
             return rows.where(self.where).count()
@@ -90,35 +90,35 @@ class Run:
         return rows.select(*map(quoted, keys)).join(known.select(*map(quoted, keys)), keys, "left_anti").count()
 
     def checkpoints(self, location: str) -> str:
-        """The folder of all checkpoints."""
+        """Return the folder of all checkpoints."""
         if self.folder is not None:
             return naming.whole(self.folder).rstrip("/")
         if "__unitystorage" in location:
             raise TableError(
-                f"scores {self.target.table!r}: expected --checkpoint, a folder such as /Volumes/…, for a "
-                "table whose own folder Unity Catalog keeps to itself"
+                f"scores {self.target.table!r}: expected --checkpoint, because Unity Catalog allows no other "
+                "files in the table's folder, found none. Pass a folder such as /Volumes/…"
             )
         return f"{location}/{FOLDER}"
 
     def known(self) -> Progress | None:
-        """How far the model has come with the source, as the scores table notes it now."""
+        """Return the model's current progress over the source, as the scores table records it."""
         return self.ledger().of_model(self.target.model).get(self.source.id)
 
     def ledger(self) -> Ledger:
-        """What the scores table knows of itself now."""
+        """Load the current ledger of the scores table."""
         return ledger.load(self.spark, self.target.table)
 
     def current_version(self) -> int:
-        """The version that the source has now."""
+        """Return the current version of the source."""
         return tables.current_version(self.spark, self.source.identifier)
 
     def only_grown_since(self, version: int) -> bool:
-        """Whether the history tells that no row of the source was updated or deleted since one of its versions.
+        """Whether the history proves that no source row was updated or deleted since a version.
 
-        Asked right before a MERGE, which reads the newest version: what comes after its beginning is a conflict.
+        Call it right before a MERGE. The MERGE reads the newest version, and Delta reports later changes as a conflict.
         """
         commits = logged(self.spark, self.source.identifier, since=version)
-        # Delta forgets its oldest commits after a while.
+        # Delta removes the oldest commits from the history after a while.
         is_whole = len(commits) == (commits[0].version if commits else self.current_version()) - version
         return is_whole and all(commit.adds_only for commit in commits)
 
@@ -127,22 +127,22 @@ class Run:
         self.source = tables.open_source(self.spark, self.source.table)
 
     def has_begun(self, folder: str, progress: Progress) -> bool:
-        """Whether the checkpoint is still there, and nobody has deleted and Spark made anew what was there before."""
+        """Whether the checkpoint exists, and is not one that Spark created again after somebody deleted it."""
         there = stream_of(self.spark, f"{folder}/{progress.checkpoint}")
         return there is not None and progress.stream in (None, there)
 
     def begin(self, step: Begin) -> Progress:
-        """Another beginning: from all rows of the source, or from one of its versions on."""
+        """Start a new stream: from all rows of the source, or from one of its versions."""
         source, before = self.source, self.known()
-        # What others did before a first beginning took nothing away that this model has written.
+        # Before its first stream, the model had no scores that other writers could have removed.
         looked_at = cast("int | None", self.writer.info.get("checked"))
         progress = Progress(
             checkpoint=uuid4().hex[:12],
-            # Milliseconds of the clock, for a staged table has forgotten its last one.
+            # The clock in milliseconds, because a staging table does not keep its last generation.
             generation=max(int(1000 * time.time()), 0 if before is None else before.generation + 1),
-            # Its first chunk looks, when no run that this one replaces can commit any more.
+            # The first chunk decides this. By then, no run that this one replaces can commit.
             began_empty=False,
-            # In place the run's own commit would be a change of every row.
+            # In place, the feed would report every row that the run itself has scored.
             feed=source.feed and self.where is None if step.feed is None else step.feed,
             starting_version=step.starting_version,
             backbone=self.backbone,
@@ -156,26 +156,27 @@ class Run:
         return progress
 
     def note(self, **changed: Any) -> None:
-        """Change the progress in some of its fields, if there is any."""
+        """Update fields of the recorded progress, if there is any."""
         progress = self.known()
         if progress is not None:
             ledger.save_progress(self.spark, self.target, {self.source.id: replace(progress, **changed)})
 
     def wait_for(self, version: int) -> int:
-        """Wait until the source has a version, or the run is to end; give the version that it has."""
+        """Wait until the source has a version, or the run is to stop; return the current version."""
         while (current := self.current_version()) < version and not self.stopping():
             time.sleep(1)
         return current
 
     def stream(self, folder: str, progress: Progress) -> None:
-        """Score chunk after chunk until nothing is left, or for ever.
+        """Score chunk after chunk until no row is left, or without end.
 
         Args:
-            folder: Of all checkpoints.
-            progress: What says where to begin or to go on.
+            folder: The folder of all checkpoints.
+            progress: Where to start or continue.
 
         Raises:
-            TableError: The source has changed in a way that it does not tell, or another run is at work.
+            TableError: The source has changed in a way that cannot be followed, or another run is writing the same
+                scores.
         """
         spark = self.spark
         limits = {"maxBytesPerTrigger": str(self.max_bytes_per_chunk)}
@@ -189,7 +190,7 @@ class Run:
         spark.streams.addListener(listener)
         before = tables.current_version(spark, self.target.identifier) if batches_run_elsewhere() else 0
         try:
-            remedy = "grant access to it, or name another (--checkpoint)"
+            remedy = "grant access to it, or choose another folder (--checkpoint)"
             with access.reaching(f"checkpoint {folder!r}", remedy, errors=(Py4JJavaError,)):
                 query = chunks.start(spark, where=self.where, limits=limits, every=self.every)
             listener.follow(str(query.runId))
@@ -198,7 +199,7 @@ class Run:
             finally:
                 if batches_run_elsewhere():
                     chunks.count_committed(spark, before)
-            # A run that was replaced before its last chunk had it refused without a word.
+            # If another run replaced this one before its last chunk, Delta ignored that chunk without an error.
             chunks.check_alone(spark)
         finally:
             listener.close()
@@ -208,7 +209,7 @@ class Run:
         return None if self.tally.known is None else self.rows_read - self.tally.known
 
     def commit(self) -> Commit:
-        """What a commit outside of a stream says of itself."""
+        """Return the metadata of a commit outside of a stream."""
         return self.writer.commit(self.source.version)
 
     def score_missing(self) -> None:
@@ -218,16 +219,16 @@ class Run:
         self.score_keys(keys.join(self.target.keys(self.spark), key, "left_anti"), self.commit(), alone)
 
     def retry_failed(self) -> None:
-        """Score the rows again that have a reason and no score."""
+        """Score the failed rows again."""
         alone = self.alone_from_now()
         failed = self.target.rows(self.spark).where(F.col(ERROR).isNotNull())
         self.score_keys(failed.select(*map(quoted, self.target.key)), self.commit(), alone)
 
     def alone_from_now(self) -> Callable[[], None]:
-        """A function that raises TableError if another run of the model over the source writes after this moment.
+        """Return a function that raises TableError if another run of the model over the source writes after this call.
 
-        What is missing, or has failed, is looked up long before it is written, and that run may have written it since,
-        of a later image.
+        Missing and failed rows are looked up long before they are written. Another run may score them in between, from
+        a newer image.
         """
         target, began = self.target, self._checkpoint()
         since = tables.current_version(self.spark, target.identifier)
@@ -236,23 +237,23 @@ class Run:
             commits = logged(self.spark, target.identifier, since=since)
             if self._checkpoint() != began or of_other_runs(commits, self.writer.info):
                 raise TableError(
-                    f"scores {target.table!r}: expected this run alone to write {target.model}, found that another "
-                    "one has written some meanwhile; nothing is lost and nothing twice: run again when it has ended"
+                    f"scores {target.table!r}: expected only this run to write {target.model}, found that another run "
+                    "has written some rows; no row was lost or written twice. Run again when that run has finished."
                 )
 
         return check
 
     def _checkpoint(self) -> str | None:
-        """The name of the beginning that the scores table notes now."""
+        """Return the name of the checkpoint that the scores table records now."""
         progress = self.known()
         return None if progress is None else progress.checkpoint
 
     def score_keys(self, wanted: DataFrame, commit: Commit, alone: Callable[[], None]) -> None:
-        """Score the rows of some keys, in parts of a chunk's size: a run that is killed finds fewer the next time.
+        """Score the rows of some keys in parts of a chunk's size, so that a killed run leaves fewer for the next one.
 
         Args:
             wanted: The keys.
-            commit: What the commits say of themselves.
+            commit: The metadata of the commits.
             alone: Raises an error if another run has written since the keys were looked up.
         """
         writer, tally = self.writer, self.tally
@@ -287,7 +288,7 @@ class Run:
 
     @contextmanager
     def shown(self, doing: str, rows_to_do: int, *, in_one: bool = False) -> Iterator[ProgressListener]:
-        """Progress of what no stream does, and its name in the Spark UI."""
+        """Show the progress of work outside of a stream, and describe its jobs in the Spark UI."""
         listener = self._listener(doing, lambda: rows_to_do, in_one=in_one)
         try:
             with sessions.described(self.spark, f"spark-aesthetic: {doing} {self.source.identifier}"):

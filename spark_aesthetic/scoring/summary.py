@@ -1,4 +1,4 @@
-"""What a run did, as its caller gets it."""
+"""The summary of a run for its caller."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from spark_aesthetic.scoring.tally import Tally
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         rows_read: Rows in the source table.
         scored: Rows that got a score in this run.
-        failed: Rows that got a reason instead in this run.
-        failed_by_reason: The same, counted by `aesthetic_error`.
-        skipped: Rows that had a score or a reason of this model before and were left alone, counted in the scores; None
-            for a run that was told to end.
+        failed: Rows that got a reason instead of a score in this run.
+        failed_by_reason: Failed rows by `aesthetic_error`.
+        skipped: Rows that already had a score or a reason of this model and were left alone, counted in the scores
+            table; None if the run was stopped.
         model: Name and content of the predictor, as in `aesthetic_model`.
         seconds: Wall-clock time of the run.
         chunks: Commits of scores in this run.
-        dropped: Scores that were dropped, for their rows are no longer in the source.
-        bytes_rewritten: In place, bytes of the source's files that held rows to be scored: the commit rewrote them.
-        stages: Of images, seconds that the workers' threads took to decode, to transfer to the device and to infer,
-            and that they waited for Spark; their sum over the threads passes `seconds` where work was done at once.
-        peak_memory_bytes: Of images, the most memory that one worker had resident, shared pages included.
+        dropped: Scores that were dropped because their rows are no longer in the source.
+        bytes_rewritten: In place, the size in bytes of the source's files with rows to score, which the commit rewrote.
+        stages: For images, the seconds that the workers' threads spent to decode, to transfer to the device, to infer,
+            and to wait for Spark. Threads work in parallel, so the sum may exceed `seconds`.
+        peak_memory_bytes: For images, the largest resident memory of one worker, including shared pages.
         dry_run: Whether nothing was written.
-        to_score: In a dry run, the rows that a run would work on.
+        to_score: In a dry run, the number of rows that a run would score.
     """
 
     rows_read: int
@@ -48,14 +48,14 @@ class Summary:
     to_score: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, without what a run of its kind does not have."""
+        """Return a dict for JSON, without fields that do not apply to this kind of run."""
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
 def summed_up(
     tally: Tally, *, model: str, began: float, rows_read: int, skipped: int | None, bytes_rewritten: int | None = None
 ) -> Summary:
-    """What has been counted, with the seconds since a time of `time.monotonic`."""
+    """Make the summary of a tally; `began` is the start of the run in `time.monotonic` seconds."""
     failed, costs = tally.failed.total(), tally.costs
     return Summary(
         rows_read=rows_read,

@@ -1,4 +1,4 @@
-"""What a run has done so far."""
+"""The counts of a run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from spark_aesthetic.scoring.live import Tasks
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a run has done so far, counted.
+    """The counts of a run so far.
 
     Attributes:
         known: Rows that the model had when the stream's first chunk began; None before that.
-        times: When its commits began to be scored, which is what their rows have in `aesthetic_scored_at`.
-        rows: Rows that this run has scored or failed on.
-        failed: The latter by their reason.
+        times: The `aesthetic_scored_at` of each commit, which is the time when its scoring began.
+        rows: Rows that this run has scored, or that failed.
+        failed: Failed rows by reason.
         dropped: Scores that this run has dropped.
         commits: Commits of this run.
-        costs: What the images of this run have cost; None if there were none.
-        tasks: Those of the rows that are being scored.
+        costs: The costs of this run's images; None if there were none.
+        tasks: The tasks of the rows that are being scored.
         failure: The error that ended the run, as it was raised.
     """
 
@@ -40,21 +40,21 @@ class Tally:
     failure: Exception | None = None
 
     def add_commit(self, scored_at: datetime) -> None:
-        """Count a commit by the time of its rows."""
+        """Count a commit, and record the time of its rows."""
         self.commits += 1
         self.times.append(scored_at)
 
     def add_costs(self, counts: Row) -> None:
-        """Add what rows have cost, if it stands there."""
+        """Add the costs of rows, if the counts include them."""
         found = counts.asDict()
         if NAMES[0] in found:
             self.costs = (self.costs or Costs()) + Costs(**{name: found[name] or 0.0 for name in NAMES})
 
     def add_reasons(self, rows: DataFrame, error: str) -> None:
-        """Count the reasons of rows that failed, in a column of theirs."""
+        """Count the failed rows by the reason in their `error` column."""
         reasons = rows.where(F.col(error).isNotNull()).groupBy(F.col(error).alias("error")).count().collect()
         self.failed.update({row.error: row["count"] for row in reasons})
 
     def forget_rows(self) -> None:
-        """Begin to count anew, where what has been scored is thrown away."""
+        """Reset the counts of rows, because their scores were discarded."""
         self.rows, self.commits, self.failed = 0, 0, Counter()

@@ -1,6 +1,6 @@
-"""The scores table: its columns, and how rows get into it.
+"""The scores table: its columns, and how rows are written to it.
 
-Everything about Delta goes through Spark SQL and DataFrames.
+Delta is used only through Spark SQL and DataFrames.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TYPES: dict[str, DataType] = {
     EMBEDDING: ArrayType(FloatType()),
 }
 
-# In rows that are merged: whether the row is another one than before, and whether it is gone from the source.
+# In rows to merge: whether the row has changed, and whether it was deleted from the source.
 CHANGED, DELETED = "_aesthetic_changed", "_aesthetic_deleted"
 
 COMMENTS = {
@@ -49,7 +49,7 @@ COMMENTS = {
 }
 
 
-# As far back a chunk is looked for; Delta reads a file for each.
+# A chunk is looked up among this many of the latest commits. Delta reads one file per commit.
 _LAST_COMMITS = 50
 
 
@@ -58,11 +58,11 @@ class Target:
     """The part of a scores table that one model fills.
 
     Attributes:
-        table: As the user names it.
+        table: The table as the user names it.
         key: Columns that, with the model, identify a row.
         model: The predictor's `model_id`.
-        kept: Types of the source's columns that go there as they are: the key, and perhaps a version.
-        written: Names of the columns that are made.
+        kept: Types of the source's columns that are copied: the key and, if there is one, the version.
+        written: Names of the columns that the job computes.
     """
 
     table: str
@@ -73,29 +73,28 @@ class Target:
 
     @property
     def identifier(self) -> str:
-        """The table as SQL takes it."""
+        """The table as an SQL identifier."""
         return identifier(self.table)
 
     @property
     def types(self) -> dict[str, DataType]:
-        """Of all columns, in their order."""
+        """The types of all columns, in their order."""
         return self.kept | {name: TYPES[name] for name in self.written}
 
     def check(self, spark: SparkSession, found: Row | None) -> None:
-        """Check that scores can go there, without writing.
+        """Check that scores can be written to the table, without writing.
 
         Args:
             spark: The session.
-            found: What `tables.detail` says of the table.
+            found: The table's DESCRIBE DETAIL, or None if it does not exist.
 
         Raises:
-            TableError: A table is there with another type in one of the columns, or one that takes no updates; a schema
-                of that name is missing.
+            TableError: A column has another type, the table takes no updates, or the schema in its name does not exist.
         """
         if found is None:
             fitting.check_schema(spark, self.table, f"--scores {self.table!r}")
             return
-        # An embedding or a version may come later: a table can be begun without them.
+        # Embeddings and versions are not required, because their columns may be added later.
         required = [*self.key, *(name for name in self.written if name != EMBEDDING)]
         rows = tables.read_table(spark, self.table)
         fitting.check_columns(rows, self.types, self.table, required=required)
@@ -104,24 +103,24 @@ class Target:
         fitting.check_names(found, new, f"--scores {self.table!r}")
 
     def make(self, spark: SparkSession, told: Mapping[str, str]) -> Row:
-        """Create the table, with its comments, if it does not exist.
+        """Create the table with its comments if it does not exist; otherwise add missing columns.
 
         Args:
             spark: A session of our own.
-            told: Properties of a table that is created.
+            told: Properties for a new table.
 
         Returns:
             What `tables.detail` says of the table.
 
         Raises:
-            TableError: As `check` raises it, or the folder has files that are no Delta table.
+            TableError: The table fails `check`, or the folder has files that are no Delta table.
         """
         found = tables.detail(spark, self.table)
         self.check(spark, found)
         if found is not None:
             add_columns(spark, self.identifier, tables.read_table(spark, self.table), self.types)
             return found
-        # A chunk is as many small files as it had tasks; without the first a long run leaves millions.
+        # Without optimizeWrite, a chunk leaves one small file per task, and a long run leaves millions.
         told = {"delta.autoOptimize.optimizeWrite": "true", **told}
         if naming.unusual(self.types):
             told["delta.columnMapping.mode"] = "name"
@@ -131,37 +130,37 @@ class Target:
             f"TBLPROPERTIES {properties_clause(told)}"
         )
         occupied = ("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION", "DELTA_MISSING_DELTA_TABLE")
-        place, remedy = f"scores {self.table!r}", "grant access to it, or name another"
+        place, remedy = f"scores {self.table!r}", "grant access to it, or choose another place"
         try:
             with access.reaching(place, remedy, errors=(Py4JJavaError,)):
-                # Several runs may create it at once. One may find the folder of another before its first commit, and
-                # one may not see the table yet.
+                # Several runs may create the table at once. A run may see the folder of another run before its first
+                # commit, or may not see the table yet.
                 committed(lambda: statement(spark, create), also=occupied[:1])
                 committed(lambda: properties(spark, self.identifier), also=occupied[1:])
         except PySparkException as error:
             if not any(condition in str(error) for condition in occupied):
                 raise
             raise TableError(
-                f"scores {self.table!r}: expected a Delta table or room for one, found a folder with files of another "
-                "kind; choose a name or a folder that is not there yet"
+                f"scores {self.table!r}: expected a Delta table or an empty folder, found a folder with other files. "
+                "Choose a new name or a new folder."
             ) from error
         return self.make(spark, told)
 
     def rows(self, spark: SparkSession) -> DataFrame:
-        """The rows of this model."""
+        """Return the rows of this model."""
         return tables.read_table(spark, self.table).where(F.col(MODEL) == self.model)
 
     def keys(self, spark: SparkSession) -> DataFrame:
-        """The keys of this model."""
+        """Return the keys of this model."""
         return self.rows(spark).select(*map(quoted, self.key))
 
     def append(self, rows: DataFrame, commit: Commit) -> None:
-        """Add rows whose keys are not there, in one commit, or nothing if this commit has been made before."""
+        """Append rows with new keys in one commit; does nothing if this commit was already made."""
         writer = rows.write.format("delta").mode("append").options(**commit.options())
         tables.write_table(writer, self.table)
 
     def has(self, spark: SparkSession, checkpoint: str, chunk: int) -> bool:
-        """Whether a chunk is among the last commits, of which a killed run's is one."""
+        """Whether a chunk is among the last commits, which include that of a killed run."""
         last = logged(spark, self.identifier, last=_LAST_COMMITS)
         return any((commit.told.get("checkpoint"), commit.told.get("chunk")) == (checkpoint, chunk) for commit in last)
 
@@ -174,23 +173,23 @@ class Target:
         inserts_only: bool,
         bounds: tuple[int | str, int | str] | None = None,
     ) -> tuple[int, int, int] | None:
-        """Add, replace or drop rows, in one commit, or do nothing if this commit has been made before.
+        """Insert, update or delete rows in one commit; does nothing if this commit was already made.
 
         Args:
             spark: The session.
-            rows: The columns of `types`, `CHANGED` and `DELETED` (boolean). Existing rows are replaced only where the
-                first is true, and dropped where the second is.
-            commit: What the commit says of itself.
-            inserts_only: No row is changed or deleted; Delta then rewrites no file.
-            bounds: Least and greatest value of the first key column, by which Delta leaves out files of the table.
+            rows: The columns of `types`, `CHANGED` and `DELETED` (boolean). Existing rows are replaced only where
+                `CHANGED` is true, and deleted where `DELETED` is true.
+            commit: The metadata of the commit.
+            inserts_only: Whether no row is changed or deleted; Delta then rewrites no file.
+            bounds: Least and greatest value of the first key column, with which Delta skips files of the table.
 
         Returns:
-            How many rows were inserted, updated and deleted; None where this commit has been made before.
+            The number of inserted, updated and deleted rows; None if this commit was already made.
         """
         columns = list(map(quoted, self.types))
         updates = [f"{name} = scored.{name}" for name in columns]
         if EMBEDDING not in self.types and EMBEDDING in tables.read_table(spark, self.table).columns:
-            # It is the embedding of the image that was replaced.
+            # The stored embedding is of the old image.
             updates.append(f"{EMBEDDING} = NULL")
         replace = (
             f"WHEN MATCHED AND scored.{DELETED} THEN DELETE "
@@ -213,7 +212,7 @@ class Target:
 
 
 def models_in(rows: DataFrame) -> list[str]:
-    """The models of the rows of a scores table, in the order of their names."""
+    """Return the models of the rows of a scores table, sorted by name."""
     return sorted(row[0] for row in rows.select(MODEL).distinct().dropna().collect())
 
 
@@ -233,10 +232,10 @@ def _definitions(types: dict[str, DataType]) -> str:
 
 
 def _literal(value: int | str) -> str:
-    # Delta's MERGE binds no parameters.
+    # Delta's MERGE does not accept bound parameters.
     return str(int(value)) if isinstance(value, int) else text_literal(value)
 
 
 def same_key(key: Sequence[str], left: str, right: str = "scored") -> str:
-    """The condition that two rows have one key, for a statement."""
+    """Return the SQL condition that two rows have the same key."""
     return " AND ".join(f"{left}.{quoted(column)} = {right}.{quoted(column)}" for column in key)

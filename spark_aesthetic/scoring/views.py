@@ -1,4 +1,4 @@
-"""Views of a source with its scores, and the models that they can show."""
+"""Views of a source with its scores, and the models in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL = "all"
 
 
 def models_of(spark: SparkSession, scores: str) -> list[str]:
-    """The models of a scores table, if there is one."""
+    """Return the models of a scores table; none if the table does not exist."""
     if not tables.is_delta(spark, scores):
         return []
     rows = tables.read_table(spark, scores)
@@ -26,13 +26,13 @@ def models_of(spark: SparkSession, scores: str) -> list[str]:
 
 
 def check_shown(shown: str, models: Sequence[str]) -> None:
-    """Raise TableError unless a view can show this, one of some models or all."""
+    """Raise TableError unless a view can show this: one of the models, or all."""
     if shown not in (ALL, *models):
         raise TableError(f"--view-model: no model {shown!r} in the scores: {nearest(shown, [*models, ALL])}")
 
 
 def show(spark: SparkSession, view: str, source: Source, target: Target, shown: str | None) -> None:
-    """Make or replace a view of the source with the scores of a model, of all, or by default of the target's.
+    """Create or replace a view of the source with the scores of one model or of all; the default is the target's model.
 
     Raises:
         TableError: The scores table has no such model.
@@ -48,15 +48,15 @@ def show(spark: SparkSession, view: str, source: Source, target: Target, shown: 
 def _make(
     spark: SparkSession, view: str, source: Source, target: Target, models: Sequence[str], *, suffixed: bool
 ) -> None:
-    """Make or replace a view of the source with its scores.
+    """Create or replace a view of the source with its scores.
 
     Args:
         spark: The session.
-        view: Its name.
+        view: The name of the view.
         source: The table of images or embeddings.
         target: The scores table.
         models: The models to show.
-        suffixed: Name each model's columns by its predictor too; else there is one model.
+        suffixed: Whether column names end in the name of their model; if not, there is only one model.
     """
     made = [name for name in target.written if not suffixed or name not in (MODEL, SCORED_AT)]
     columns, joins, taken = [], [], list(target.written)
@@ -68,7 +68,7 @@ def _make(
             f"LEFT JOIN {target.identifier} AS {scored} "
             f"ON {same_key(target.key, 'source', scored)} AND {scored}.{MODEL} = {text_literal(model)}"
         )
-    # A source that was saved from such a view has columns of the same names.
+    # A source that was saved from such a view already has columns with these names.
     own = [f"source.{quoted(name)}" for name in lacking(taken, source.rows.columns)]
     columns = [*own, *columns]
     statement(
@@ -79,7 +79,7 @@ def _make(
 
 
 def _suffixes(models: Sequence[str]) -> list[tuple[str, str]]:
-    """What the columns of each model end in: its predictor's name, or more of its id where that is not unique.
+    """Return the suffix of each model's columns: the predictor's name, or the whole id if the name is not unique.
 
     Examples:
         >>> _suffixes(["v1@aa", "v2@bb", "v2@cc"])

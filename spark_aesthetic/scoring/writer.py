@@ -1,7 +1,7 @@
-"""Rows of a source become rows of a scores table: they are scored once, and written in one commit.
+"""Score the rows of a source once, and write them to a scores table in one commit.
 
-Each way from rows to a commit is one pass over their bytes: what comes of them is narrow, is kept on the executors'
-disks, and is counted, checked and written from there.
+Each method makes one pass over the image bytes. Its narrow results are persisted on the executors' disks, and are
+counted, checked and written from there.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from spark_aesthetic.scoring.changes import CHANGE, VERSION
 from spark_aesthetic.scoring.tally import Tally
 from spark_aesthetic.scoring.target import CHANGED, DELETED, EMBEDDING, ERROR, MODEL, SCORE, SCORED_AT, Target
 
-# What comes of a row.
+# The struct column with the result of a row.
 SCORED = "_aesthetic_scored"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """How rows of one source become rows of one scores table.
+    """Scores the rows of one source and writes them to one scores table.
 
-    A value without a DataFrame: Spark Connect sends it to the process that writes the chunks there.
+    It holds no DataFrame, because Spark Connect sends it to the process that writes the chunks.
 
     Attributes:
         source: The table of images or embeddings.
         target: The scores table.
-        struct: Makes score, error and perhaps embedding and costs of a row.
+        struct: Computes score, error and optionally embedding and costs of a row.
         column: The source's column that `struct` scores.
-        info: What every commit says of itself.
+        info: The metadata of every commit.
     """
 
     source: Origin
@@ -54,7 +54,7 @@ class Writer:
 
     @staticmethod
     def told(pinned: Predictor, source: Origin) -> dict[str, object]:
-        """What every commit of one run says of its scores: who made them, and of what."""
+        """Return the metadata of every commit of one run: the model that made the scores, and the source."""
         return {
             "spark_aesthetic": spark_aesthetic.__version__,
             "model": pinned.model_id,
@@ -66,20 +66,20 @@ class Writer:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The source's columns that are read."""
+        """The source's columns to read."""
         return (*self.target.kept, self.column)
 
     def telling(self, **told: object) -> Writer:
-        """The same, with more that every commit says of itself."""
+        """Return the same writer with more metadata for every commit."""
         return replace(self, info={**self.info, **told})
 
     def commit(self, version: int, **told: object) -> Commit:
-        """What a commit of rows from a version of the source says of itself."""
+        """Return the metadata of a commit with rows from a version of the source."""
         return Commit(info=json.dumps({**self.info, "source_version": version, **told}))
 
     @contextmanager
     def kept(self, rows: DataFrame, tally: Tally, *also: str) -> Iterator[tuple[DataFrame, Row]]:
-        """What comes of rows, scored once, and how many there are and have failed."""
+        """Score rows once, and provide the persisted result with the counts of all and of failed rows."""
         scored = rows.select(*map(quoted, self.target.kept), *also, self.struct.alias(SCORED))
         with on_disk(scored) as kept:
             with tally.tasks.counted(rows.sparkSession):
@@ -88,7 +88,7 @@ class Writer:
             yield kept, counts
 
     def made(self, kept: DataFrame, scored_at: datetime, *also: str) -> DataFrame:
-        """The columns of the scores table, of what has come of rows."""
+        """Select the columns of the scores table from rows that `kept` has scored."""
         made = {
             SCORE: F.col(SCORED)["score"],
             ERROR: F.col(SCORED)["error"],
@@ -102,14 +102,14 @@ class Writer:
     def append(
         self, rows: DataFrame, commit: Commit, tally: Tally, *, scored_at: datetime, still_new: Callable[[], object]
     ) -> None:
-        """Score rows whose keys are new.
+        """Score and append rows with new keys.
 
         Args:
             rows: The columns of `inputs`.
-            commit: What the commit says of itself.
-            tally: Where it is counted.
-            scored_at: The time that the rows get.
-            still_new: Raises an error if the keys are new no longer; asked before each attempt to commit.
+            commit: The metadata of the commit.
+            tally: The counts to update.
+            scored_at: The `aesthetic_scored_at` of the rows.
+            still_new: Raises an error if the keys are no longer new; called before each attempt to commit.
         """
         with self.kept(rows, tally) as (kept, counts):
             # The files of an OPTIMIZE have no new row.
@@ -133,17 +133,17 @@ class Writer:
         drops: bool = True,
         alone: Callable[[], object] = lambda: None,
     ) -> None:
-        """Score rows whose keys may be there, in one pass, then take over what they are now.
+        """Score rows with new or existing keys in one pass, and merge them by their key.
 
         Args:
             spark: The session.
-            rows: The columns of `inputs` and, for changes, `CHANGE` and `VERSION` as a change data feed has them.
-                Without those, rows that exist already are left alone.
-            commit: What the commit says of itself.
-            tally: Where it is counted.
-            scored_at: The time that the rows get; None is that of the clock.
+            rows: The columns of `inputs` and, for changes, `CHANGE` and `VERSION` from a change data feed. Without
+                these two, existing rows are left alone.
+            commit: The metadata of the commit.
+            tally: The counts to update.
+            scored_at: The `aesthetic_scored_at` of the rows; None is the current time.
             drops: Whether the scores of deleted rows are dropped.
-            alone: Raises an error if another run has written; asked before each attempt to commit.
+            alone: Raises an error if another run has written; called before each attempt to commit.
         """
         scored_at = now() if scored_at is None else scored_at
         has_changes = CHANGE in rows.columns
@@ -157,7 +157,7 @@ class Writer:
             key, made = self.target.key, self.made(kept, scored_at, CHANGE, VERSION)
             latest = changes.latest(made, key, self.target.types)
             if not drops:
-                # A row that is gone keeps its score here, so one that comes again under its key may be another.
+                # Deleted rows keep their scores, so a row that is inserted with the same key may have another image.
                 latest = latest.where(~F.col(DELETED)).withColumn(CHANGED, F.lit(has_changes))
             bounds = changes.check_key(latest, key)
             merged = committed(
@@ -170,19 +170,19 @@ class Writer:
             tally.rows += inserted + updated
             tally.dropped += deleted
             if counts.failed:
-                # Of those that were written, which a key that was there already is not; Delta has statistics of times.
+                # Count only rows that were written, not existing ones. Delta's statistics make the filter by time fast.
                 tally.add_reasons(self.target.rows(spark).where(F.col(SCORED_AT) == F.lit(scored_at)), ERROR)
 
     def replace_rows(
         self, spark: SparkSession, rows: DataFrame, commit: Commit, tally: Tally, *, alone: Callable[[], object]
     ) -> None:
-        """Score rows of the source, replacing what is there; `alone` is that of `merge`."""
+        """Score rows of the source and replace their existing scores; `alone` works as in `merge`."""
         self.merge(spark, changes.said(rows, "update_postimage"), commit, tally, alone=alone)
 
 
 def now() -> datetime:
-    """The time of the clock, in milliseconds."""
-    # Every spark.sql.parquet.outputTimestampType keeps those: rows are found again by their time.
+    """Return the current time, in whole milliseconds."""
+    # Rows are looked up by this time, and every spark.sql.parquet.outputTimestampType keeps milliseconds.
     now = datetime.now(timezone.utc)
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
 

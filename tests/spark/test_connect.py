@@ -106,7 +106,7 @@ def test_an_error_of_a_chunk_comes_as_what_it_is(spark: SparkSession, source: st
     run(spark, source)
     add(0)
     add(0)
-    with pytest.raises(TableError, match=r"--key id: .* of several rows"):
+    with pytest.raises(TableError, match=r"--key id: .* shared by several rows"):
         run(spark, source)
 
 

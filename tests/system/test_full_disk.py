@@ -17,7 +17,7 @@ from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_emb
 
 pytestmark = [pytest.mark.usefixtures("interpreted"), own_session]
 
-LINE = r"^expected room on disk .* found: .*No space left on device.*; make room and run again: .*$"
+LINE = r"^expected room on disk .* found: .*No space left on device.*\. Make room and run again; .*$"
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_images_that_found_no_room_are_taken_in_by_the_next_run(
 def test_the_line_that_names_the_lack_of_room_is_shown(message: str, named: str) -> None:
     with pytest.raises(ResourceError) as told, full_disk_explained():
         raise RuntimeError(message)
-    assert f"found: {named}; make room" in str(told.value)
+    assert f"found: {named}. Make room" in str(told.value)
     assert "\n" not in str(told.value)
 
 

@@ -417,7 +417,7 @@ def test_a_table_that_was_made_anew_is_not_taken_for_new_rows(
     shutil.rmtree(path)
     anew = rows(spark, range(15, 25), shift=3).withColumn("title", F.concat(F.lit("new "), "title"))
     anew.write.format("delta").save(path)
-    with pytest.raises(SourceChangedError, match=r"made anew in its place; run once with --reconcile"):
+    with pytest.raises(SourceChangedError, match=r"found a new table in its place\. Run once with --reconcile"):
         score(spark, path, scores)
     done = score(spark, path, scores, version_col="title", reconcile=True)
     assert (done.scored, done.dropped) == (10, 15)
@@ -440,7 +440,7 @@ def test_a_reconcile_that_is_killed_is_asked_for_again(
         patch.setattr(Run, "score_keys", dies)
         with pytest.raises(RuntimeError, match="as if the driver died"):
             score(spark, path, scores, reconcile=True)
-    with pytest.raises(SourceChangedError, match="expected the last --reconcile to have ended"):
+    with pytest.raises(SourceChangedError, match="expected the last --reconcile to have finished"):
         score(spark, path, scores)
     assert score(spark, path, scores, reconcile=True).scored == 3
     assert {row.id for row in load(spark, scores).collect()} == {row.id for row in load(spark, path).collect()}
@@ -475,7 +475,7 @@ def test_a_key_that_is_taken_is_never_scored_twice(
     assert (done.scored, done.failed) == (0, 0)
     append(spark, path, range(50, 51))
     rows(spark, range(51, 52)).union(rows(spark, range(51, 52))).write.format("delta").mode("append").save(path)
-    with pytest.raises(TableError, match="1 of several rows"):
+    with pytest.raises(TableError, match="1 shared by several rows"):
         score(spark, path, scores, max_files_per_chunk=100)
 
 

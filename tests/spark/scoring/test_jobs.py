@@ -285,9 +285,9 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
         ({"source": "/no/such/path"}, TableError, "expected a Delta table, found none"),
         ({"key": ["idd"]}, TableError, "--key: no column 'idd' in the table: did you mean 'id'"),
         ({"key": "id,title"}, TableError, "--key: no column 'id,title' in the table"),
-        ({"key": []}, TableError, "--key: expected the columns .* found none; name them"),
-        ({"key": ["title"]}, TableError, "each of the 10 rows, found 10 with the key of another; add"),
-        ({"key": ["maybe"]}, TableError, "each of the 10 rows, found 1 with a null; add"),
+        ({"key": []}, TableError, "--key: expected the columns .* found none. Name them"),
+        ({"key": ["title"]}, TableError, "each of the 10 rows, found 10 with a duplicate key. Add"),
+        ({"key": ["maybe"]}, TableError, "each of the 10 rows, found 1 with a null. Add"),
         ({"embedding_col": "embeding"}, TableError, "--embedding-col: no column 'embeding'"),
         ({"embedding_col": "title"}, TableError, "expected array<float>, array<double> or an ml Vector, found string"),
         ({"embedding_col": None}, TableError, "found both or neither"),
@@ -297,12 +297,12 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
         ({"predictor": "laion-aesthetics-v1-b32"}, TableError, "expected 512 numbers .* found 768"),
         ({"predictor": "laion"}, PredictorError, "no predictor 'laion'"),
         ({"view": "some_view"}, TableError, "--view: expected --scores"),
-        ({"view": "not a name", "scores": "NEW"}, TableError, "--view: expected a name .* 'not a name'; put other"),
+        ({"view": "not a name", "scores": "NEW"}, TableError, "--view: expected a name .* 'not a name'. Put"),
         ({"view": "default.taken", "scores": "NEW"}, TableError, "--view: .* found the table"),
         ({"key": ["id", "ID"]}, TableError, "expected each column once"),
         ({"embedding_col": "short_vector"}, TableError, "expected 768 numbers .* found 2"),
         ({"with_embedding": True}, TableError, "--with-embedding: expected --image-col"),
-        ({"scores": "SOURCE"}, TableError, "expected another table than --source"),
+        ({"scores": "SOURCE"}, TableError, "expected a table other than --source"),
         ({"scores": "OTHER"}, TableError, "column aesthetic_score: expected float, found none"),
         ({"max_files_per_chunk": 0}, OptionError, "max_files_per_chunk=0: expected a whole number"),
         ({"max_files_per_chunk": -1}, OptionError, "max_files_per_chunk=-1: expected a whole number"),
@@ -420,7 +420,7 @@ def test_a_folder_of_other_files_is_no_place_for_scores(spark: SparkSession, tmp
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
-    with pytest.raises(TableError, match=r"scores .*other.*: expected a Delta table or room for one"):
+    with pytest.raises(TableError, match=r"scores .*other.*: expected a Delta table or an empty folder"):
         sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=str(other))
     assert [path.name for path in other.iterdir()] == ["notes.txt"]
 

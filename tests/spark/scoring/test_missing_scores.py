@@ -86,7 +86,7 @@ def test_scores_that_others_take_away_are_scored_again_and_counted(
     spark.sql(statement.replace("{}", f"delta.`{scores}`"))
     done = score(spark, source, scores)
     assert (done.rows_read, done.scored, done.skipped) == (15, missing, 15 - missing)
-    assert "other writers may have taken scores away" in caplog.text
+    assert "other writers may have removed scores" in caplog.text
     assert found(spark, scores).keys() == set(range(15))
     versions = spark.sql(f"DESCRIBE HISTORY delta.`{scores}`").count()
     again = score(spark, source, scores)
@@ -193,7 +193,7 @@ def test_a_retry_does_not_bring_back_the_image_that_another_run_has_replaced(
         assert score(spark, source, scores).scored == 2
 
     interposed(monkeypatch, "replace_rows", mend)
-    with pytest.raises(TableError, match=r"another one has written some meanwhile.*run again when it has ended"):
+    with pytest.raises(TableError, match=r"another run has written some rows.*Run again when that run has finished"):
         score(spark, source, scores, retry_failed=True)
     assert found(spark, scores) == expected(range(15)) | expected(range(3, 5), shift=2)
     assert score(spark, source, scores, retry_failed=True).scored == 0

@@ -85,7 +85,7 @@ def test_a_key_that_comes_again_is_named(spark: SparkSession, tmp_path: Path, ca
     with caplog.at_level(logging.WARNING):
         done = sa.score_table(spark, **given)
     assert (done.scored, done.skipped) == (1, 5)
-    assert "1 keys are of several rows (2 of '3'), and each of them has the score of its first row alone" in caplog.text
+    assert "1 keys belong to several rows (2 rows of '3'), and each has only the score of its first row" in caplog.text
     assert scored(spark, scores) == [(at, at) for at in range(5)] + [(7, 6)]
 
 

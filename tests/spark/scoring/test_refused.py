@@ -71,7 +71,7 @@ def assert_published(spark: SparkSession, path: str, key: str = "id") -> None:
         (["id", "e"], {}, {"scores": "NEW", "max_files_per_chunk": 10**400}, "max_files_per_chunk=1000.* …: expected"),
         (["id", "e"], {}, {"scores": "NEW", "view": "nosuch.v"}, "--view: expected a schema that exists"),
         (["id", "e"], {}, {"scores": "NEW", "view": "`v"}, "--view: expected a name for a view"),
-        (["id", "e"], {}, {"scores": "NEW", "version_col": "id"}, "--version-col: expected a column that is no key"),
+        (["id", "e"], {}, {"scores": "NEW", "version_col": "id"}, "--version-col: expected a column that is neither"),
         (["id", "e"], {}, {"scores": "NEW", "version_col": "none"}, "--version-col: no column 'none'"),
         (["id", "e"], {}, {"scores": "NEW", "version_col": "e"}, "expected other columns than the scored one"),
         (["id", "e"], {}, {"scores": "s3://no-such-bucket/x"}, "No FileSystem for scheme|S3FileSystem|s3"),
@@ -159,7 +159,7 @@ def test_a_table_of_an_earlier_release_is_asked_for_its_key_by_its_rows(
     names = [row.key for row in spark.sql(f"SHOW TBLPROPERTIES delta.`{scores}`").collect()]
     mine = [name for name in names if name == "spark_aesthetic.key" or name.startswith("spark_aesthetic.source/")]
     spark.sql(f"ALTER TABLE delta.`{scores}` UNSET TBLPROPERTIES ({', '.join(map(repr, mine))})")
-    with pytest.raises(TableError, match="--key shard: expected a value of its own"):
+    with pytest.raises(TableError, match="--key shard: expected a unique key"):
         score(spark, source, scores, key="shard")
     assert score(spark, source, scores, key=["shard", "id"]).skipped == 10
     names = [row.key for row in spark.sql(f"SHOW TBLPROPERTIES delta.`{scores}`").collect()]

@@ -409,7 +409,7 @@ def test_a_source_that_was_made_anew_in_its_place_asks_for_reconcile(
     score(spark, source, scores)
     make(range(4, 9))
     for options in ({}, {"shared_keys": True}):
-        with pytest.raises(SourceChangedError, match=r"made anew in its place.*--reconcile"):
+        with pytest.raises(SourceChangedError, match=r"a new table in its place.*--reconcile"):
             score(spark, source, scores, **options)
     done = score(spark, source, scores, reconcile=True)
     assert (done.scored, done.dropped) == (3, 4)

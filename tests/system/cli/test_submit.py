@@ -68,7 +68,7 @@ def test_what_a_run_refuses_at_work_is_exit_code_2_and_one_line_under_spark_subm
     assert (done.returncode, done.stdout) == (2, "")
     said = [line for line in done.stderr.splitlines() if line.startswith("score_table: ")]
     assert len(said) == 1
-    assert "--key id: expected a value of its own in each row, found 0 new keys with a null and 1 of several" in said[0]
+    assert "--key id: expected a unique key in each row, found 0 new keys with a null and 1 shared by" in said[0]
     for stack in ("Traceback", "Exception", "\tat ", "ERROR"):
         assert stack not in done.stderr
 

@@ -85,7 +85,7 @@ def test_a_scores_table_admits_a_source(
 
 
 def test_another_source_is_refused_with_both_ways_out() -> None:
-    with pytest.raises(TableError, match=r"found those of '/a'.*scores table of its own, or.* --shared-keys"):
+    with pytest.raises(TableError, match=r"found scores of '/a'.*its own scores table, or.* --shared-keys"):
         ledger.check(Ledger(sources=KNOWN), "s", source(id="two", location="file:/b"), ["id"], shared_keys=False)
 
 
