@@ -153,6 +153,8 @@ class Writer:
         rows = rows.withColumn(self.column, F.when(changes.is_present(), F.col(quoted(self.column))))
         with self.kept(rows, tally, CHANGE, VERSION) as (kept, counts):
             if counts.rows == 0:
+                # If another run wrote in this JVM, Spark computed the rows again from the new scores.
+                alone()
                 return
             key, made = self.target.key, self.made(kept, scored_at, CHANGE, VERSION)
             latest = changes.latest(made, key, self.target.types)
