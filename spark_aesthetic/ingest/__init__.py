@@ -1,1 +1,1 @@
-"""Images from folders, shards and addresses into a table."""
+"""Load images from folders, WebDataset shards and addresses into a Delta table."""

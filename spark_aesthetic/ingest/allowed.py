@@ -1,8 +1,8 @@
-"""Which addresses may be read: a pure rule over prefixes, checked on the executor before each request and redirect.
+"""Decide which addresses may be read: a pure rule over prefixes, checked on the executor before each request.
 
-Rows of a table are written by strangers. So an address is not opened because it is there: it lies below a prefix that
-the operator has named, or it is http(s) to a public address and no prefix was named at all. What is compared is the
-same value that is opened afterwards, so that no second parser can read it in another way.
+Table rows are untrusted input. An address is opened only if it lies below a prefix that the operator has listed, or if
+it is http(s) to a public address and no prefix was listed. Redirect targets are checked in the same way. The checked
+value is the one that is opened, so no second parser can interpret it differently.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ __all__ = ["Address", "Allowed", "is_public", "parse"]
 
 WEB = ("http", "https")
 
-# They open another address, keep a copy of it on the disk, or carry their bytes in themselves.
+# These schemes open a different address, cache a copy on disk, or contain the bytes themselves.
 _WRAPPERS = frozenset(
     ("async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "dask", "data", "dir", "filecache",
      "generic", "jar", "libarchive", "local", "reference", "simplecache", "tar", "zip")
 )  # fmt: skip
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
-# Spark writes one slash, URLs have three or name this machine.
+# Spark writes `file:/path`; URLs are `file:///path` or `file://localhost/path`.
 _FILE = re.compile(r"(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL | re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _IN_BRACKETS = re.compile(r"^[^/]*//\[[^]/]*\]")
 
-# More rounds than any chain of servers decodes a path.
+# No chain of servers decodes a path this often.
 _DECODINGS = 5
 
-# Top-level names that are reserved for private networks: no stranger can register one.
+# Domain suffixes reserved for private networks. Nobody can register one publicly.
 _LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa")
 
-# What `is_global` says of these differs between releases of Python, or is true although they lead to other addresses.
-# 168.63.129.16 is the platform of every virtual machine of Azure, which gives out certificates and extension settings.
+# For these networks `is_global` differs between Python releases, or is true although they map to other addresses.
+# 168.63.129.16 is Azure's platform service on every virtual machine; it serves certificates and extension settings.
 _NOT_PUBLIC = tuple(
     map(
         ip_network,
@@ -56,18 +56,19 @@ _NOT_PUBLIC = tuple(
          "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
     )
 )  # fmt: skip
-# Carries an IPv4 address in its last 32 bits, as networks without IPv4 write it.
+# IPv6-only networks write an IPv4 address into the last 32 bits of this prefix.
 _NAT64 = ip_network("64:ff9b::/96")
 
 
 class Address(NamedTuple):
-    """Where to read, in the one spelling that is compared and opened.
+    """An address in the canonical form that is both checked and opened.
 
     Attributes:
-        scheme: In lower case; "file" for a path of this machine.
-        host: The host of http(s) as it is connected to, or what stands before the first slash of a store's address.
-        port: The port of http(s), else 0.
-        path: From the root. A local path has no `..` left.
+        scheme: The scheme in lower case; "file" for a local path.
+        host: The http(s) host that is connected to, or the part of a store's address before the first slash.
+        port: The http(s) port, or 0 for other schemes.
+        path: The absolute path. Local paths contain no `..`.
+        url: The URL that is requested, for http(s) only.
     """
 
     scheme: str
@@ -78,12 +79,12 @@ class Address(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The address as fsspec takes it."""
+        """The address in fsspec's form."""
         return self.path if self.scheme == "file" else f"{self.scheme}://{self.host}{self.path}"
 
 
 def parse(address: str) -> Address | None:
-    """Give the one spelling of an address; None for whatever is no absolute address of one place.
+    """Return the canonical form of an address, or None if it is not an absolute address of a single place.
 
     Examples:
         >>> parse("FILE:///data/../etc/x").path, parse("HTTP://Example.com.:80/a").host, parse("zip://a::/b")
@@ -111,7 +112,7 @@ def parse(address: str) -> Address | None:
 
 
 def spellings(address: str) -> list[Address]:
-    """What an address may stand for: Spark writes local paths escaped, and a name may look escaped by itself."""
+    """Return every reading of an address: Spark escapes local paths, but a file name may also contain a real `%`."""
     found = parse(address)
     if found is None:
         return []
@@ -125,7 +126,7 @@ def _local(path: str) -> Address:
 
 
 def _web(address: str) -> Address | None:
-    # A backslash is a slash to some servers and clients.
+    # Some servers and clients treat a backslash as a slash.
     if "\\" in address or "@" in re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)[0]:
         return None
     try:
@@ -134,28 +135,28 @@ def _web(address: str) -> Address | None:
         if host is None or not port:
             return None
         url = url if host == url.raw_host else url.with_host(host)
-    # Such as a port out of range; ip_address and the codec of IDNA raise subclasses of it.
+    # yarl raises it for a port out of range; ip_address and the IDNA codec raise subclasses.
     except ValueError:
         return None
     return Address(url.scheme, host, port, url.raw_path or "/", url)
 
 
 def _host(raw: str) -> str | None:
-    """A host in the one spelling that is connected to, or None for one that resolvers may read in several ways."""
+    """Return the canonical form of a host, or None if resolvers may interpret it in several ways."""
     host = raw.lower().removesuffix(".")
     if ":" in host:
         number = IPv6Address(host)
         return None if "%" in host else str(number.ipv4_mapped or number)
     if not _HOST.fullmatch(host):
         return None
-    # The C library takes 127.1, 0x7f000001 and 017700000001 for numbers, too.
+    # The C library also accepts 127.1, 0x7f000001 and 017700000001 as IP addresses.
     if _NUMBER.fullmatch(host.rpartition(".")[2]):
         return str(IPv4Address(host))
     return host
 
 
 def _climbs(path: str) -> bool:
-    """Whether a path has `.` or `..` as a segment, however often it is escaped; `..;x` is one to some servers."""
+    """Whether a path has a `.` or `..` segment, however often it is escaped. Some servers read `..;x` as `..`."""
     for _ in range(_DECODINGS):
         if any(segment.partition(";")[0] in (".", "..") for segment in re.split(r"[/\\]", path)):
             return True
@@ -166,7 +167,7 @@ def _climbs(path: str) -> bool:
 
 
 def is_public(ip: str) -> bool:
-    """Whether an IP address is one of the public internet, by itself and by the IPv4 address that it may carry.
+    """Whether an IP address is public. An IPv6 address with an embedded IPv4 address is judged by the latter.
 
     Examples:
         >>> is_public("93.184.216.34"), is_public("169.254.169.254"), is_public("64:ff9b::7f00:1")
@@ -196,36 +197,36 @@ def _is_local_name(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Allowed:
-    """The prefixes that an operator has named.
+    """The prefixes that an operator has listed.
 
     Attributes:
-        prefixes: Addresses whose path is a folder, if it ends in a slash, else a folder or one address. `http://` and
-            `https://` have no host: they are all public addresses, as without any prefix.
+        prefixes: Each is a folder, or a single address if it does not end in a slash. `http://` and `https://` without
+            a host allow all public addresses of that scheme, which is also the rule without any prefix.
     """
 
     prefixes: tuple[Address, ...] = ()
 
     @classmethod
     def of(cls, allow: Iterable[str], called: str = "allow") -> Allowed:
-        """Check the prefixes as they were given.
+        """Parse and check the user's prefixes.
 
         Args:
             allow: The prefixes.
-            called: How the caller names the option.
+            called: The caller's name for the option.
 
         Raises:
-            OptionError: One of them is no prefix of addresses.
+            OptionError: A prefix is not valid.
         """
         if isinstance(allow, str) or not isinstance(allow, Iterable):
-            raise OptionError(f"{called}: expected a list of prefixes, found {allow!r}; write [{str(allow)!r}]")
+            raise OptionError(f"{called}: expected a list of prefixes, found {allow!r}. Write [{str(allow)!r}].")
         return cls(tuple(_prefix(text, called) for text in allow))
 
     def permits(self, address: Address) -> bool:
-        """Whether an address lies below a prefix; http(s) to a public host if no prefix was named."""
+        """Whether an address lies below a prefix. Without prefixes, http(s) to public hosts is permitted."""
         if address.scheme not in WEB:
             return any(_is_below(address, prefix) for prefix in self.prefixes)
         own = [prefix for prefix in self.prefixes if (prefix.host, prefix.port) == (address.host, address.port)]
-        # A host that has prefixes of its own is read below these alone, whatever else is allowed.
+        # If prefixes list a host, only addresses below them are read, even if `https://` is also allowed.
         if own:
             return any(_is_below(address, prefix) for prefix in own)
         if self.prefixes and Address(address.scheme, "", 0, "") not in self.prefixes:
@@ -233,10 +234,10 @@ class Allowed:
         return is_public(address.host) if _is_number(address.host) else not _is_local_name(address.host)
 
     def reaches(self, host: str, port: int, ip: str) -> bool:
-        """Whether a connection for a permitted address of a host may go to an IP address that its name resolves to.
+        """Whether a request to a permitted host may connect to an IP address that the host name resolves to.
 
-        To one that is not public only if a prefix names it as well as the name, which is a stranger's to point
-        anywhere. A name that no stranger can register stands for itself.
+        The owner of a public name can point it anywhere. A private IP address is therefore allowed only if prefixes
+        list both the name and the IP address. For a private name (see `_is_local_name`), listing the name is enough.
         """
         if is_public(ip):
             return True
@@ -256,47 +257,47 @@ def _is_below(address: Address, prefix: Address) -> bool:
 
 
 def _prefix(text: str, called: str) -> Address:
-    """One prefix of `allow`."""
+    """Parse one prefix of `allow`."""
     found = _fault(text)
     if found is not None:
         raise OptionError(
-            f"{called} {text!r}: expected the beginning of addresses, such as s3://bucket/photos/, "
-            f"/Volumes/main/photos/ or https://, found {found}; name a folder, a bucket or a host in full"
+            f"{called} {text!r}: expected an address prefix, such as s3://bucket/photos/, "
+            f"/Volumes/main/photos/ or https://, found {found}. Write the full folder, bucket or host."
         )
     given = home(text)
     if given.lower() in ("http://", "https://"):
         return Address(given.lower().removesuffix("://"), "", 0, "")
     address = spellings(given)[-1]
-    # A local path is normalised, which takes the slash at its end away.
+    # Normalising a local path has already removed its trailing slash.
     return address if address.scheme == "file" else address._replace(path=address.path or "/", url=None)
 
 
 def _fault(text: str) -> str | None:
-    """What is wrong with a prefix, or None."""
+    """Describe the fault of a prefix, or return None."""
     if not isinstance(text, str):
         return f"a {type(text).__name__}"
     if text != text.strip() or _CONTROL.search(text) or not text:
-        return "white space at its ends, or a control character" if text.strip() else "an empty text"
+        return "leading or trailing white space, or a control character" if text.strip() else "an empty string"
     given = home(text)
     named = None if given.startswith("/") else _SCHEME.fullmatch(given)
     scheme = "" if named is None else named[1].lower()
     checks = (
         (scheme != "" and "::" in _IN_BRACKETS.sub("", given), "a chain of addresses"),
-        (not given.startswith("/") and scheme == "", "neither a scheme nor a path from the root"),
+        (not given.startswith("/") and scheme == "", "neither a scheme nor an absolute path"),
         ("?" in given or (scheme in WEB and "#" in given), "a query, a fragment or a pattern"),
         (bool(set("*{}") & set(given)) or (scheme != "" and "[" in _IN_BRACKETS.sub("", given)), "a pattern"),
         (_climbs(given), "'.' or '..' in its path"),
-        (scheme in _WRAPPERS, f"the scheme {scheme}, which opens other addresses or keeps copies of them"),
+        (scheme in _WRAPPERS, f"the scheme {scheme}, which opens other addresses or caches copies"),
         (scheme not in ("", "file", *WEB) and scheme not in _known(), _unknown(scheme)),
         (given.lower() in ("http://", "https://"), None),
-        (scheme not in ("", "file", "dbfs") and given.rstrip("/").endswith(":"), "no bucket and no host"),
-        (not spellings(given), "no address that can be read (a user's name, or a host in an odd spelling)"),
+        (scheme not in ("", "file", "dbfs") and given.rstrip("/").endswith(":"), "no bucket or host"),
+        (not spellings(given), "an unreadable address (a user name, or an ambiguous host)"),
     )
     return next((found for is_wrong, found in checks if is_wrong), None)
 
 
 def _known() -> list[str]:
-    """Schemes that fsspec knows here, those that were registered by this process among them."""
+    """List the schemes that fsspec knows in this process, including those registered at run time."""
     return [name for name in (*fsspec.available_protocols(), *fsspec.registry) if name not in _WRAPPERS]
 
 

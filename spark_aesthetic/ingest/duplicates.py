@@ -1,4 +1,4 @@
-"""Images with the same bytes: which rows are copies, and the table that lists the copies which were left out."""
+"""Find images with the same bytes, and list the copies that `keep_once` leaves out in a second table."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from spark_aesthetic.ingest.sources import VERSION
 from spark_aesthetic.ingest.table import ImageTable
 from spark_aesthetic.webdataset.source import URL
 
-# In place of a shard's version: read it again. Greater than every version, so that `max` gives it.
+# Replaces a shard's version to have the shard read again. It sorts after every version, so `max` returns it.
 _AGAIN = "~again"
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows of the same bytes: which of them are copies, and the table in which `keep_once` lists the copies.
+    """Rows with the same bytes, and the table in which `keep_once` lists the copies.
 
     Attributes:
         table: The table of images.
@@ -31,37 +31,37 @@ class Duplicates:
 
     @property
     def name(self) -> str:
-        """The table that lists the copies."""
+        """The name of the table that lists the copies."""
         name = self.table.name
         path = naming.path_of(name)
         if path is not None:
             return f"{path}_duplicates"
-        # The last letter of a name in backquotes is one of them.
+        # A quoted name ends in a backquote, so the suffix goes before it.
         return f"{name.removesuffix('`')}_duplicates{'`' if name.endswith('`') else ''}"
 
     def rows(self) -> DataFrame | None:
-        """The list, or None if there is none."""
+        """Read the list of copies, or return None if it does not exist."""
         spark = self.table.spark
         return tables.read_table(spark, self.name) if tables.is_delta(spark, self.name) else None
 
     def first(self, rows: DataFrame, *, changed: bool) -> DataFrame:
-        """Paths of the first of each content, unless the table has it."""
+        """Return the least path of each `image_id` that the table does not contain."""
         there = self.table.snapshot().select("path", "image_id")
         if changed:
-            # The older file of a path does not make the newer one a copy.
+            # The old version of a file does not make its new version a copy.
             there = there.join(F.broadcast(rows.select("path")), "path", "left_anti")
         first = rows.groupBy("image_id").agg(F.min("path").alias("path"))
         return _without(first, there, F.broadcast(first)).select("path")
 
     def add(self, copies: DataFrame) -> None:
-        """Add rows to the list, which is made if need be."""
+        """Append rows to the list of copies, which is created if missing."""
         writer = copies.coalesce(1).write.format("delta").mode("append").option("mergeSchema", "true")
         tables.write_table(writer, self.name)
 
     def forget(self, rows: DataFrame, kept: DataFrame, gone: DataFrame | None) -> None:
-        """Let the next run take copies of what rows replace for new: it keeps one of them.
+        """Make the next run read the copies of replaced images again, so that it keeps one of them.
 
-        Those of files go from the list. Those of shards make their shards to be read again.
+        Copies that are files are removed from the list. Copies in shards have their shard read again.
         """
         if not tables.is_delta(self.table.spark, self.name):
             return
@@ -75,7 +75,7 @@ class Duplicates:
             again = f"WHEN MATCHED AND target.{URL} IS NOT NULL THEN UPDATE SET {VERSION} = '{_AGAIN}' "
         self._merge(lost, f"ON target.image_id = scored.image_id {again}WHEN MATCHED THEN DELETE")
         if gone is not None:
-            # A shard that is read again has its copies found again.
+            # Reading these shards finds their copies anew.
             own = rows.select(URL).distinct()
             self._merge(own, f"ON target.{URL} = scored.{URL} WHEN MATCHED THEN DELETE")
 
@@ -84,11 +84,11 @@ class Duplicates:
         committed(lambda: merge_into(self.table.spark, list_, rows, clauses, Commit(info="{}")))
 
     def count(self, began: datetime, version: int | None, *, replaced: bool) -> int:
-        """Count the rows of a run whose bytes another row had before them, from ids alone.
+        """Count the rows of a run that duplicate an earlier row, by `image_id` alone.
 
         Args:
-            began: When the run began, as its rows have it.
-            version: The table's version then.
+            began: The run's start time, as in `ingested_at`.
+            version: The table's version at that time.
             replaced: Whether the run has replaced rows.
         """
         mine = self.table.rows().where(F.col("ingested_at") == F.lit(began)).select("path", "image_id")
@@ -100,6 +100,6 @@ class Duplicates:
 
 
 def _without(rows: DataFrame, known: DataFrame, few: DataFrame) -> DataFrame:
-    """Rows whose image_id is not known; those that are known are looked up first, so that few of them are shuffled."""
+    """Return the rows with an unknown `image_id`. `few` reduces the known ids first, so only few are shuffled."""
     met = known.join(few, "image_id", "left_semi").select("image_id").distinct()
     return rows.join(met, "image_id", "left_anti")

@@ -1,4 +1,4 @@
-"""What a source of images is asked for: what is new there, in narrow rows, and the bytes of some of it."""
+"""The interface of image sources: list new entries without their bytes, and read the bytes of some of them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pyspark.sql.pandas.functions import pandas_udf
 from spark_aesthetic.images import headers
 from spark_aesthetic.ingest.listing import PassedOver
 
-# What each source reads: `modified_us` are microseconds of the epoch, since Python's local times repeat an hour a year.
+# The schema that each source reads. `modified_us` is microseconds since the epoch, because Python's local times repeat
+# one hour per year.
 READ = "path string, modified_us bigint, length bigint, image binary, error string"
 
-# What a shard's name ends in.
 TAR = re.compile(r"\.(tar|tar\.gz|tgz)$")
 
 
 class Entry(NamedTuple):
-    """A file, a shard or an address that is to be read.
+    """A file, a shard or an address to read.
 
     Attributes:
-        path: Where it is.
-        modified_us: When it was modified, in microseconds of the epoch, or None where nothing tells.
-        length: Its bytes, or None.
-        changed: A row of this path, or of this shard, is there, of an older file.
-        version: Of a shard, as `places.version_of` has it.
+        path: The path or address.
+        modified_us: The modification time in microseconds since the epoch, or None if unknown.
+        length: The size in bytes, or None if unknown.
+        changed: Whether the table has rows of an older version of this file or shard.
+        version: The shard's version from `places.version_of`; None for other entries.
     """
 
     path: str
@@ -39,52 +39,52 @@ class Entry(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """What `ingest_images` asks of a source."""
+    """The operations that `ingest_images` needs from a source."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Names of string columns that go along with the images."""
+        """Names of the string columns that are stored with the images."""
 
     @property
     def further(self) -> tuple[str, ...]:
-        """Names of string columns that a table gets once a row has a value there."""
+        """Names of the string columns that are added to the table when the first row has a value for them."""
 
     def knowing(self, columns: Sequence[str]) -> ImageSource:
-        """The same for a table that has these columns."""
+        """Return this source for a table with these columns."""
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """How much is there, and what of it is new: first what no row has, and each of the two sorted by path.
+        """Count the entries and return the new ones, then the changed ones, each group sorted by path.
 
         Args:
-            known: Columns path, modified_us, length, ingested_us, whether it is to be tried again (`again`, boolean),
-                whether it is a row of the table and no copy that was left out (`there`, boolean) and, where there are
-                samples of shards, `__url__` and `__version__`.
+            known: Columns path, modified_us, length, ingested_us, `again` (boolean: try the entry again), `there`
+                (boolean: a row of the table, not a copy that was left out) and, if the table has samples of shards,
+                `__url__` and `__version__`.
         """
 
     @property
     def passed_over(self) -> PassedOver:
-        """What is there and is not read."""
+        """Files that exist in the source and are not read."""
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """Columns as in `READ`, `texts` and `further`; at its end an entry may lack its row."""
+        """Return the columns of `READ`, `texts` and `further`. An entry that cannot be read may have no row."""
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
-        """What was read, put right in a slower way that few entries need; None if the errors ask for none.
+        """Repair the rows in a slower way that few entries need; None if no error requires it.
 
-        `read` has the column `header` too.
+        `read` also has the column `header`.
         """
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
-        """The rows that entries lack, with the reason; None where they all have one."""
+        """Return a row with a reason for each entry without a row in `read`; None if every entry has one."""
 
 
 def header_udf() -> Any:
-    """`headers.read_headers` for a column of file bytes."""
+    """Return `headers.read_headers` as a UDF for a column of file bytes."""
     return pandas_udf(headers.read_headers, returnType=headers.HEADER)  # type: ignore[call-overload]  # PySpark's overloads
 
 
 def entries_of(fresh: DataFrame, known: DataFrame, listed: DataFrame) -> Iterator[Entry]:
-    """In order, and partition by partition, so that the driver never holds all of them."""
+    """Yield the entries in order, one partition at a time, so that the driver never holds all of them."""
     there = known.where("there").select("path", F.lit(True).alias("changed"))
     marked = fresh.join(there, "path", "left").fillna({"changed": False})
     try:
@@ -94,10 +94,10 @@ def entries_of(fresh: DataFrame, known: DataFrame, listed: DataFrame) -> Iterato
 
 
 def no(kind: str, name: str) -> Column:
-    """A column of nulls of a type."""
+    """Return a column of typed nulls."""
     return F.lit(None).cast(kind).alias(name)
 
 
 def no_error() -> Column:
-    """The column of rows that have been read."""
+    """Return a null `error` column, for rows that were read."""
     return no("string", "error")

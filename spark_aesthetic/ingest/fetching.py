@@ -1,7 +1,7 @@
-"""Inside a Python worker: the bytes at addresses, many at a time, within limits of time and memory.
+"""Fetch many addresses concurrently inside a Python worker, within limits of time and memory.
 
-What is finished first is given first. Requests run on one event loop in a thread, files and stores in threads of their
-own, since fsspec's file systems can be neither awaited nor interrupted.
+Results are returned in order of completion. HTTP requests share one event loop in a thread. Files and stores each use a
+separate thread, because fsspec's file systems can be neither awaited nor interrupted.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _BATCH_BYTES = 16 << 20
 
 _PIECE_BYTES = 1 << 20
 
-# Addresses among which one of a host is looked for that has room.
+# Number of waiting addresses that are searched for one with a host below its limit.
 _LOOK_AHEAD = 256
 
-# How often one that waits for memory looks again.
+# Seconds between two checks of an address that waits for memory.
 _AGAIN_S = 0.02
 
 Found = bytes | str
@@ -49,14 +49,14 @@ Found = bytes | str
 def fetch_all(
     batches: Iterator[pa.RecordBatch], allowed: Allowed, limits: Limits, *, images_only: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Columns as in `FETCHED` of batches with the column `path`, in any order, in batches bounded in bytes.
+    """Fetch the addresses and yield the columns of `FETCHED`, in any order, in batches of bounded size.
 
     Args:
-        batches: The addresses.
-        allowed: Which of them may be read.
-        limits: What they may take.
-        images_only: Leave out the bytes of what is no image, with the reason of decoding: whoever wrote the addresses
-            could read them in the table.
+        batches: Batches with the column `path`.
+        allowed: The rule for addresses that may be read.
+        limits: Limits of time and memory.
+        images_only: Drop the bytes of files that are not images and set the decoding error. Otherwise whoever wrote the
+            addresses could read those bytes in the table.
     """
     addresses = (address for batch in batches for address in batch.column("path").to_pylist())
     rows: list[tuple[str, bytes | None, str | None]] = []
@@ -81,16 +81,17 @@ def _batch(rows: list[tuple[str, bytes | None, str | None]]) -> pa.RecordBatch:
 
 
 def fetch(address: str, allowed: Allowed, limits: Limits) -> Found:
-    """The bytes at one address, or the reason why not."""
+    """Fetch one address and return its bytes or the reason for the failure."""
     with Fetcher(allowed, limits) as fetcher:
         ((_, found),) = fetcher.results(iter([address]))
     return found
 
 
 class _Room:
-    """Bytes of the files that are being fetched; above the limit the one that holds the most alone gets more.
+    """Memory shared by the files being fetched. Above the limit, only the file that holds the most gets more.
 
-    It only grows until it ends, so it stays the one, and a slow server does not pass a file that is nearly there.
+    A file only grows until it ends, so that file keeps its turn, and a slow server cannot overtake a nearly complete
+    file.
     """
 
     def __init__(self, size: int) -> None:
@@ -114,20 +115,20 @@ class _Room:
             return may
 
     def _rank(self, number: int) -> tuple[int, int]:
-        """Bytes first; of equal ones the older address."""
+        """Rank by bytes, then by age of the address."""
         return self._held[number], -number
 
 
 @dataclass
 class _Progress:
-    """What one address has given so far, written by the thread or the coroutine that reads it."""
+    """The progress of one address, updated by the thread or coroutine that reads it."""
 
     number: int
     room: _Room
     began: float = field(default_factory=time.monotonic)
     received: int = 0
     paused: float = 0
-    # When it began to wait for memory, if it does.
+    # When the current wait for memory began; None while not waiting.
     waits_since: float | None = None
     last: float = 0
     is_given_up: bool = False
@@ -144,7 +145,7 @@ class _Progress:
         )  # fmt: skip
 
     def _took(self, size: int) -> bool:
-        """Whether there was room for bytes that have come; else to be asked again."""
+        """Whether there was memory for the received bytes. If not, the caller tries again."""
         now = time.monotonic()
         if not self.room.take(self.number, size):
             self.waits_since = now if self.waits_since is None else self.waits_since
@@ -170,7 +171,7 @@ class _Progress:
 
 
 class _Threads:
-    """Threads that are used again, as fsspec makes a file system for each, and that end with their process."""
+    """Reusable daemon threads. They are reused because fsspec creates a file system instance per thread."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -194,11 +195,11 @@ class _Threads:
 
 
 class Fetcher:
-    """Fetches addresses on an event loop of its own, for one thread that takes the results."""
+    """Fetches addresses on a private event loop, for one thread that consumes the results."""
 
     def __init__(self, allowed: Allowed, limits: Limits) -> None:
         self._allowed, self._limits = allowed, limits
-        # A prefix may be a link itself, and its owner has named it.
+        # The operator listed the prefix, so it is trusted even if it is a link.
         self._real = Allowed(
             tuple(
                 prefix._replace(path=os.path.realpath(prefix.path))
@@ -227,7 +228,7 @@ class Fetcher:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        # Names are resolved there: one that is never answered keeps its thread for half a minute.
+        # This executor resolves host names. A name server that does not answer blocks its thread for half a minute.
         self._loop.set_default_executor(ThreadPoolExecutor(self._limits.most))
         self._is_closed = asyncio.Event()
         self._is_ready.set()
@@ -236,7 +237,7 @@ class Fetcher:
             await self._web.close()
 
     def results(self, addresses: Iterator[str]) -> Iterator[tuple[str, Found]]:
-        """Each address with its bytes or the reason why there are none, as they come."""
+        """Yield each address with its bytes or the reason for the failure, in order of completion."""
         waiting: list[tuple[str, str]] = []
         running: dict[int, tuple[str, Running]] = {}
         count = 0
@@ -272,7 +273,7 @@ class Fetcher:
     async def _fetched(self, number: int, address: str) -> Found:
         spelled = spellings(address)
         places = [place for place in spelled if self._allowed.permits(place)]
-        # What is unescaped may lead elsewhere, unless a file is called so as it is.
+        # Every reading of the path must be permitted, unless a file with the literal name exists.
         if not places or (len(places) < len(spelled) and not os.path.lexists(places[0].path)):
             return reasons.REFUSED
         progress = _Progress(number, self._room)
@@ -293,7 +294,7 @@ class Fetcher:
         return task.result()
 
     def _of_web(self, place: Address, progress: _Progress) -> Awaitable[Found]:
-        # Here, because it needs a loop that runs.
+        # The client is created here because it needs a running event loop.
         if self._web is None:
             self._web = Web(self._allowed, self._limits.file_bytes)
         return self._web.fetch(place, progress.taken)
@@ -304,10 +305,10 @@ class Fetcher:
         def job() -> None:
             try:
                 found = self._read(places, progress)
-            # Whatever a file system raises costs its row alone.
+            # Any error of a file system fails only its own row.
             except Exception as error:
                 found = reasons.of_error(error)
-            # The loop may have ended in the meantime.
+            # The loop may have been closed in the meantime.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(found))
 
@@ -333,30 +334,30 @@ class Fetcher:
             return _open_local(place.path, self._real)
         try:
             system, path = fsspec.core.url_to_fs(places[0].text)
-        # The second: a scheme that fsspec knows on the driver alone.
+        # fsspec raises ValueError for a scheme that is registered only on the driver.
         except (ImportError, ValueError):
             return reasons.missing_package(places[0].scheme)
-        # The instance may have listed the folder before another process wrote there.
+        # fsspec caches instances, so this one may hold a listing from before the file was written.
         system.invalidate_cache()
         opened: IO[bytes] = system.open(path, "rb")
         return opened
 
 
 def _host_of(address: str) -> str:
-    """What addresses of one server have in common; it need not be exact."""
+    """Return scheme and host, which addresses of one server share; it need not be exact."""
     return "/".join(address.split("/", 3)[:3]) if "://" in address else ""
 
 
 def _open_local(path: str, real_prefixes: Allowed) -> IO[bytes]:
-    """Open the file that a path leads to by all of its links, if that lies below a prefix."""
+    """Resolve all links of a path and open the file if it lies below a prefix."""
     real = os.path.realpath(path)
     if not real_prefixes.permits(Address("file", "", 0, real)):
         raise reasons.RefusedError(path)
-    # Without O_NONBLOCK a pipe would wait for its writer.
+    # Without O_NONBLOCK, opening a named pipe would wait for its writer.
     opened = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(opened)
-        # A link may have been put in place since then.
+        # The file may have been replaced by a link since the check.
         if os.path.realpath(real) != real or not os.path.samestat(found, os.lstat(real)):
             raise reasons.RefusedError(path)
         if not stat.S_ISREG(found.st_mode):

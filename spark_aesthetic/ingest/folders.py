@@ -1,4 +1,4 @@
-"""Files below a folder: what is new there, and their bytes."""
+"""The image source for files below a folder."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ COLON = f"{reasons.UNREADABLE}, Hadoop opens no file with a colon in its name"
 
 @dataclass(frozen=True)
 class Folder:
-    """Files below a folder, read by Spark's own binaryFile with Spark's own access to the file system.
+    """Files below a folder, read by Spark's binaryFile source with Spark's file system access.
 
     Attributes:
         spark: The session.
         listed: Columns path, modified_us and length of the files.
-        count: How many those are.
-        max_file_bytes: A larger file is not read.
+        count: The number of these files.
+        max_file_bytes: Larger files are not read.
         passed_over: Files of a local folder that are not listed.
-        base: The local folder that all of them are in.
+        base: The local folder that contains all files.
     """
 
     spark: SparkSession
@@ -48,29 +48,29 @@ class Folder:
 
     @classmethod
     def open(cls, spark: SparkSession, path: str, glob: str | None, max_file_bytes: int) -> Folder:
-        """List the files; nothing else of them is read."""
+        """List the files without reading them."""
         place = naming.whole(path)
         here = mounted(place)
         roots, base = roots_of(here) if _is_of_this_machine(place) else ([], "/")
         links = links_below(roots, base)
         with access.reaching(f"--source {path!r}"):
             listed = _listed_here(spark, place, list(files_below(here, glob))) if links.to_folders else None
-            # First what is called so, and then a pattern.
+            # A folder with this literal name takes precedence over the pattern.
             for name in dict.fromkeys((naming.literal(place), place)):
                 listed = _list(spark, glob, name) if listed is None else listed
         if listed is None:
-            raise TableError(f"--source {path!r}: expected a folder of images, found nothing there; check the path")
+            raise TableError(f"--source {path!r}: expected a folder of images, found nothing there. Check the path.")
         if links.leading_out:
             out = spark.createDataFrame([(f"file:{name}",) for name in links.leading_out], "path string")
             listed = listed.join(out, "path", "left_anti")
         listed = listed.persist()
         shard_files = F.count_if(F.col("path").rlike(TAR.pattern))
         count, tars = listed.agg(F.count(F.lit(1)), shard_files).collect()[0]
-        # Beside shards there are their lists, as of img2dataset.
+        # img2dataset writes Parquet and JSON files beside the shards, so not every file must be a shard.
         if tars > 0 and (glob is None or tars == count):
             raise TableError(
-                f"--source {path!r}: expected images, found {tars} shards; take --format webdataset, or --glob "
-                "for the images beside them"
+                f"--source {path!r}: expected images, found {tars} shards. Use --format webdataset, or --glob to "
+                "select the images beside the shards."
             )
         first = listed.select("path").limit(1).collect()
         local = first[0].path.startswith("file:") if first else place.startswith(("file:", "/"))
@@ -80,36 +80,36 @@ class Folder:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """None."""
+        """Empty: files have no text columns."""
         return ()
 
     @property
     def further(self) -> tuple[str, ...]:
-        """None."""
+        """Empty: files have no text columns."""
         return ()
 
     def knowing(self, columns: Sequence[str]) -> Folder:
-        """The same."""
+        """Return this source: it has no text columns."""
         return self
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """Files that are not known by path, time and length."""
+        """List the files with an unknown path, modification time or length."""
         fresh = self.listed.join(known.where("NOT again"), ["path", "modified_us", "length"], "left_anti")
         return self.count, entries_of(fresh, known, self.listed)
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """Those that are not too large; of a file that cannot be read, nothing."""
+        """Read the files that are not too large. Files that cannot be read have no row."""
         paths = [naming.literal(entry.path) for entry in entries if self._fits(entry)]
         if not paths:
             return self.spark.createDataFrame([], READ)
         reader = self.spark.read.format("binaryFile")
-        # Without these options one file that is gone, or may not be read, ends the run.
+        # Without these options, one deleted or unreadable file fails the run.
         found = reader.option("ignoreMissingFiles", "true").option("ignoreCorruptFiles", "true").load(paths)
         modified = F.unix_micros("modificationTime").alias("modified_us")
         return found.select("path", modified, "length", F.col("content").alias("image"), no_error())
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
-        """With the local files that Spark did not read: Python opens them, or says why not."""
+        """Add the local files that Spark did not read: Python opens them or reports the reason."""
         if not errors & {reasons.UNREADABLE, COLON}:
             return None
         unread = self.unread(entries, read)
@@ -125,7 +125,7 @@ class Folder:
         return read.unionByName(rows.withColumn("header", header_udf()("image")))
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame:
-        """Those that are too large, and those that are gone or may not be read."""
+        """Return the files that are too large, deleted or unreadable, with the reason."""
         rows = [(entry.path, entry.modified_us, entry.length, self._reason(entry)) for entry in entries]
         listed = self.spark.createDataFrame(rows, "path string, modified_us bigint, length bigint, error string")
         unread = listed.join(read.select("path"), "path", "left_anti")
@@ -141,12 +141,12 @@ class Folder:
 
 
 def _is_of_this_machine(place: str) -> bool:
-    # There a path without a scheme is one of a store, which has no links, and walking it takes long.
+    # On Databricks a path without a scheme is in a store. It has no links, and walking it would be slow.
     return place.startswith("file:") or (place.startswith("/") and "DATABRICKS_RUNTIME_VERSION" not in os.environ)
 
 
 def _list(spark: SparkSession, glob: str | None, name: str) -> DataFrame | None:
-    """What Spark lists at a place, or None if nothing is there."""
+    """List a path with Spark, or return None if it does not exist."""
     reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
     if glob is not None:
         reader = reader.option("pathGlobFilter", glob)
@@ -160,7 +160,7 @@ def _list(spark: SparkSession, glob: str | None, name: str) -> DataFrame | None:
 
 
 def _listed_here(spark: SparkSession, place: str, names: list[str]) -> DataFrame | None:
-    """Files of this machine as Spark would list them; None if it takes their paths for those of another file system."""
+    """List local files as Spark would; None if Spark resolves their paths in a different file system."""
     if names and not place.startswith("file:"):
         first = _list(spark, None, naming.literal(names[0]))
         found = None if first is None else first.select("path").first()
@@ -168,9 +168,9 @@ def _listed_here(spark: SparkSession, place: str, names: list[str]) -> DataFrame
             return None
     rows = []
     for name in names:
-        # One may be gone by now.
+        # A file may have been deleted since it was listed.
         with suppress(FileNotFoundError):
             seen = os.stat(name)  # noqa: PTH116 (a name that is not UTF-8 is no Path)
-            # Java knows milliseconds.
+            # Java's modification times have millisecond resolution.
             rows.append((f"file:{name}", seen.st_mtime_ns // 1_000_000 * 1_000, seen.st_size))
     return spark.createDataFrame(rows, "path string, modified_us bigint, length bigint")

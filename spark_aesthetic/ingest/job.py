@@ -1,8 +1,8 @@
-"""Files, shards or addresses of images to a Delta table: chunk by chunk, each once, bytes untouched.
+"""Ingest images from files, shards or addresses into a Delta table, in chunks, each once, with unchanged bytes.
 
-The table itself is the memory of what has been taken in: a run lists the source in narrow rows, leaves out what is
-there by path, time and length, and reads nothing else. Each chunk of the rest is one commit, so a run that is killed
-costs the chunk at work, and the next one lists again.
+The table itself records which images were ingested. A run lists the source without image bytes, skips entries that the
+table has with the same path, time and length, and reads only the rest. Each chunk is one commit, so a killed run loses
+only the chunk in progress, and the next run continues from there.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ __all__ = ["IngestSummary", "ingest_images"]
 
 _log = logging.getLogger("spark_aesthetic")
 
-# What a kill may cost: at most so much is read again.
+# If a run is killed, about this much is read again.
 MAX_BYTES_PER_CHUNK = "8g"
-# Held on the driver, and in the plan that reads them.
+# The driver and the query plan hold the paths of one chunk.
 MAX_FILES_PER_CHUNK = 50_000
 
-# Tens of times a large photograph; the JVM holds a few copies of it on its way into Parquet.
+# This is tens of times the size of a large photograph. The JVM holds a few copies of a file while writing Parquet.
 MAX_FILE_BYTES = "128m"
 
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What a run did.
+    """The counts of a run.
 
     Attributes:
-        listed: Files, shards or addresses that the source has.
-        skipped: Those of them that the table had.
-        passed_over: Files that are there and not listed; of a local folder, and of shards.
+        listed: Files, shards or addresses in the source.
+        skipped: Entries of the source that the table already had.
+        passed_over: Files of a local folder, and shards, that exist and are not listed.
         passed_over_by_reason: The same, counted by reason.
-        added: Rows of new paths.
-        replaced: Rows of paths that were there, of a file that was modified or is tried again.
-        removed: Rows of samples that a shard which was modified no longer has.
-        unchanged: Samples of such shards whose rows stay as they are.
-        duplicates: Rows of this run whose bytes an earlier row has, or one of this run with a lesser path.
-        left_out: Of these the rows that went not to the table but to the list beside it (`keep_once`).
-        failed: Rows with an error, left out or not.
+        added: Rows with new paths.
+        replaced: Rows that were replaced because their file was modified or was tried again.
+        removed: Rows of samples that a modified shard no longer contains.
+        unchanged: Samples of modified shards with unchanged rows.
+        duplicates: Rows of this run with the same bytes as an earlier row, or as a row of this run with a lesser path.
+        left_out: Duplicates that were written to the `_duplicates` table instead of the table (`keep_once`).
+        failed: Rows with an error, including rows that were left out.
         failed_by_reason: The same, counted by `error`.
-        bytes_read: Of all images of this run.
+        bytes_read: Total size of the images of this run.
         chunks: Commits to the table.
         seconds: Wall-clock time of the run.
     """
@@ -76,7 +76,7 @@ class IngestSummary:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the counts as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -96,47 +96,48 @@ def ingest_images(
     retry_failed: bool = False,
     allow: Sequence[str] = (),
 ) -> IngestSummary:
-    """Take images that are new into a Delta table, which is made if need be.
+    """Ingest new images into a Delta table, which is created if it does not exist.
 
-    Its columns: image_id (string), path (string, unique), image (binary), width and height (int), format (string),
-    error (string), length (bigint), modified_at and ingested_at (timestamp), and of shards `__key__`, `__url__` and
-    their text columns (string). A file that is no image keeps its row and its bytes, one that cannot be read or is too
-    large its row, each with the reason in `error`; of an image nothing but the header is looked at. An address whose
-    bytes are no image keeps its row alone.
+    The table has the columns image_id (string), path (string, unique), image (binary), width and height (int), format
+    (string), error (string), length (bigint), modified_at and ingested_at (timestamp). For shards it also has
+    `__key__`, `__url__` and the text columns (string). Only the header of an image is checked. A file that is not an
+    image keeps its bytes and has the reason in `error`. A file that is too large or cannot be read, and an address that
+    does not return an image, has only the reason.
 
-    A file is known by its path, modification time and length, a shard by its path, size and ETag (or time),
-    an address by its text. A run with nothing new reads no image and writes nothing. A file that was modified
-    replaces its row, a shard all of its rows: samples that are the same stay as they are, those that it no longer has
-    are removed. One run at a time: of two, the one that began first stops with an error.
+    A file is identified by path, modification time and length, a shard by path, size and ETag (or time), and an address
+    by its text. If nothing is new, the run reads no image and writes nothing. If a file was modified, its row is
+    replaced. If a shard was modified, its new and changed samples are written and missing samples are removed. Only one
+    run may write to a table: if a second run begins, the first one stops with an error.
 
     Args:
         spark: A session with Delta Lake.
-        source: A folder, with all that is below it, or a pattern of folders; WebDataset shards as the data source
-            takes them; or a Delta or Parquet table with a column of paths or addresses, by name or by path.
-        table: Delta table for the images, by catalog name, or by path (anything with a slash).
-        format: "folder" (read by Spark's binaryFile), "webdataset" or "uris". By default uris with `uri_col`, else
-            webdataset where the source ends in .tar, .tar.gz or .tgz, else folder.
-        uri_col: The column of paths or addresses, fetched on the executors, eight at a time a task; a slow one does not
-            count.
-        glob: Of a folder, a pattern that the names of files must match, such as "*.{jpg,png}".
-        keep_once: Of images with the same bytes keep one row: the one that is in the table, else the least path. The
-            others are listed, without their bytes, in the table of the same name with `_duplicates` at its end.
-        max_file_bytes: Larger files are not read: bytes, or text such as "128m". In shards it limits each file of a
-            sample, and is at most "512m".
-        max_bytes_per_chunk: Approximate size of the images in one commit: bytes, or text such as "8g". They wait on the
-            executors' disks; of shards there is one task each.
-        max_files_per_chunk: Maximum number of files in one commit.
-        retry_failed: Also read files and addresses again that could not be read or gave no image, and damaged shards.
-        allow: Which addresses of `uri_col` may be read: prefixes such as "s3://bucket/photos/", "/Volumes/main/photos/"
-            or "http://10.1.2.3:8080/". Without any, http(s) to public addresses alone, which "http://" and "https://"
-            stand for beside others.
+        source: A folder (read recursively) or a pattern of folders; WebDataset shards, as the "webdataset" data source
+            accepts them; or the name or path of a Delta or Parquet table with a column of paths or addresses.
+        table: The Delta table for the images: a catalog name, or a path (anything with a slash).
+        format: "folder" (read by Spark's binaryFile), "webdataset" or "uris". The default is "uris" with `uri_col`,
+            "webdataset" if the source ends in .tar, .tar.gz or .tgz, and "folder" otherwise.
+        uri_col: The column of paths or addresses. The executors fetch them, eight per task at a time, not counting slow
+            addresses.
+        glob: A pattern that file names in a folder must match, such as "*.{jpg,png}".
+        keep_once: Keep one row for images with the same bytes: the row that is already in the table, or the one with
+            the least path. Copies are listed without their bytes in a table of the same name with the suffix
+            `_duplicates`.
+        max_file_bytes: Larger files are not read. Use bytes, or text such as "128m". In shards this limits each file of
+            a sample, and the maximum is "512m".
+        max_bytes_per_chunk: The approximate size of the images in one commit. Use bytes, or text such as "8g". A chunk
+            is stored on the executors' disks until its commit. Each shard is read by one task.
+        max_files_per_chunk: The maximum number of files in one commit.
+        retry_failed: Also retry files and addresses that could not be read or were not images, and damaged shards.
+        allow: Prefixes of the addresses in `uri_col` that may be read, such as "s3://bucket/photos/",
+            "/Volumes/main/photos/" or "http://10.1.2.3:8080/". Without a prefix, only http(s) to public addresses is
+            allowed; add "http://" and "https://" to allow it in addition to prefixes.
 
     Returns:
-        Counts; see `IngestSummary`.
+        The counts of the run; see `IngestSummary`.
 
     Raises:
-        OptionError: Options that do not go together, or are out of their range.
-        TableError: The source is not there, the table has other columns, or another run has begun.
+        OptionError: Options exclude each other or are out of range.
+        TableError: The source does not exist, the table has unsuitable columns, or a later run has begun.
     """
     started = time.monotonic()
     check_files("max_files_per_chunk", max_files_per_chunk)
@@ -146,7 +147,7 @@ def ingest_images(
         max_file_bytes=in_bytes("max_file_bytes", max_file_bytes), allow=allow,
     )  # fmt: skip
     if opened.passed_over.counts:
-        _log.warning("%s: files that are not read: %s", source, opened.passed_over)
+        _log.warning("%s: files not read: %s", source, opened.passed_over)
     inputs.warn_of_large_batches(spark)
     run = Run(
         source=opened, name=source, table=ImageTable(spark, table), keep_once=keep_once, retry_failed=retry_failed
@@ -157,14 +158,14 @@ def ingest_images(
 
 
 def _take_in(run: Run, max_bytes: int, max_files: int) -> tuple[int, int]:
-    """Write what is new, chunk by chunk, and count the entries of the source and those that the table had."""
+    """Write the new entries in chunks and return the numbers of listed and skipped entries."""
     listed, new = run.list_new()
     skipped = listed
     for number, entries in enumerate(_chunks(new, max_bytes, max_files), start=1):
         with sessions.described(run.table.spark, f"spark-aesthetic: chunk {number} of {run.name}"):
             run.write(entries, number)
         skipped -= len(entries)
-        _log.info("%s: %d of %d taken in, %d chunks", run.name, listed - skipped, listed, run.done.chunks)
+        _log.info("%s: %d of %d entries ingested, %d chunks", run.name, listed - skipped, listed, run.done.chunks)
     if not run.keep_once and run.done.chunks:
         run.count_duplicates()
     return listed, skipped
@@ -192,7 +193,7 @@ def _summary(run: Run, listed: int, skipped: int, seconds: float) -> IngestSumma
 
 
 def _chunks(entries: Iterator[Entry], max_bytes: int, max_files: int) -> Iterator[list[Entry]]:
-    """Entries in their order, about `max_bytes` of them at a time, new ones apart from changed ones."""
+    """Group the entries in order into chunks of about `max_bytes`, with new and changed entries in separate chunks."""
     chunk: list[Entry] = []
     total = 0
     for entry in entries:

@@ -1,7 +1,7 @@
-"""Links in a local folder: which of them lead out of it, and whether any of them leads to a folder.
+"""Find links in a local folder that lead out of it or to a folder.
 
-Hadoop follows every link, so one to a folder above makes it list the same files forty times, and two of them without
-an end. A folder that strangers write to could also lead anywhere.
+Hadoop follows every link. One link to a parent folder makes it list the same files forty times, and two such links make
+it list without end. In a folder with untrusted writers, a link could also lead anywhere.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Links:
-    """What the links below some folders mean for their listing.
+    """The links that affect how folders are listed.
 
     Attributes:
-        to_folders: Whether some lead to folders, or a folder itself leads out: Spark is not to list those.
-        leading_out: Links to files elsewhere.
+        to_folders: Whether a link leads to a folder, or a root leads out; Spark must not list these folders.
+        leading_out: Links to files outside the folder.
     """
 
     to_folders: bool = False
@@ -25,22 +25,22 @@ class Links:
 
 
 def leads_out(path: str, inside: str) -> bool:
-    """Whether a path, by all of its links, leads out of a folder; `inside` is that folder without links."""
+    """Whether a path, with all links resolved, leads out of the folder `inside`, which is a resolved path."""
     real = os.path.realpath(path)
     return real != inside and not real.startswith(inside.rstrip("/") + "/")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether Spark leaves out a name, as its HadoopFSUtils has it."""
+    """Whether Spark ignores a file name; same rule as Spark's HadoopFSUtils."""
     return (name.startswith("_") and "=" not in name) or name.startswith(".") or name.endswith("._COPYING_")
 
 
 def links_below(roots: Iterable[str], folder: str) -> Links:
-    """Look for links below folders, which asks the file system of nothing but the entries of each folder.
+    """Find links below folders. Only folder entries are read, so files cost no extra call.
 
     Args:
-        roots: The folders, or files.
-        folder: The folder that none of them may lead out of; it may be a link itself.
+        roots: The folders or files.
+        folder: The folder that no link may lead out of; it may be a link itself.
     """
     inside = os.path.realpath(folder)
     found = Links()
@@ -57,7 +57,7 @@ def links_below(roots: Iterable[str], folder: str) -> Links:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(entry.path)
             elif entry.is_symlink():
-                # Not by the entry, which raises an error where a link leads to itself.
+                # `entry.is_dir()` would raise an error for a link to itself.
                 if os.path.isdir(entry.path):  # noqa: PTH112 (a name that is not UTF-8 is no Path)
                     found.to_folders = True
                 elif leads_out(entry.path, inside):
@@ -69,6 +69,6 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return list(found)
-    # A file; or a folder without access, of which Spark says so.
+    # This is a file, or a folder without access, which Spark reports itself.
     except OSError:
         return []

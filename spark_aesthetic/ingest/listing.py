@@ -1,4 +1,4 @@
-"""Files of a local folder that Spark's listing leaves out without a word: how many, why, and which."""
+"""Count and name the files of a local folder that Spark's listing silently leaves out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNLISTED = "not listed by Spark"
 LOCALE = "Java cannot read its name: start Spark with LC_ALL=C.UTF-8"
 OTHER_SHARD = "a shard without .tar at its end: name it, or take a pattern"
 
-# Of each reason so many are named.
+# Number of files that are named for each reason.
 _EXAMPLES = 3
 
 
@@ -35,8 +35,8 @@ class PassedOver:
     """Files that a source has and does not read, by reason.
 
     Attributes:
-        counts: How many.
-        examples: The first few of them.
+        counts: The number of files.
+        examples: The first few files.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -47,11 +47,11 @@ class PassedOver:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         named = self.examples.setdefault(reason, [])
         if len(named) < _EXAMPLES:
-            # A name may have escapes that a terminal obeys, and what is not UTF-8 cannot be written to a log.
+            # A name may contain terminal escapes, and a name that is not UTF-8 cannot be logged.
             named.append(visible(path))
 
     def __str__(self) -> str:
-        """In one line."""
+        """Format the counts and examples as one line."""
         return "; ".join(
             f"{count} ({reason}): {', '.join(self.examples[reason])}{', …' if count > _EXAMPLES else ''}"
             for reason, count in sorted(self.counts.items())
@@ -59,19 +59,19 @@ class PassedOver:
 
 
 def compare(path: str, glob: str | None, listed: Iterable[str], count: int) -> PassedOver:
-    """Compare a local folder with what Spark has listed of it.
+    """Compare a local folder with Spark's listing.
 
     Args:
         path: The folder, or a pattern of folders.
-        glob: What names must match, as Spark's pathGlobFilter takes it.
-        listed: Paths of what Spark has listed; read only if their number is not the expected one.
-        count: How many these are.
+        glob: The pattern that file names must match, in the syntax of Spark's pathGlobFilter.
+        listed: The paths that Spark has listed. They are read only if fewer were listed than expected.
+        count: The number of these paths.
     """
     passed_over = PassedOver()
     roots, folder = roots_of(path)
     expected = sum(1 for _ in _expected(roots, folder, glob, passed_over))
     if expected > count:
-        # Hashes take a tenth of the memory of paths.
+        # A set of hashes takes a tenth of the memory of a set of paths.
         known = {hash(name.removeprefix("file:")) for name in listed}
         for name in _expected(roots, folder, glob, PassedOver()):
             if hash(name) not in known:
@@ -80,12 +80,12 @@ def compare(path: str, glob: str | None, listed: Iterable[str], count: int) -> P
 
 
 def files_below(path: str, glob: str | None) -> Iterator[str]:
-    """The files that Spark would list if it followed no link to a folder; see `compare`."""
+    """Yield the files that Spark would list if it did not follow links to folders; see `compare`."""
     return _expected(*roots_of(path), glob, PassedOver())
 
 
 def roots_of(path: str) -> tuple[list[str], str]:
-    """The folders that a path is or matches, and the folder that they are all in."""
+    """Return the folder at a path, or the folders that match it, and the folder that contains them all."""
     if os.path.exists(path):  # noqa: PTH110 (a name that is not UTF-8 is no Path)
         return [path], path
     return _roots(path), re.split(r"[*?\[{\\]", path, maxsplit=1)[0].rpartition("/")[0] or "/"
@@ -99,13 +99,13 @@ def _roots(pattern: str) -> list[str]:
 def _alternatives(pattern: str) -> list[str]:
     try:
         return list(braceexpand(pattern))
-    # Braces without an end.
+    # The braces are unbalanced.
     except ValueError:
         return [pattern]
 
 
 def _expected(roots: list[str], folder: str, glob: str | None, passed_over: PassedOver) -> Iterator[str]:
-    """The files that Spark should list; the others are counted."""
+    """Yield the files that Spark should list, and count the remaining files in `passed_over`."""
     inside = os.path.realpath(folder)
     alike, exact = (None, None) if glob is None else (_regex(glob, re.IGNORECASE), _regex(glob))
     seen: set[tuple[int, int]] = set()
@@ -134,7 +134,7 @@ def _expected(roots: list[str], folder: str, glob: str | None, passed_over: Pass
 
 
 def _files(path: str, inside: str, passed_over: PassedOver, seen: set[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
-    """All that is no folder below a path, with whether Spark takes it for hidden."""
+    """Yield everything below a path except folders, and whether Spark treats it as hidden."""
     if leads_out(path, inside):
         passed_over.add(LINK, path)
         return
@@ -146,7 +146,7 @@ def _files(path: str, inside: str, passed_over: PassedOver, seen: set[tuple[int,
         folder, hidden = waiting.pop()
         try:
             at = os.stat(folder)  # noqa: PTH116
-            # Patterns may match a folder and one below it.
+            # A pattern may match both a folder and its subfolder.
             if (at.st_dev, at.st_ino) in seen:
                 continue
             seen.add((at.st_dev, at.st_ino))
@@ -154,24 +154,24 @@ def _files(path: str, inside: str, passed_over: PassedOver, seen: set[tuple[int,
         except PermissionError:
             passed_over.add(CLOSED, folder)
             continue
-        # Such as the folder of a job of Spark's that has ended meanwhile, or a file in its place.
+        # For example, the temporary folder of a Spark job that has ended meanwhile, or a file with its name.
         except (FileNotFoundError, NotADirectoryError):
             passed_over.add(GONE, folder)
             continue
         for entry in entries:
             below = hidden or is_hidden(entry.name)
-            # Not by the entry, which raises an error where a link leads to itself.
+            # `entry.is_dir()` would raise an error for a link to itself.
             if not os.path.isdir(entry.path):  # noqa: PTH112
                 yield entry.path, below
             elif not entry.is_symlink():
                 waiting.append((entry.path, below))
-            # What a link within the folder leads to is listed where it is.
+            # The target of a link within the folder is listed at its own path.
             elif leads_out(entry.path, inside):
                 passed_over.add(LINK, entry.path)
 
 
 def _size(path: str) -> int | None:
-    """A file's size, or None if it has been removed since it was listed."""
+    """Return a file's size, or None if it was removed since it was listed."""
     try:
         return os.path.getsize(path)  # noqa: PTH202
     except FileNotFoundError:

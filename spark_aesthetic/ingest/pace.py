@@ -1,4 +1,4 @@
-"""How long an address may take, and which one is fetched next: pure functions of what is running."""
+"""Decide how long an address may take and which one is fetched next: pure functions of the running requests."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from spark_aesthetic.ingest import reasons
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one address, and all that are fetched at a time, may take.
+    """Limits for one address, and for all addresses that a task fetches concurrently.
 
     Attributes:
-        file_bytes: A larger file is not read.
-        patience_s: Seconds that are given to an address, and to each silence within its bytes.
-        least_rate: Bytes a second that it must give beyond these, on average.
-        total_s: Seconds after which an address is given up, however well it flows; at most as many again are added for
-            waiting for memory.
-        unseen_bytes: What file systems of stores read at once, before anyone sees that bytes come.
-        held_bytes: Of all files of a task that are being fetched; above it the one with the most alone goes on.
-        at_once: Addresses that a task fetches at a time, besides slow ones.
-        slow_s: Seconds after which an address is a slow one, and another one begins beside it.
-        most: Addresses that a task fetches at a time, slow ones included.
-        most_of_host: The same, of one host.
+        file_bytes: Larger files are not read.
+        patience_s: Seconds allowed until the first byte, and for each later pause between bytes.
+        least_rate: Minimum average rate in bytes per second, after `patience_s`.
+        total_s: Seconds after which an address is given up at any rate. Waiting for memory may extend this by at most
+            the same time.
+        unseen_bytes: Block size of the stores' file systems; received bytes become visible one block at a time.
+        held_bytes: Memory in bytes for all files being fetched by a task. Above it, only the file that holds the most
+            continues.
+        at_once: Addresses that a task fetches concurrently, not counting slow ones.
+        slow_s: Seconds after which an address counts as slow and the next one may start.
+        most: Addresses that a task fetches concurrently, including slow ones.
+        most_of_host: The same limit per host.
     """
 
     file_bytes: int
@@ -41,13 +42,13 @@ class Limits:
 
 
 class Flow(NamedTuple):
-    """What an address has given so far.
+    """The transfer state of an address. All times are seconds of the same clock.
 
     Attributes:
-        began: When it was begun, as all times here in seconds of one clock.
-        received: Bytes so far.
-        last: When the last of them came, or it was begun.
-        paused: Seconds for which it was not read, because others held the memory.
+        began: The start time.
+        received: Bytes received so far.
+        last: The time of the last received byte, or the start time.
+        paused: Seconds without reading, because other files held the memory.
     """
 
     began: float
@@ -57,19 +58,19 @@ class Flow(NamedTuple):
 
 
 def ends_at(flow: Flow, limits: Limits, *, unseen: bool = False) -> tuple[float, str]:
-    """When to give an address up if nothing more comes, and why.
+    """Return the time at which to give up an address if no more bytes arrive, and the reason.
 
     Args:
-        flow: What it has given so far.
-        limits: What it may take.
-        unseen: Whether bytes show in blocks of `unseen_bytes`.
+        flow: The transfer state.
+        limits: The limits.
+        unseen: Whether received bytes become visible only in blocks of `unseen_bytes`.
     """
     block = limits.unseen_bytes / limits.least_rate if unseen else 0
     rate = flow.began + flow.paused + limits.patience_s + flow.received / limits.least_rate + block
     silence = flow.last + limits.patience_s + block
-    # Pauses without a bound would let slow servers that wait for each other's memory take `total_s` one after another.
+    # Without a bound on pauses, slow servers waiting for memory could each take `total_s`, one after the other.
     total = flow.began + min(flow.paused, limits.total_s) + limits.total_s
-    # Without a byte nobody knows a rate.
+    # Before the first byte there is no rate, so the reason is a timeout.
     return min(
         (silence, reasons.TIMED_OUT),
         (rate, reasons.TOO_SLOW if flow.received else reasons.TIMED_OUT),
@@ -78,16 +79,16 @@ def ends_at(flow: Flow, limits: Limits, *, unseen: bool = False) -> tuple[float,
 
 
 class Running(NamedTuple):
-    """An address that is being fetched: its host, and when it was begun."""
+    """A running request: its host and start time."""
 
     host: str
     began: float
 
 
 def next_of(waiting: Sequence[str], running: Sequence[Running], now: float, limits: Limits) -> int | None:
-    """Which of the waiting addresses, given by their hosts, to begin with; None for none as yet.
+    """Return the index of the waiting host to start next, or None if none may start yet.
 
-    A slow address keeps no other one waiting, unless it is of the same host as fifteen more.
+    A slow address does not delay other addresses, except those of its host once `most_of_host` of them are running.
     """
     fast = sum(now - one.began < limits.slow_s for one in running)
     if fast >= limits.at_once or len(running) >= limits.most:
@@ -97,6 +98,6 @@ def next_of(waiting: Sequence[str], running: Sequence[Running], now: float, limi
 
 
 def looks_again_in(running: Sequence[Running], now: float, limits: Limits) -> float | None:
-    """Seconds until an address becomes a slow one, so that another one may begin; None if none of them will."""
+    """Return the seconds until the next running address counts as slow and frees a slot; None if all are slow."""
     left = [one.began + limits.slow_s - now for one in running]
     return min((seconds for seconds in left if seconds > 0), default=None)

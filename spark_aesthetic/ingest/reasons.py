@@ -1,4 +1,4 @@
-"""Why an address gave no image: a closed list, so that it can be counted and filtered by."""
+"""The reasons why an address could not be read: a closed list, so that rows can be counted and filtered by reason."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ UNREADABLE = "fetch: unreadable"
 
 
 class RefusedError(OSError):
-    """What an address leads to may not be read."""
+    """The target of an address is not allowed."""
 
 
 def of_status(status: int) -> str:
-    """The reason of an answer that is none of success."""
+    """Return the reason for an unsuccessful HTTP status."""
     return f"fetch: HTTP {status}"
 
 
 def missing_package(scheme: str) -> str:
-    """The reason of an address whose file system is not installed on the executor."""
+    """Return the reason for an address with a file system that is not installed on the executor."""
     return f"fetch: missing package for {scheme}"
 
 
-# The first that fits; all of them are more special than those below them.
+# The first match counts, so subclasses come before their base classes.
 _KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (RefusedError, REFUSED),
     (FileNotFoundError, NOT_FOUND),
@@ -56,16 +56,16 @@ _KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str],
 
 
 def of_error(error: BaseException) -> str:
-    """The reason of whatever a file system or a connection raised; they have no base error in common.
+    """Return the reason for any exception of a file system or a connection; they have no common base class.
 
     Examples:
         >>> of_error(FileNotFoundError()), of_error(RuntimeError("what?"))
         ('fetch: not found', 'fetch: unreadable')
     """
-    # The check of resolved addresses refuses within aiohttp, which takes that for a name that cannot be resolved.
+    # aiohttp wraps the refusal of a resolved address into an error of name resolution.
     if isinstance(error.__cause__, RefusedError):
         return REFUSED
-    # A store's error has the status of its answer. aiohttp's errors have one even for answers that it could not read.
+    # A store's error has the HTTP status. aiohttp's errors have one even for responses that it could not parse.
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 < status < 600 and not isinstance(error, aiohttp.ClientError):
         return of_status(status)

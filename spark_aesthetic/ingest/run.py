@@ -1,4 +1,4 @@
-"""One run of `ingest_images`: list what is new, then read each chunk once and commit it."""
+"""One run of `ingest_images`: list the new entries, then read each chunk once and commit it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from spark_aesthetic.ingest.sources import VERSION
 from spark_aesthetic.ingest.table import DROPPED, ImageTable, RunMark, marked
 from spark_aesthetic.webdataset.source import URL
 
-# The size that each file of the table should have.
+# Target size of the table's data files.
 _FILE_BYTES = 128 << 20
 
 
 @dataclass
 class Done:
-    """What a run has done so far; `IngestSummary` describes the counts."""
+    """The counts of a run so far; `IngestSummary` describes them."""
 
     added: int = 0
     replaced: int = 0
@@ -47,16 +47,16 @@ class Run:
     """One run from one source into one table.
 
     Attributes:
-        source: What the images come from.
-        name: The source, as the user names it.
-        table: Where they go.
+        source: The source of the images.
+        name: The source as the user wrote it.
+        table: The target table.
         keep_once: Whether copies are left out.
         retry_failed: Whether entries with an error are read again.
-        id: Of this run alone.
-        began: When it began, as its rows have it.
-        began_at: The table's version then; None until `list_new` has found something new.
-        generation: Greater than that of every run before; 0 until then.
-        done: Its counts.
+        id: A unique id of the run.
+        began: The start time, stored in `ingested_at`.
+        began_at: The table's version when the run began to write; None until `list_new` finds a new entry.
+        generation: A number greater than that of every earlier run; 0 until `list_new` finds a new entry.
+        done: The counts.
     """
 
     source: ImageSource
@@ -72,16 +72,16 @@ class Run:
 
     @property
     def mark(self) -> RunMark:
-        """What its commits say of it."""
+        """The mark that the run's commits carry."""
         return RunMark(self.name, self.id, self.generation)
 
     @property
     def duplicates(self) -> Duplicates:
-        """Copies of images in its table."""
+        """The copies of images in the table."""
         return Duplicates(self.table)
 
     def list_new(self) -> tuple[int, Iterator[Entry]]:
-        """How much the source has, and what of it is new; where something is, all older runs have been ended."""
+        """Count the source's entries and return the new ones. If there are any, older runs can no longer commit."""
         before = self.table.version()
         there = self.table.rows(before)
         self.source = self.source.knowing(there.columns)
@@ -89,18 +89,19 @@ class Run:
         first = next(new, None)
         if first is None:
             return listed, iter(())
-        # A clock may be behind that of an earlier run.
+        # This machine's clock may be behind that of an earlier run.
         self.generation = max(int(1000 * self.began.timestamp()), self.table.last_generation() + 1)
-        # From here on Delta drops what older runs commit: their numbers are lower. MERGE adds no columns, this does.
+        # After this commit, Delta drops the commits of older runs because their transaction numbers are lower. It also
+        # adds the missing columns, which MERGE cannot do.
         self.table.append(there.limit(0).select("*", *self._missing()), self.mark, 0)
         self.began_at = self.table.version()
         if self.began_at == before + 1:
             return listed, chain([first], new)
-        # What was committed in between was not known above.
+        # Another commit came in between, so the list above is outdated.
         return self._list(self.table.rows(self.began_at))
 
     def _missing(self) -> list[Column]:
-        """Columns of this source that the table does not have."""
+        """Return null columns for the source's text columns that the table lacks."""
         missing = lacking(self.table.rows().columns, self.source.texts)
         return [F.lit(None).cast("string").alias(name) for name in missing]
 
@@ -112,7 +113,7 @@ class Run:
         return self.source.new(known)
 
     def _narrow(self, rows: DataFrame, *, there: bool) -> DataFrame:
-        """What `ImageSource.new` takes."""
+        """Select the columns that `ImageSource.new` expects."""
         shards = [name for name in (URL, VERSION) if name in rows.columns]
         again = F.lit(self.retry_failed) & F.col("error").isNotNull()
         modified, ingested = (F.unix_micros(f"{did}_at").alias(f"{did}_us") for did in ("modified", "ingested"))
@@ -120,10 +121,10 @@ class Run:
         return rows.select("path", modified, "length", ingested, *told, *shards)
 
     def write(self, entries: list[Entry], number: int) -> None:
-        """Take one chunk in: read once, onto the executors' disks, then counted and committed from there.
+        """Read one chunk once onto the executors' disks, then count and commit it from there.
 
         Raises:
-            TableError: Another run has begun.
+            TableError: A later run has begun.
         """
         with ExitStack() as kept:
             read = kept.enter_context(on_disk(self.source.read(entries).withColumn("header", header_udf()("image"))))
@@ -154,35 +155,38 @@ class Run:
             self.done.added += count - copies
 
     def _rows_of(self, entries: list[Entry], read: DataFrame) -> DataFrame:
-        """What was read, and what could not be, as the table has it."""
+        """Return the table rows of all entries, including those that could not be read."""
         rows, unread = self._described(read), self.source.unread(entries, read)
         if unread is None:
             return rows
         return rows.unionByName(self._described(unread.withColumn("header", F.lit(None).cast(headers.HEADER))))
 
     def _counts(self, rows: DataFrame) -> list[Row]:
-        """Rows, bytes and the least path of each error, and of shards of each shard."""
+        """Count rows and bytes and return the least path, per error and, for shards, per shard."""
         by = ["error", *([URL] if URL in self.source.texts else [])]
         told = [F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes"), F.min("path").alias("path")]
-        # The table gets a column for a text once a row has it.
+        # The table gets a text column only when a row has a value for it.
         told += [F.count(quoted(name)).alias(name) for name in self.source.further if name in rows.columns]
         return rows.groupBy(*by).agg(*told).collect()
 
     def _take_up(self, names: list[str]) -> None:
-        """Give the table columns for texts that the first samples did not have."""
+        """Add columns to the table for texts that the first samples did not have."""
         if names:
-            # MERGE adds none.
+            # MERGE does not add columns.
             self.table.add_texts(names)
             self.source = self.source.knowing(names)
 
     def _changed(self, rows: DataFrame, entries: list[Entry], kept: ExitStack) -> tuple[DataFrame, DataFrame]:
-        """The new and changed rows of modified shards, and the paths that these shards no longer have, both `kept`."""
+        """Return the new and changed rows of modified shards, and the paths that these shards no longer contain.
+
+        Both are stored on disk until `kept` closes.
+        """
         compared = ["image_id", "error", *(name for name in self.source.texts if name != VERSION)]
         urls = self.table.spark.createDataFrame([(entry.path,) for entry in entries], f"`{URL}` string")
         there = self.table.snapshot().join(F.broadcast(urls), URL, "left_semi")
         narrow = rows.select("path", VERSION, *map(quoted, compared))
         known = there.select("path", VERSION, *map(quoted, compared))
-        # One row of each shard has its version, the older one's may be another.
+        # Exactly one row per shard has the version. It is always rewritten, so it counts as changed.
         equal = narrow.where(F.col(VERSION).isNull()).join(
             known.where(F.col(VERSION).isNull()).select(
                 F.col("path").alias("_aesthetic_path"),
@@ -196,12 +200,12 @@ class Run:
             gone = kept.enter_context(on_disk(known.select("path").join(narrow, "path", "left_anti")))
             self.done.removed += gone.count()
             changed = kept.enter_context(on_disk(rows.join(F.broadcast(equal), "path", "left_anti")))
-            # While what they are made of is there.
+            # Materialise the rows now, while `equal` still exists.
             changed.count()
         return changed, gone
 
     def _described(self, read: DataFrame) -> DataFrame:
-        """Rows as the table has them."""
+        """Convert the rows of a source to rows of the table."""
         header = F.col("header")
         error = F.coalesce("error", header.getField("error"))
         return read.select(
@@ -213,7 +217,7 @@ class Run:
         )  # fmt: skip
 
     def _commit(self, rows: DataFrame, gone: DataFrame | None, count: int, number: int, *, changed: bool) -> int:
-        """Write rows, take those out whose paths are gone, and give how many were left out as copies."""
+        """Write rows, delete the rows of `gone`, and return the number of copies that were left out."""
         if not self.keep_once:
             if changed:
                 self._replace(marked(rows, None, gone), number)
@@ -224,13 +228,13 @@ class Run:
             copies = count - kept.count()
             by_path = marked(rows, kept, None)
             if changed:
-                # Before the images, so that a kill in between has copies looked at again, and not lost.
+                # This precedes the images: if the run is killed in between, copies are read again and not lost.
                 self.duplicates.forget(rows, kept, gone)
                 self._replace(marked(rows, kept, gone), number)
             else:
                 self.table.append(by_path.where(f"NOT {DROPPED}").drop(DROPPED), self.mark, number)
             if copies:
-                # After the images, so that a kill in between has a file looked at again, and not lost.
+                # This follows the images: if the run is killed in between, a file is read again and not lost.
                 self.duplicates.add(by_path.where(DROPPED).drop(DROPPED, "image"))
         return copies
 
@@ -240,12 +244,12 @@ class Run:
         self.done.added += counts.num_inserted_rows
 
     def count_duplicates(self) -> None:
-        """Count the copies that went to the table."""
+        """Count the copies that were written to the table."""
         self.done.duplicates = self.duplicates.count(self.began, self.began_at, replaced=self.done.replaced > 0)
 
 
 def _versioned(rows: DataFrame, entries: list[Entry], counts: list[Row]) -> DataFrame:
-    """Rows with each shard's version on the row of its least path."""
+    """Set each shard's version on its row with the least path."""
     least: dict[str, str] = {}
     for row in counts:
         least[row[URL]] = min(row.path, least.get(row[URL], row.path))
@@ -255,5 +259,5 @@ def _versioned(rows: DataFrame, entries: list[Entry], counts: list[Row]) -> Data
 
 
 def _all_equal(names: Sequence[str]) -> Column:
-    """Whether columns have the values of those that are called by their numbers."""
+    """Return the condition that each column equals its numbered counterpart `_aesthetic_<n>`."""
     return reduce(and_, (F.col(quoted(name)).eqNullSafe(F.col(f"_aesthetic_{at}")) for at, name in enumerate(names)))

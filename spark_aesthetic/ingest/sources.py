@@ -1,4 +1,4 @@
-"""Where images come from: what is new there, in narrow rows, and the bytes of some of it."""
+"""The image sources for tables of addresses and for WebDataset shards, and the choice between all sources."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from spark_aesthetic.webdataset.source import ERROR, PATH, URL, WebDataset
 
 Format = Literal["folder", "webdataset", "uris"]
 
-# Of shards: on one row of each its size and ETag, or time, as they were when it was read.
+# The column that has, on one row per shard, the shard's size and ETag (or time) when it was read.
 VERSION = "__version__"
 
 NO_IMAGE = "sample: no image"
 NO_SAMPLE = "shard: no sample"
 
-# Extensions of images in shards; of a sample the first that it has.
+# Extensions of images in shards. If a sample has several, the first one in this order counts.
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
 
-# Rows of one task that fetches from afar: a task waits, it does not compute.
+# Addresses per task. Such a task mostly waits for the network.
 _ADDRESSES_A_TASK = 500
 
 
 def format_of(source: str, *, format: Format | None, uri_col: str | None) -> Format:
-    """The format of a source as it was given, or as its name tells.
+    """Return the format that the user chose, or derive it from the options and the source's name.
 
     Raises:
-        OptionError: There is no such format.
+        OptionError: The format does not exist.
     """
     if format is None:
         return "uris" if uri_col is not None else "webdataset" if TAR.search(source.rstrip("}")) else "folder"
@@ -56,14 +56,14 @@ def format_of(source: str, *, format: Format | None, uri_col: str | None) -> For
 
 
 def allowed_for(format: Format, allow: Sequence[str], called: str) -> Allowed:
-    """The rule for addresses of a format; `called` is how the caller names the option.
+    """Return the address rule for a format; `called` is the caller's name for the option.
 
     Raises:
-        OptionError: There are no addresses, or one of the prefixes is none.
+        OptionError: The format has no addresses, or a prefix is not valid.
     """
     allowed = Allowed.of(allow, called)
     if allowed.prefixes and format != "uris":
-        raise OptionError(f"{called}: expected with --format uris, found --format {format}; leave one out")
+        raise OptionError(f"{called}: expected --format uris, found --format {format}. Omit one of them.")
     return allowed
 
 
@@ -77,29 +77,29 @@ def open_source(
     max_file_bytes: int,
     allow: Sequence[str] = (),
 ) -> ImageSource:
-    """The source of a format, or of the one that its name tells.
+    """Open a source in the chosen or derived format.
 
     Raises:
-        OptionError: Options that do not go together.
-        TableError: There is no such table or column, or there are no such shards.
+        OptionError: Options exclude each other.
+        TableError: The table, its column or the shards do not exist.
     """
     format = format_of(source, format=format, uri_col=uri_col)
     for option, value, fitting in (("--uri-col", uri_col, "uris"), ("--glob", glob, "folder")):
         if value is not None and format != fitting:
-            raise OptionError(f"{option}: expected with --format {fitting}, found --format {format}; leave one out")
+            raise OptionError(f"{option}: expected --format {fitting}, found --format {format}. Omit one of them.")
     allowed = allowed_for(format, allow, "allow")
     if format == "folder":
         return Folder.open(spark, source, glob, max_file_bytes)
     if format == "webdataset":
         return Shards.open(spark, source, max_file_bytes)
     if uri_col is None:
-        raise OptionError("--format uris: expected --uri-col, the column of paths or addresses, found none; name it")
+        raise OptionError("--format uris: expected --uri-col, found none. Set it to the column of paths or addresses.")
     return Addresses.open(spark, source, uri_col, max_file_bytes, allowed)
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Paths or addresses in a column of a table, fetched on the executors as far as they are allowed."""
+    """Paths or addresses in a column of a table. The executors fetch those that are allowed."""
 
     spark: SparkSession
     rows: DataFrame
@@ -109,7 +109,7 @@ class Addresses:
 
     @classmethod
     def open(cls, spark: SparkSession, source: str, uri_col: str, max_file_bytes: int, allowed: Allowed) -> Addresses:
-        """Look for the table and its column."""
+        """Open the table and find its column."""
         rows = _table(spark, source)
         column = column_named(rows.columns, uri_col)
         if column is None:
@@ -118,29 +118,29 @@ class Addresses:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """None: the table has them, under the same path."""
+        """Empty: text columns remain in the source table and can be joined by path."""
         return ()
 
     @property
     def further(self) -> tuple[str, ...]:
-        """None."""
+        """Empty: addresses have no text columns."""
         return ()
 
     def knowing(self, columns: Sequence[str]) -> Addresses:
-        """The same."""
+        """Return this source: it has no text columns."""
         return self
 
     @property
     def passed_over(self) -> PassedOver:
-        """Nothing."""
+        """Empty: every address is read."""
         return PassedOver()
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
-        """None."""
+        """Return None: no row needs repair."""
         return None
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """Addresses that are not known, each once; nulls are none."""
+        """List the distinct unknown addresses, without nulls."""
         path = F.col(quoted(self.column)).cast("string").alias("path")
         listed = self.rows.select(path).where("path IS NOT NULL").distinct().persist()
         fresh = listed.join(known.where("NOT again"), "path", "left_anti")
@@ -148,10 +148,10 @@ class Addresses:
         return listed.count(), entries_of(told, known, listed)
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """All of them, with the bytes of images or the reason why there are none."""
+        """Fetch all addresses; each row has the bytes of an image or the reason for the failure."""
         rows = self.spark.createDataFrame([(entry.path,) for entry in entries], "path string")
         spread = rows.repartition(-(-len(entries) // _ADDRESSES_A_TASK))
-        # Checked there, where names are resolved and redirects met.
+        # The executors check the addresses because they resolve host names and follow redirects.
         fetch = partial(
             fetching.fetch_all, allowed=self.allowed, limits=Limits(file_bytes=self.max_file_bytes), images_only=True
         )
@@ -160,16 +160,16 @@ class Addresses:
         return fetched.select("path", no("bigint", "modified_us"), length, "image", "error")
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
-        """None."""
+        """Return None: every address has a row."""
         return None
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Samples of WebDataset shards, with their texts; a shard is known when a sample of it is.
+    """Samples of WebDataset shards, with their texts. A shard is known if the table has one of its samples.
 
-    The first samples tell the columns. Texts that only later ones have are read all the same, under the names that the
-    webdataset library knows, and under those that the table has.
+    The first samples determine the columns. Texts that only later samples have are also read if the webdataset library
+    knows their extension or the table has a column for it.
     """
 
     spark: SparkSession
@@ -181,22 +181,22 @@ class Shards:
 
     @classmethod
     def open(cls, spark: SparkSession, path: str, max_file_bytes: int) -> Shards:
-        """Look at the first samples for the columns."""
-        # Here what is not there is told in one line, by the data source in a stack of Spark's.
+        """Derive the columns from the first samples."""
+        # Missing shards raise a one-line error here. In the data source it would be buried in a Spark stack trace.
         passed_over = PassedOver()
         for url in places.look(path).passed_over:
             passed_over.add(OTHER_SHARD, url)
         try:
             spark.dataSource.register(WebDataset)
         except AnalysisException as error:
-            # The copy of a session keeps a data source of this name that the session has, and takes no second one.
+            # A copied session inherits the data source and cannot register it a second time.
             if error.getCondition() != "DATA_SOURCE_ALREADY_EXISTS":
                 raise
         found = spark.read.format("webdataset").option("onDamage", "report").load(path).schema
-        # Texts alone become columns, and those by whose names no table can call them are left out.
+        # Only texts become columns, and only if a table accepts their extension as a column name.
         texts = [field for field in found if isinstance(field.dataType, StringType)]
         schema = StructType([field for field in texts if _is_column(field.name)])
-        # What the first samples lack others may have.
+        # Later samples may have image extensions that the first ones lack.
         for name in _IMAGES:
             if name not in schema.names:
                 schema = schema.add(name, "binary")
@@ -205,7 +205,7 @@ class Shards:
         return cls(spark, path, schema, further, passed_over, min(max_file_bytes, MAX_SAMPLE_BYTES))
 
     def knowing(self, columns: Sequence[str]) -> Shards:
-        """With the texts that a table has columns for, so that a sample without them has a null there."""
+        """Add the text columns of the table, so that a sample without such a text has a null."""
         schema = self.schema
         for name in lacking(schema.names, filter(is_text, filter(_is_column, columns))):
             schema = schema.add(name, "string")
@@ -213,7 +213,7 @@ class Shards:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Key and shard of a sample, its files of text, and on one row of each shard the shard's version."""
+        """The columns for a sample's key, shard and text files, and the shard's version (set on one row per shard)."""
         return (*self._given, VERSION)
 
     @property
@@ -229,7 +229,7 @@ class Shards:
         )
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """Shards of which no sample is known, and those that are not what they were."""
+        """List the shards without a known sample, and the modified shards."""
         found = dict(places.look(self.path).shards)
         there = {row[URL]: row for row in _by_shard(known).collect()} if URL in known.columns else {}
         entries = []
@@ -240,7 +240,7 @@ class Shards:
         return len(found), iter(sorted(entries, key=lambda entry: (entry.changed, entry.path)))
 
     def read(self, entries: Sequence[Entry]) -> DataFrame:
-        """The samples of shards, and a row with the place of its damage for each that has one."""
+        """Read the samples of shards, with one more row per damaged shard that states the position of the damage."""
         urls = [re.sub(r"([\\{},:])", r"\\\1", entry.path) for entry in entries]
         path = entries[0].path if len(urls) == 1 else f"{{{','.join(urls)}}}"
         schema = StructType([*self.schema, *[StructField(name, StringType()) for name in self.further]])
@@ -248,7 +248,7 @@ class Shards:
         samples = reader.option("maxMemberBytes", self.max_file_bytes).load(path)
         image = F.coalesce(*_IMAGES)
         length = F.length(image).cast("bigint").alias("length")
-        # The limit by the name that the run has for it.
+        # Name the limit as the user of `ingest_images` does.
         told = F.replace(F.col(ERROR), F.lit("maxMemberBytes"), F.lit("max_file_bytes"))
         error = F.coalesce(told, F.when(image.isNull(), NO_IMAGE))
         return samples.select(
@@ -258,18 +258,18 @@ class Shards:
         )  # fmt: skip
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
-        """With one row for each sample whose files are apart in its shard: the rows of one path are joined.
+        """Join the rows of one path, so that a sample with files apart in its shard becomes one row.
 
-        They may lie gigabytes apart, so a task cannot do it. It shuffles the images of the chunk.
+        The files may be gigabytes apart, so the reading task cannot join them. This shuffles the images of the chunk.
         """
         if not any(APART in error for error in errors):
             return None
         image = F.struct("image", "length", "header")
-        # What a row says before that is right still.
+        # The faults before this one remain valid.
         before = F.regexp_replace(F.substring_index("error", APART, 1), "; $", "")
         is_said = F.col("error") != NO_IMAGE
         joined, alone = F.max(F.when(is_said, F.nullif(before, F.lit("")))), F.max(F.when(is_said, F.col("error")))
-        # A part that is not known to belong to another one has its path alone, and is apart still.
+        # A part that cannot be assigned to its sample has a path of its own and keeps the fault.
         said = F.when(F.count(F.lit(1)) > 1, joined).otherwise(alone)
         rows = read.groupBy("path").agg(
             F.max_by(image, F.col("image").isNotNull()).alias("of_image"),
@@ -281,7 +281,7 @@ class Shards:
         return rows.select("path", no("bigint", "modified_us"), "of_image.*", error, *texts)
 
     def unread(self, entries: Sequence[Entry], read: DataFrame) -> DataFrame | None:
-        """A row for each shard without samples, by which it is known."""
+        """Return a row for each shard without samples, so that the next run knows the shard."""
         listed = self.spark.createDataFrame([(entry.path,) for entry in entries], "path string")
         empty = listed.join(read.select(F.col(URL).alias("path")), "path", "left_anti")
         texts = [F.col("path").alias(URL) if name == URL else no("string", name) for name in self._all_texts]
@@ -292,32 +292,32 @@ class Shards:
 
 
 def _is_column(name: str) -> bool:
-    """Whether every Delta table can have a column called as a file of a sample."""
+    """Whether every Delta table accepts a file extension as a column name."""
     return WHOLE_EXTENSION.match(name) is not None and not naming.unusual([name])
 
 
 def _by_shard(known: DataFrame) -> DataFrame:
-    """What is known of each shard: its version, when its last row was taken in, and whether to try it again."""
+    """Return each known shard's version, the time of its last ingested row, and whether to try it again."""
     version = F.max(VERSION) if VERSION in known.columns else F.lit(None).cast("string")
-    # Of an unchanged shard only what the whole of it says may be another the next time.
+    # Reading an unchanged shard again can only change the error of the whole shard (its row with `path = __url__`).
     again = F.bool_or(F.col("again") & (F.col("path") == F.col(URL)))
     of_shards = known.where(F.col(URL).isNotNull()).groupBy(URL)
     return of_shards.agg(version.alias("version"), F.max("ingested_us").alias("ingested_us"), again.alias("again"))
 
 
 def _is_changed(known: Row, version: str | None, modified_us: int | None) -> bool:
-    """Whether to read a shard again of which rows are there."""
+    """Whether to read a known shard again."""
     if known.again:
         return True
     if known.version is None:
-        # Rows of an older release, which did not keep it.
+        # The rows were written by an older release without versions.
         return modified_us is not None and modified_us > known.ingested_us
     return version is not None and version != known.version
 
 
 def _table(spark: SparkSession, source: str) -> DataFrame:
-    """A Delta or Parquet table by name or path."""
-    missing = "expected a Delta or Parquet table of paths, found none; check the name or path"
+    """Read a Delta or Parquet table by name or path."""
+    missing = "expected a Delta or Parquet table of paths, found none. Check the name or path."
     with access.reaching(f"--source {source!r}", missing=missing):
         path = naming.path_of(source)
         if path is None or tables.is_delta(spark, source):
@@ -326,7 +326,7 @@ def _table(spark: SparkSession, source: str) -> DataFrame:
 
 
 def _parquet(spark: SparkSession, path: str) -> DataFrame:
-    """Files of what is called so, else of a pattern."""
+    """Read a literal path, or the pattern if nothing has that literal name."""
     try:
         return analysed(spark.read.parquet(naming.literal(path)))
     except AnalysisException:

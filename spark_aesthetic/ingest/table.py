@@ -17,37 +17,37 @@ from spark_aesthetic.delta.naming import identifier, quoted
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring.target import add_columns
 
-# As far back a commit is looked for that was made a moment ago.
+# Number of latest commits that are searched for a commit that was just made.
 _LAST_COMMITS = 20
 
-# All runs into a table share it: Delta accepts each number of an application once, and no number below the last.
+# All runs share this Delta transaction application id. Delta ignores a commit with a number not above the last one.
 _APPLICATION = "spark_aesthetic.ingest"
 
-# Columns of a MERGE's rows that the table does not have.
+# Helper columns of the MERGE source that are not table columns.
 DROPPED, _KEPT = "_aesthetic_dropped", "_aesthetic_kept"
 
 _COLUMNS = {
-    "image_id": ("STRING", "sha256 of the bytes, 64 hexadecimal digits; of the path where there are no bytes"),
-    "path": ("STRING", "Where the image comes from: a file, an address, or shard#key"),
-    "image": ("BINARY", "The bytes as they were found; null where they could not be had"),
-    "width": ("INT", "Pixels, as the header says; null where it says nothing"),
-    "height": ("INT", "Pixels, as the header says; null where it says nothing"),
-    "format": ("STRING", "JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF, by the bytes and not by the name"),
-    "error": ("STRING", "Why there are no bytes, or why they are no image; null where all is well"),
-    "length": ("BIGINT", "Bytes of the file"),
-    "modified_at": ("TIMESTAMP", "When the file was modified; null where nothing tells"),
-    "ingested_at": ("TIMESTAMP", "When the run began that wrote the row"),
+    "image_id": ("STRING", "SHA-256 of the bytes in 64 hexadecimal digits; SHA-256 of the path if there are no bytes"),
+    "path": ("STRING", "Origin of the image: a file, an address, or shard#key"),
+    "image": ("BINARY", "The unchanged bytes; null if they could not be read"),
+    "width": ("INT", "Pixels, from the image header; null if unknown"),
+    "height": ("INT", "Pixels, from the image header; null if unknown"),
+    "format": ("STRING", "JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF, derived from the bytes, not from the name"),
+    "error": ("STRING", "Why the bytes are missing or are not an image; null for an image"),
+    "length": ("BIGINT", "Size of the file in bytes"),
+    "modified_at": ("TIMESTAMP", "Modification time of the file; null if unknown"),
+    "ingested_at": ("TIMESTAMP", "Start time of the run that wrote the row"),
 }
 
 
 @dataclass(frozen=True)
 class RunMark:
-    """What the commits of a run say of it in the table's history.
+    """The identity of a run in the commits of the table's history.
 
     Attributes:
-        source: The source of its images, as the user names it.
-        id: Of this run alone.
-        generation: Greater than that of every run that began before it.
+        source: The source as the user wrote it.
+        id: A unique id of the run.
+        generation: A number greater than that of every run that began earlier.
     """
 
     source: str
@@ -65,21 +65,21 @@ class RunMark:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The Delta table into which images are taken.
+    """The Delta table of images.
 
     Attributes:
-        spark: A session of our own.
-        name: By catalog, or a path.
+        spark: A private session.
+        name: A catalog name or a path.
     """
 
     spark: SparkSession
     name: str
 
     def make(self) -> None:
-        """Create the table if it is not there.
+        """Create the table if it does not exist.
 
         Raises:
-            TableError: A table is there without the columns, or with other types.
+            TableError: The table exists and lacks a column or has a different type.
         """
         described = tables.detail(self.spark, self.name)
         if described is None:
@@ -90,14 +90,14 @@ class ImageTable:
         for name, (kind, _) in _COLUMNS.items():
             if found.get(name) != kind:
                 raise TableError(
-                    f"--table {self.name!r}, column {name}: expected {kind}, found {found.get(name)}; choose "
-                    "another table: this one was not made by ingest_images"
+                    f"--table {self.name!r}, column {name}: expected {kind}, found {found.get(name)}. This "
+                    "table was not created by ingest_images; choose another table."
                 )
 
     def _create(self) -> None:
         fitting.check_schema(self.spark, self.name, f"--table {self.name!r}")
         columns = ", ".join(f"{name} {kind} COMMENT '{comment}'" for name, (kind, comment) in _COLUMNS.items())
-        # The feed lets score_table follow the rows that are replaced.
+        # score_table needs the change data feed to follow replaced rows.
         create = (
             f"CREATE TABLE IF NOT EXISTS {identifier(self.name)} ({columns}) USING delta "
             "TBLPROPERTIES (delta.enableChangeDataFeed = true)"
@@ -106,24 +106,24 @@ class ImageTable:
             committed(lambda: self.spark.sql(create), also=("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION",))
 
     def version(self) -> int:
-        """The number of its newest version."""
+        """Return the newest version number."""
         return tables.current_version(self.spark, identifier(self.name))
 
     def rows(self, version: int | None = None) -> DataFrame:
-        """The table as it is when it is read, or at one of its versions."""
+        """Read the table at a version, or by default at the newest version when it is evaluated."""
         return tables.read_table(self.spark, self.name, version)
 
     def snapshot(self) -> DataFrame:
-        """The table at its newest version."""
-        # Without the version, Spark computes again what it keeps of these rows once the table is written to.
+        """Read the table at its newest version."""
+        # Without a version, Spark recomputes cached rows of the table after each write to it.
         return self.rows(self.version())
 
     def add_texts(self, names: list[str]) -> None:
-        """Add columns of strings."""
+        """Add string columns."""
         add_columns(self.spark, identifier(self.name), self.rows(), dict.fromkeys(names, StringType()))
 
     def last_generation(self) -> int:
-        """The generation of the newest run in the table's history, or 0."""
+        """Return the generation of the newest run in the table's history, or 0."""
         for last in (_LAST_COMMITS, None):
             told = [commit.told.get("generation") for commit in self._logged(last)]
             generations = [generation for generation in told if isinstance(generation, int)]
@@ -132,7 +132,7 @@ class ImageTable:
         return 0
 
     def append(self, rows: DataFrame, mark: RunMark, number: int) -> None:
-        """Add rows, and columns that the table does not have.
+        """Append rows, and add columns that the table lacks.
 
         Raises:
             TableError: A later run has begun.
@@ -143,16 +143,16 @@ class ImageTable:
         self._check_alone(mark, number)
 
     def replace(self, rows: DataFrame, texts: Sequence[str], mark: RunMark, number: int) -> Row:
-        """Put rows in place of those of the same path, and delete the rows of paths that are `DROPPED`.
+        """Merge rows by path, and delete the rows of paths that are marked `DROPPED`.
 
         Args:
-            rows: From `marked`.
-            texts: Columns of strings beside those that every table has.
-            mark: The run that does it.
-            number: Of the chunk.
+            rows: Rows from `marked`.
+            texts: String columns in addition to the standard columns.
+            mark: The mark of the run.
+            number: The chunk's number.
 
         Returns:
-            The counts that Delta gives.
+            The counts that Delta's MERGE reports.
 
         Raises:
             TableError: A later run has begun.
@@ -170,13 +170,13 @@ class ImageTable:
         return done[0]
 
     def _check_alone(self, mark: RunMark, number: int) -> None:
-        """Check that a commit was made, since Delta does not say if it dropped it, and that no later run made one."""
+        """Check that the commit was made (Delta drops it silently) and that no later run has committed."""
         last = [commit.told for commit in self._logged(_LAST_COMMITS)]
         later = any((told.get("generation") or 0) > mark.generation for told in last)
         if later or (mark.id, number) not in [(told.get("run"), told.get("chunk")) for told in last]:
             raise TableError(
-                f"--table {self.name!r}: expected this run alone to take images in, found that a later one has begun; "
-                "let that one finish, then run again"
+                f"--table {self.name!r}: expected one run at a time, found that a later one has begun. "
+                "Let the later run finish, then run again."
             )
 
     def _logged(self, last: int | None) -> list[Logged]:
@@ -184,7 +184,7 @@ class ImageTable:
 
 
 def marked(rows: DataFrame, kept: DataFrame | None, gone: DataFrame | None) -> DataFrame:
-    """Rows for `ImageTable.replace`: `DROPPED` are those that are not kept, and the paths that are gone."""
+    """Mark rows for `ImageTable.replace`: rows not in `kept` and the paths in `gone` are `DROPPED`."""
     if kept is None:
         marked = rows.withColumn(DROPPED, F.lit(False))
     else:

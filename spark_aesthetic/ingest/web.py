@@ -1,4 +1,4 @@
-"""Images by http(s): each address is checked, and so are what its name resolves to and where it redirects."""
+"""Fetch images by http(s). Each address, its resolved IP addresses and its redirect targets are checked."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from spark_aesthetic.ingest import reasons
 from spark_aesthetic.ingest.allowed import WEB, Address, Allowed, parse
 
 if TYPE_CHECKING:
-    # Releases before 3.10 do not have it.
+    # aiohttp releases before 3.10 do not have this type.
     from aiohttp.abc import ResolveResult
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _MOST_REDIRECTS = 10
 
-# What unpacking gives at once.
+# Maximum number of bytes that one decompression step returns.
 _PIECE_BYTES = 1 << 20
 
-# Seconds for which a name keeps the addresses that were checked.
+# Seconds for which the checked addresses of a host name are cached.
 _NAMES_S = 10
 
-# Called with the bytes of each piece and waits until there is room for them.
+# Called with the size of each piece; waits until there is memory for it.
 Taken = Callable[[int], Awaitable[None]]
 
 
 class _CheckedResolver(ThreadedResolver):
-    """Gives the connection no other addresses than those that may be reached."""
+    """A resolver that returns only the IP addresses that a connection may reach."""
 
     def __init__(self, allowed: Allowed) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class _CheckedResolver(ThreadedResolver):
 
 
 class Web:
-    """A client for one event loop.
+    """An HTTP client for one event loop.
 
-    Neither cookies nor the passwords of ~/.netrc are sent: rows are no user of this machine. Behind a proxy of the
-    environment the proxy resolves the names, so what they resolve to is not checked.
+    It sends neither cookies nor passwords from ~/.netrc, because addresses in rows must not act as the local user. If
+    the environment sets a proxy, the proxy resolves host names, so resolved addresses are not checked.
     """
 
     def __init__(self, allowed: Allowed, file_bytes: int) -> None:
@@ -66,7 +66,7 @@ class Web:
         await self._proxied.close()
 
     async def fetch(self, address: Address, taken: Taken) -> bytes | str:
-        """The bytes at an address that is allowed, or the reason why not; raises what aiohttp raises."""
+        """Fetch a permitted address and return its bytes or the reason for the failure; aiohttp's errors propagate."""
         for _ in range(_MOST_REDIRECTS + 1):
             assert address.url is not None, "it is http(s)"
             proxy = _proxy(address)
@@ -74,7 +74,7 @@ class Web:
             async with session.get(address.url, allow_redirects=False, proxy=proxy) as answer:
                 where = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or where is None:
-                    # Others have no bytes, or a part of them.
+                    # Responses with other statuses have no body, or only part of the file.
                     whole = answer.status in (200, 203)
                     return await self._body(answer, taken) if whole else reasons.of_status(answer.status)
             try:
@@ -107,10 +107,10 @@ class Web:
 
 
 class _Unpacked:
-    """The bytes of a compressed answer, a bounded part at a time: a kilobyte may stand for a megabyte."""
+    """Decompresses a response in parts of bounded size: one kilobyte may expand to a megabyte."""
 
     def __init__(self) -> None:
-        # Takes the headers of gzip and of zlib.
+        # This value of `wbits` accepts gzip and zlib headers.
         self._inflate = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
@@ -129,12 +129,12 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept-Encoding": "identity"},
         auto_decompress=False,
-        # The caller measures the time, of which aiohttp's own limit would take no account.
+        # The caller enforces the time limit, excluding waits for memory, which aiohttp's limit would count.
         timeout=aiohttp.ClientTimeout(total=None),
     )
 
 
 def _proxy(address: Address) -> str | None:
-    """The proxy that the environment names for an address."""
+    """Return the proxy that the environment sets for an address."""
     proxy = getproxies().get(address.scheme)
     return None if proxy is None or proxy_bypass(f"{address.host}:{address.port}") else proxy

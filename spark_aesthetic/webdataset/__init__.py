@@ -1,1 +1,1 @@
-"""Shards of WebDataset as a data source of Spark's."""
+"""A Spark data source for WebDataset shards."""

@@ -1,4 +1,4 @@
-"""Compressed files as plain ones, in bounded memory and time, whoever built them. Knows no tar and no Spark."""
+"""Decompress untrusted files in bounded memory and time. This module is independent of tar and Spark."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fsspec.compression import compr
 
 from spark_aesthetic.errors import MissingDependencyError
 
-# How compressed files begin, in fsspec's names.
+# Magic bytes of compressed files, and fsspec's names for the formats.
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 
-# xz takes as much memory as its header asks for; "xz -9" asks for 65 MiB.
+# An xz header states the memory that decompression needs; "xz -9" states 65 MiB.
 _XZ_MEMORY = 256 << 20
 
-# A file that gives more than this, at more than this ratio, was built to do so. Images compress by a few per cent, text
-# by less than twenty times; zeros in gzip by a thousand times, in the others by more than ten thousand.
+# A file above both this size and this ratio is a decompression bomb. Images compress by a few per cent and text by less
+# than 20 times. Zeros compress by 1,000 times in gzip and by more than 10,000 times in the remaining formats.
 _BOMB_BYTES, _BOMB_RATIO = 4 << 30, 100
 
 _BUFFER = 1 << 20
 
 
 class CompressionError(Exception):
-    """A compressed file that is damaged, or gives too much for its size."""
+    """A compressed file is damaged or expands too much."""
 
 
 class _Stream(Protocol):
@@ -36,27 +36,27 @@ class _Stream(Protocol):
 
 
 def plain(raw: Any, url: str) -> IO[bytes]:
-    """A file as it is before compression; it cannot be sought in if it was compressed.
+    """Return the decompressed file; it is not seekable if it was compressed.
 
     Raises:
-        MissingDependencyError: It is compressed in a way that needs another package.
+        MissingDependencyError: The compression format needs a package that is not installed.
     """
-    # Headers are small, and each read of fsspec's own files costs as much as one.
+    # Tar headers are small, and each read of an fsspec file is expensive, so reads are buffered.
     file = io.BufferedReader(raw, _BUFFER)
     begin = file.peek(8)
     for magic, name in _COMPRESSIONS.items():
         if begin.startswith(magic):
             if name not in compr:
                 raise MissingDependencyError(
-                    f"shard {url}: expected the package for files compressed by {name}, found none on this machine; "
-                    "pip install zstandard"
+                    f"shard {url}: expected the package for files compressed by {name}, found none on this machine. "
+                    "Run pip install zstandard."
                 )
             return io.BufferedReader(_Decompressed(file, name), _BUFFER)
     return file
 
 
 class _Decompressed(io.RawIOBase):
-    """Reads forward only; turns each decompressor's own errors into one."""
+    """A forward-only stream that raises `CompressionError` for every decompressor's errors."""
 
     def __init__(self, file: io.BufferedReader, name: str) -> None:
         self._file = file
@@ -64,19 +64,19 @@ class _Decompressed(io.RawIOBase):
         self._given = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill as much of a buffer as one read gives.
+        """Fill the buffer with the bytes of one read.
 
         Raises:
-            CompressionError: The file is damaged, or gives too much for its size.
+            CompressionError: The file is damaged or expands too much.
         """
         try:
             content = self._stream.read(len(buffer))
         except self._damage as error:
-            # bz2 has no class of its own: a file system's OSError has a number.
+            # bz2 raises a plain OSError for damage. An OSError of the file system has an errno.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise CompressionError(str(error) or type(error).__name__) from error
@@ -87,13 +87,13 @@ class _Decompressed(io.RawIOBase):
         return len(content)
 
     def close(self) -> None:
-        """Close the compressed file too."""
+        """Close the stream and the compressed file."""
         self._file.close()
         super().close()
 
 
 def _opened(file: io.BufferedReader, name: str) -> tuple[_Stream, tuple[type[Exception], ...]]:
-    """A stream, and the errors by which it reports damage."""
+    """Return a decompressing stream and the exceptions that it raises for damage."""
     if name == "gzip":
         return gzip.GzipFile(fileobj=file, mode="rb"), (EOFError, zlib.error, gzip.BadGzipFile)
     if name == "bz2":
@@ -101,13 +101,13 @@ def _opened(file: io.BufferedReader, name: str) -> tuple[_Stream, tuple[type[Exc
     if name == "xz":
         return _Xz(file), (EOFError, lzma.LZMAError)
     zstandard = import_module("zstandard")
-    # Files that were concatenated have several frames.
+    # Concatenated files have several frames.
     stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
     return stream, (EOFError, zstandard.ZstdError)
 
 
 class _Xz:
-    """xz streams one after another, as lzma.LZMAFile reads them, which has no limit of memory."""
+    """Reads concatenated xz streams, like lzma.LZMAFile, but with a memory limit."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
@@ -120,7 +120,7 @@ class _Xz:
     def read(self, size: int, /) -> bytes:
         while True:
             if self._stream.eof:
-                # Zeros may pad a stream.
+                # A stream may be padded with zeros.
                 rest = self._stream.unused_data.lstrip(b"\0")
                 while not rest and (piece := self._file.read(_BUFFER)):
                     rest = piece.lstrip(b"\0")

@@ -1,4 +1,4 @@
-"""Columns and options of the data source "webdataset", checked where they are given."""
+"""The reserved columns and the options of the "webdataset" data source."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from spark_aesthetic.webdataset.shards import MAX_SAMPLE_BYTES
 
 KEY, URL, ERROR = "__key__", "__url__", "__error__"
 
-# Given where a schema names it: shard and key of a sample, and of a further one of that key its number, so that no two
-# rows of a shard have the same.
+# This column is filled only if the schema contains it. It is unique in a shard: shard and key, and a number for a
+# repeated key.
 PATH = "__path__"
 
-# The column of keys in a sidecar.
+# The key column of a sidecar.
 SIDECAR_KEY = "key"
 
 READ = ("path", "columns", "maxMemberBytes", "metadataOnly", "onDamage", "sidecar", "sidecarKey")
@@ -24,7 +24,7 @@ WRITTEN = ("path", "samplesPerShard", "keyCol", "sidecar")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What was given, or its default."""
+    """The user's options, or their defaults."""
 
     path: str
     columns: tuple[str, ...] | None
@@ -38,10 +38,10 @@ class Options:
 
     @classmethod
     def of(cls, given: Any, valid: tuple[str, ...]) -> Options:
-        """Check them.
+        """Parse and check the options.
 
         Raises:
-            OptionError: One has another name, or a value outside of its range.
+            OptionError: An option is unknown or its value is out of range.
         """
         by_lower = {name.lower(): name for name in valid}
         for name in given:
@@ -55,7 +55,7 @@ class Options:
             return text == "true"
 
         if "path" not in given:
-            raise OptionError("webdataset: expected a path, found none; give it to load or save")
+            raise OptionError("webdataset: expected a path, found none. Pass it to load() or save().")
         damage = given.get("onDamage", "fail")
         if damage not in ("fail", "report"):
             raise OptionError(f"webdataset: onDamage={damage!r}: {nearest(damage, ('fail', 'report'))}")
@@ -66,7 +66,7 @@ class Options:
         if most > MAX_SAMPLE_BYTES:
             raise OptionError(
                 f"webdataset: maxMemberBytes={given['maxMemberBytes']!r}: expected at most "
-                f"{MAX_SAMPLE_BYTES >> 20}m, which is what all files of a sample may have"
+                f"{MAX_SAMPLE_BYTES >> 20}m, the limit for all files of a sample"
             )
         columns = given.get("columns")
         return cls(

@@ -1,7 +1,7 @@
-"""Who writes to a folder: the process that began, and until when another one must take it for alive.
+"""The lease of a write to a folder: the process that began it, and whether it may still be alive.
 
-A process of this machine either runs or does not. One of another machine is known by its signs alone: the times at
-which its tasks last wrote something.
+For a write of this machine, the process either runs or does not. For a write of a different machine, only the time at
+which its tasks last wrote something is known.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from socket import gethostname
 from time import time
 from typing import Any
 
-# A write of another machine without a sign for so long is dead. Its tasks give one each minute, but none before Spark
-# has computed what they write.
+# A write of a different machine is considered dead after this time without a sign of life. Its tasks give one every
+# minute, but only once Spark has computed the rows to write.
 STALE_SECONDS = 3600.0
 
-# How a worker of Spark's is started, which ends long before the write does.
+# Module prefix of Spark's Python workers, which end long before the write does.
 _WORKERS = "pyspark."
 
 _MAX_BYTES = 64 << 10
@@ -29,13 +29,13 @@ _MAX_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Lease:
-    """What a write says of itself.
+    """The identity of a write.
 
     Attributes:
-        machine: Its name, this boot of it and its space of process numbers.
-        pid: The process that ends with the write at the latest; None if none is known.
-        started: When that process started, in the words of its system.
-        began: When the write began, in seconds of the epoch.
+        machine: Host name, boot id and PID namespace.
+        pid: A process that lives at least as long as the write; None if unknown.
+        started: The start time of that process in the operating system's format.
+        began: The start time of the write in seconds since the epoch.
     """
 
     machine: str
@@ -45,13 +45,13 @@ class Lease:
 
     @classmethod
     def own(cls) -> Lease:
-        """Make the lease of a write that begins now in this process."""
+        """Create the lease of a write that begins now in this process."""
         pid = _owner()
         return cls(machine(), pid, None if pid is None else started(pid), time())
 
     @classmethod
     def parse(cls, text: bytes) -> Lease:
-        """As `dumped` gives it; anything else is of a machine that nobody knows."""
+        """Parse the output of `dumped`. Any other text becomes a lease of an unknown machine."""
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             told: dict[str, Any] = json.loads(text[:_MAX_BYTES])
             pid, began = told["pid"], float(told["began"])
@@ -60,35 +60,35 @@ class Lease:
         return cls("", None, None, 0)
 
     def dumped(self) -> bytes:
-        """As the file has it."""
+        """Serialise the lease for its file."""
         return json.dumps(asdict(self)).encode()
 
     @property
     def host(self) -> str:
-        """The machine's name."""
+        """The host name."""
         return self.machine.partition(" ")[0]
 
 
 def is_alive(lease: Lease | None, last: float, *, here: str, started: Callable[[int], str | None], now: float) -> bool:
-    """Whether a write may still be at work.
+    """Whether a write may still be running.
 
     Args:
-        lease: What it says of itself; None if it says nothing, as that of an older release.
-        last: When it last wrote something, in seconds of the epoch.
+        lease: The write's lease; None if it has none, like writes of older releases.
+        last: The time of its last sign of life, in seconds since the epoch.
         here: This machine.
-        started: When a process of this machine started; None if there is none.
-        now: In seconds of the epoch.
+        started: Returns the start time of a local process, or None if it does not run.
+        now: The current time in seconds since the epoch.
     """
     if lease is None:
         return False
     if lease.pid is not None and lease.machine == here:
         return lease.started is not None and started(lease.pid) == lease.started
-    # Clocks may differ, and a time of the year 2100 must not block a folder until then.
+    # Clocks may differ. `abs` prevents a timestamp in the year 2100 from blocking the folder until then.
     return abs(now - max(lease.began, last)) < STALE_SECONDS
 
 
 def machine() -> str:
-    """This machine, in words that another one does not have."""
+    """Return a unique identifier of this machine, boot and PID namespace."""
     told = [gethostname() or "unknown"]
     with suppress(OSError):
         told.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -97,23 +97,23 @@ def machine() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process of this machine started, in the words of its system; None if it does not run."""
+    """Return a local process's start time in the operating system's format, or None if it does not run."""
     try:
         if not Path("/proc/self/stat").exists():
             os.kill(pid, 0)
             return "running"
-        # The name before may have blanks and parentheses.
+        # The process name before the last ")" may contain spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except PermissionError:
         return "running"
     except OSError:
         return None
-    # One that was killed, and that nobody has asked for its end.
+    # A killed process that its parent has not reaped (state Z or X) does not run.
     return None if fields[0] in "ZX" else fields[19]
 
 
 def _owner() -> int | None:
-    """The JVM of Spark's driver if this is one of its workers, which end earlier; otherwise this process."""
+    """Return the PID of Spark's JVM if this is one of its short-lived Python workers, otherwise of this process."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or not str(spec.name).startswith(_WORKERS):
         return os.getpid()

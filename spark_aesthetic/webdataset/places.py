@@ -1,4 +1,4 @@
-"""Where shards are: which of them a path names, and what their file systems say of them. Knows no Spark."""
+"""Resolve a path to shards and their file metadata. This module is independent of Spark."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from braceexpand import braceexpand
 from spark_aesthetic import files
 from spark_aesthetic.errors import AestheticError, MissingDependencyError, TableError, in_a_line
 
-# Requests to a store at one time, each of which waits some tens of milliseconds.
+# Concurrent requests to a store; each takes some tens of milliseconds.
 PARALLEL = 32
 
-# What a file system raises that has no room.
+# Error numbers for a full file system.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _PATTERN = frozenset("*?[{")
 
-# Of paths; one that is escaped belongs to a name.
+# The separator of paths. An escaped one is part of a name.
 _SEPARATOR = re.compile(r"(?<!\\)::")
 
 _SHARD = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz)$", re.IGNORECASE)
 
-# As fsspec's file systems call what they know of a file, the better ones first.
+# Metadata names in fsspec's file systems, in order of preference.
 _ETAGS = ("ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
 
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Turn what a file system raises into one line about a place; fsspec's have no base error in common.
+    """Turn any exception of a file system into a one-line error; fsspec's exceptions have no common base class.
 
     Raises:
         TableError: The place cannot be reached.
@@ -50,25 +50,25 @@ def reaching(url: str) -> Iterator[None]:
     except Exception as error:
         is_full = isinstance(error, OSError) and error.errno in _FULL
         raise TableError(
-            f"webdataset: {url}: expected a place that can be reached, found: {in_a_line(error)}; "
-            f"{'make room there' if is_full else 'check the address, and the access to it'}"
+            f"webdataset: {url}: expected a place that can be reached, found: {in_a_line(error)}. "
+            f"{'Free some space there.' if is_full else 'Check the address and the permissions.'}"
         ) from error
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """The fsspec file system of an address and its path there; dbfs:/ is a folder of each machine.
+    """Return the fsspec file system of an address and the path in it. dbfs:/ is a local mount on every machine.
 
     Raises:
-        MissingDependencyError: fsspec needs another package for it.
+        MissingDependencyError: The package that fsspec needs for the file system is not installed.
     """
     place = files.absolute(url)
     if "://" not in place:
-        # fsspec takes "::" in a path for one of its chained addresses, and ~name for a home folder.
+        # fsspec.core.url_to_fs would treat "::" in a path as a chained address and ~name as a home folder.
         return fsspec.filesystem("file"), place
     if "::" in place:
         raise TableError(
-            f"webdataset: {url}: expected one address, found several that fsspec would chain, of which it reads one; "
-            "name each shard, separated by :: or in braces {a,b}"
+            f"webdataset: {url}: expected one address, found several that fsspec would chain. "
+            "Write the full address of each shard, separated by ::, or use braces {a,b}."
         )
     try:
         with reaching(url):
@@ -79,28 +79,28 @@ def locate(url: str) -> tuple[Any, str]:
         raise MissingDependencyError(
             f"{url}: expected the package of that file system, found none on this machine: {error.__cause__}"
         ) from error
-    # The instance is one for the whole process, which may have listed the folder before another one wrote there.
+    # fsspec shares one instance per process, so it may hold a listing from before a different process wrote there.
     system.invalidate_cache()
     return system, place
 
 
 def absolute(url: str) -> str:
-    """The same place for every process of a cluster, whatever its working folder is."""
+    """Return an address that is valid in every process of the cluster, independent of the working directory."""
     return _address(url, *locate(url))
 
 
 def _address(url: str, system: Any, place: str) -> str:
-    """Of what is at a place, for which another url was given: of one file always the same."""
+    """Return the canonical address of `place`, in the style (URL or local path) of the user's `url`."""
     return str(system.unstrip_protocol(place)).rstrip("/") if "://" in files.mounted(url) else normpath(place)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is at a path.
+    """The shards at a path.
 
     Attributes:
-        shards: Each with what its file system says of it, such as its size, in their order.
-        passed_over: Files of folders that are shards by their names, and not .tar.
+        shards: The shards in order, each with its file metadata, such as the size.
+        passed_over: Files in folders that have a shard's extension other than .tar.
     """
 
     shards: list[tuple[str, dict[str, Any]]]
@@ -108,19 +108,19 @@ class Found:
 
 
 def find(path: str) -> list[str]:
-    """The shards that a path names; see `look`."""
+    """Return the addresses of the shards at a path; see `look`."""
     return [url for url, _ in look(path).shards]
 
 
 def look(path: str) -> Found:
-    """Look for the shards that a path names.
+    """Find the shards at a path.
 
-    A path is first taken as it is: a shard, or a folder with its .tar files. If nothing is called so, it is a pattern:
-    paths separated by :: as in the webdataset library, with ranges as {00000..00099}, alternatives as {a,b}, and * ?
-    []. The folders at its beginning that are called so are none of the pattern.
+    A path is first read literally, as a shard or a folder of .tar files. If nothing has that name, it is a pattern:
+    paths separated by ::, as in the webdataset library, with ranges {00000..00099}, alternatives {a,b} and * ? [].
+    Leading folders that exist under their literal name are not patterns.
 
     Raises:
-        TableError: There are none, one that is named is not there, or the place cannot be reached.
+        TableError: No shard matches, a listed shard does not exist, or the place cannot be reached.
     """
     with reaching(path), ThreadPoolExecutor(PARALLEL) as pool:
         try:
@@ -136,7 +136,7 @@ def look(path: str) -> Found:
     if not found.shards:
         told = f", and {len(found.passed_over)} of other names ({found.passed_over[0]}, …)" if found.passed_over else ""
         raise TableError(
-            f"webdataset: expected shards (.tar) at {path!r}, found none{told}; check the path or the pattern"
+            f"webdataset: expected shards (.tar) at {path!r}, found none{told}. Check the path or the pattern."
         )
     return found
 
@@ -146,20 +146,20 @@ def _is_pattern(path: str) -> bool:
 
 
 def _named(url: str) -> Found:
-    """What is called so."""
+    """Return the shard or the folder's shards at a literal address."""
     system, place = locate(url)
     with reaching(url):
         try:
             info = system.info(place)
         except FileNotFoundError as error:
             cause = error.__cause__
-            # fsspec says "not found" of a dead server and of one that refuses too; its cause knows better.
+            # fsspec also raises FileNotFoundError if a server is down or denies access. The cause has the reason.
             if isinstance(cause, OSError) or getattr(cause, "status", 404) not in (404, 410):
                 raise ConnectionError(str(cause)) from error
             raise TableError(
-                f"webdataset: expected the shard {url}, found nothing there ({error}); correct the path or the range"
+                f"webdataset: expected the shard {url}, found nothing there ({error}). Correct the path or the range."
             ) from error
-    # A page of HTML is a listing.
+    # An HTML page is the listing of a folder.
     if info["type"] != "directory" and info.get("mimetype") != "text/html":
         return Found([(_address(url, system, place), info)], [])
     return _in_folder(url, system, place)
@@ -179,7 +179,7 @@ def _in_folder(url: str, system: Any, place: str) -> Found:
 
 
 def _matching(url: str) -> Found:
-    """What is called so, or matches a pattern with * ? []."""
+    """Return the shards at a literal address, or those that match it as a pattern with * ? []."""
     try:
         return _named(url)
     except TableError:
@@ -190,7 +190,7 @@ def _matching(url: str) -> Found:
         matches = sorted(system.glob(place, detail=True).items())
         found = Found([(_address(url, system, at), info) for at, info in matches if info["type"] != "directory"], [])
         for at, info in matches:
-            # What a write has staged is not there yet.
+            # Folders that begin with _ or . are hidden; they may hold the staged files of an uncommitted write.
             if info["type"] == "directory" and not at.rstrip("/").rpartition("/")[2].startswith(("_", ".")):
                 inner = _in_folder(url, system, at)
                 found.shards.extend(inner.shards)
@@ -199,7 +199,7 @@ def _matching(url: str) -> Found:
 
 
 def _as_pattern(path: str) -> str:
-    """A path in which the folders at the beginning that are called so, whatever their letters mean, are escaped."""
+    """Escape the leading folders that exist with their literal name, so that they are not read as patterns."""
     parts = path.split("/")
     escaped = list(parts)
     for at, part in enumerate(parts[:-1]):
@@ -212,7 +212,7 @@ def _as_pattern(path: str) -> str:
 
 
 def tars(system: Any, folder: str) -> list[str]:
-    """The .tar files of a folder, sorted; none where there is no folder."""
+    """Return the sorted .tar files of a folder, or an empty list if the folder does not exist."""
     try:
         return sorted(name for name in system.ls(folder, detail=False) if name.endswith(".tar"))
     except FileNotFoundError:
@@ -220,7 +220,7 @@ def tars(system: Any, folder: str) -> list[str]:
 
 
 def version_of(info: Mapping[str, Any]) -> str | None:
-    """Size and ETag of a shard, or size and time if it has none, as text; None if its file system says neither.
+    """Return a shard's size and ETag, or size and time if it has no ETag, as text; None if all are unknown.
 
     Examples:
         >>> version_of({"size": 10, "ETag": '"5f"', "LastModified": "today"}), version_of({"size": 10, "mtime": 1.5})
@@ -234,7 +234,7 @@ def version_of(info: Mapping[str, Any]) -> str | None:
 
 
 def modified_us(info: Mapping[str, Any]) -> int | None:
-    """When a shard was modified, in microseconds of the epoch; None if its file system does not say so."""
+    """Return a shard's modification time in microseconds since the epoch, or None if unknown."""
     time = next((info[name] for name in _TIMES if info.get(name)), None)
     seconds = time.timestamp() if isinstance(time, datetime) else time
     return int(1_000_000 * seconds) if isinstance(seconds, float | int) else None

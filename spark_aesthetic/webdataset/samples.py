@@ -1,4 +1,4 @@
-"""Rows as the files of samples: what is bytes, what is text, and all else as JSON."""
+"""Convert rows to the files of samples: bytes, text, and everything else as JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from spark_aesthetic.errors import TableError
 from spark_aesthetic.images import formats
 from spark_aesthetic.webdataset import shards, tar
 
-# The file of other columns where the sample's JSON is no object.
+# The file for the remaining columns if the sample's JSON is not an object.
 _COLUMNS = "columns.json"
 
-# Columns that are called by what they hold; their files are called by what the bytes are.
+# Columns without an extension as their name. The extension of their files is derived from the bytes.
 BY_CONTENT = ("image", "content")
 
 
 def rows(batches: Iterator[pa.RecordBatch], *, without: str) -> Iterator[dict[str, Any]]:
-    """Batches row by row, without a column; bytes stay where they lie in the batch."""
+    """Yield the rows of batches as dictionaries, without one column. Bytes are views into the batch."""
     for batch in batches:
         columns = {
             name: views(column) if holds_bytes(column.type) else _values(column)
@@ -36,13 +36,13 @@ def rows(batches: Iterator[pa.RecordBatch], *, without: str) -> Iterator[dict[st
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether values of a type are bytes, which become files of their own."""
-    # Of 64-bit offsets where spark.sql.execution.arrow.useLargeVarTypes is set.
+    """Whether values of a type are bytes, which become separate files."""
+    # Binary is large (64-bit offsets) if spark.sql.execution.arrow.useLargeVarTypes is set.
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def views(column: pa.Array) -> list[memoryview | None]:
-    """Bytes where they lie: a scalar of Arrow is a copy of them."""
+    """Return views of the values, because Arrow's scalars would copy the bytes."""
     _, offsets, content = column.buffers()
     if len(column) == 0 or content is None:
         return [None if null.as_py() else memoryview(b"") for null in column.is_null()]
@@ -53,7 +53,7 @@ def views(column: pa.Array) -> list[memoryview | None]:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """As Python has them: a map is a dict, and a time of which Python has none stays as it is."""
+    """Convert to Python values. A map becomes a dict, and a timestamp out of Python's range stays a scalar."""
     if not _has_maps(column.type):
         with suppress(OverflowError):
             return list(column.to_pylist())
@@ -77,19 +77,19 @@ def _value(scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
     except OverflowError:
-        # The sidecar takes it so, where times have the zone that they have there.
+        # The sidecar stores timestamps in UTC and accepts this scalar.
         return scalar.cast(pa.timestamp("us", "UTC")) if getattr(scalar.type, "tz", None) else scalar
 
 
 def files_of(row: dict[str, Any]) -> dict[str, tar.Buffer]:
-    """What a sample consists of, by extension."""
+    """Return the files of a sample by extension."""
     files, told = dict[str, tar.Buffer](), dict[str, Any]()
 
     def add(name: str, extension: str, content: tar.Buffer) -> None:
         if extension in files:
             raise TableError(
-                f"webdataset: column {name!r}: expected one column of each extension, found two of {extension!r}; "
-                "rename one"
+                f"webdataset: column {name!r}: expected one column of each extension, found two of {extension!r}. "
+                "Rename one."
             )
         files[extension] = content
 
@@ -101,19 +101,19 @@ def files_of(row: dict[str, Any]) -> dict[str, tar.Buffer]:
             continue
         elif shards.is_text(lower) and (isinstance(value, str) or not lower.endswith(("json", "jsonl"))):
             add(name, lower, _text(value).encode())
-        # JSON has no number for the rest.
+        # JSON cannot represent NaN and infinity.
         elif not (isinstance(value, float) and not isfinite(value)):
             told[name] = value
     if told:
-        # Text that is no object stays as it is, and has the other columns beside it.
+        # JSON text that is not an object is kept, and the remaining columns go to a separate file.
         for extension in ("json", _COLUMNS):
             merged = _with_columns(files.get(extension, b"{}"), told)
             if merged is not None:
                 files[extension] = merged
                 return files
         raise TableError(
-            f"webdataset: columns json and {_COLUMNS}: expected a JSON object in one of them, to which the columns "
-            f"{', '.join(told)} go, found other text in both; rename one"
+            f"webdataset: columns json and {_COLUMNS}: expected a JSON object in one of them, to add the columns "
+            f"{', '.join(told)}, found other text in both. Rename one."
         )
     return files
 
@@ -123,9 +123,9 @@ def _text(value: Any) -> str:
 
 
 def _with_columns(text: tar.Buffer, told: dict[str, Any]) -> bytes | None:
-    """A JSON object with the columns added, of the same name these; None where the text is none that can be kept."""
+    """Add columns to a JSON object, replacing values of the same name; None if the text is not a JSON object."""
     try:
-        # Python would take NaN for JSON, and write it.
+        # By default, Python's json module reads and writes NaN, which is not valid JSON.
         known = json.loads(bytes(text), parse_constant=_refuse)
         return _dumped(known | told).encode() if isinstance(known, dict) else None
     except (ValueError, RecursionError):
@@ -133,19 +133,19 @@ def _with_columns(text: tar.Buffer, told: dict[str, Any]) -> bytes | None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"no number of JSON: {constant}")
+    raise ValueError(f"not a JSON number: {constant}")
 
 
 def _dumped(told: Any) -> str:
     try:
         return json.dumps(told, default=_plain, ensure_ascii=False, allow_nan=False)
-    # The second is of a map whose keys are no text.
+    # ValueError is for NaN or infinity, TypeError for a map with keys that are not strings.
     except (ValueError, TypeError):
         return json.dumps(_sayable(told), default=_plain, ensure_ascii=False, allow_nan=False)
 
 
 def _sayable(value: Any) -> Any:
-    """With null in the place of numbers that JSON has not, so that those of a list keep theirs, and keys as text."""
+    """Replace NaN and infinity by null, which preserves positions in lists, and convert keys to strings."""
     if isinstance(value, dict):
         return {_plain(name): _sayable(inner) for name, inner in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files of samples, each some files with one key. Knows no Spark.
+"""WebDataset shards: tar files of samples. This module is independent of Spark.
 
-A file's key is its path up to the first dot of its last part, and its extension what follows that dot, in lower case.
-Files that come after one another with one key are a sample.
+A file's key is its path up to the first dot after the last slash. Its extension is the rest after that dot, in lower
+case. Consecutive files with the same key are one sample.
 """
 
 from __future__ import annotations
@@ -24,66 +24,66 @@ __all__ = ["Sample", "ShardError", "ShardWriter", "absolute", "find", "is_text",
 
 _log = logging.getLogger(__name__)
 
-# Of what is text, so a column of strings; all else is bytes.
+# Extensions of text files, which become string columns. All other files become binary columns.
 TEXTS = ("txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url")
 
-# How the fault of a sample begins whose files do not follow one another.
+# The beginning of the fault of a sample with files that are not consecutive.
 APART = "sample: its files are apart in the shard"
 
-# The webdataset library takes these for notes about the shard.
+# The webdataset library treats these files as metadata of the shard.
 _META = re.compile(r"__[^/]*__($|/)")
 
-# Extensions that are columns of the reader, or may be in a later release.
+# Extensions that are reserved for the reader's columns, now or in a later release.
 _RESERVED = re.compile(r"__.*__", re.DOTALL)
 
-# Files of one key, and characters of an extension: a reader remembers them.
+# Files per key and characters per extension. The reader keeps these in memory, so they are bounded.
 _MAX_FILES, _MAX_EXTENSION = 1000, 255
 
-# The files of one sample may have so many bytes together: Spark has no row of more than 2 GiB, and bytes that are not
-# UTF-8 take three times their place in a string.
+# Maximum total size of a sample's files. A Spark row is limited to 2 GiB, and bytes that are not UTF-8 take three times
+# their size in a string.
 MAX_SAMPLE_BYTES = 512 << 20
 
 _TOO_MUCH = f"sample: its files are larger than {MAX_SAMPLE_BYTES >> 20} MiB"
 
-# Extensions that a fault names, files that a warning names, and characters of a name.
+# Maximum number of extensions in a fault, of files in a warning, and of characters of a name.
 _NAMED, _NAMED_FILES, _SHOWN = 5, 3, 100
 
-# Letters that no name has: control characters, line separators, marks that turn text around, halves of characters.
+# Characters that names must not contain: control characters, line separators, bidirectional marks and surrogates.
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
-# A key that readers find again, and that names no place outside of a folder, as Python's and Java's regular expressions
-# both take it; KEY_RULE has it in words. Also no __…__ first. The last group is the end of the text: a $ also stands
-# before a line feed at the end.
+# A valid key: readers recover it, and it does not lead out of a folder. KEY_RULE describes it. The pattern also
+# excludes a leading __…__ folder. It works in Python and Java. It ends in a negative lookahead because $ also matches
+# before a final line feed.
 WHOLE_KEY = (
     r"^(?![\s\S]{1001})(?!__[^/]*__/)(?![A-Za-z]:)"
     rf"(?:(?![. ]+/)[^/\\{_CONTROLS}]+/)*(?! +(?![\s\S]))[^/.\\{_CONTROLS}]+(?![\s\S])"
 )
 
 KEY_RULE = (
-    "without a dot, at which readers cut it, behind the last slash, without control characters, line breaks, marks "
-    "that turn text around, backslashes or a drive such as C:, of at most 1000 characters, and with no part that is "
-    "empty, or of dots and blanks alone, between slashes"
+    "without a dot after the last slash (readers end the key there), without control characters, line breaks, "
+    "bidirectional marks, backslashes or a drive such as C:, of at most 1000 characters, and without an empty part "
+    "or a part of only dots and spaces between slashes"
 )
 
-# The extension of a file that is written.
+# A valid extension for a file that is written.
 WHOLE_EXTENSION = re.compile(rf"[^/\\{_CONTROLS}]{{1,{_MAX_EXTENSION}}}(?![\s\S])")
 
 
 class ShardError(TableError):
-    """A shard that is damaged, with the place."""
+    """A shard is damaged; the message states the position."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Files of one key.
+    """Files with the same key.
 
     Attributes:
-        key: Of all of them.
-        files: Bytes by extension, those that were asked for.
-        extensions: Of all of its files.
-        fault: Why it is not all of a sample, or None: such as a link out of the shard, a file that is too large, or
-            files that are apart.
-        continues: It has the files that an earlier sample of the same key lacks, because they are apart.
+        key: The key.
+        files: The bytes of the requested files, by extension.
+        extensions: The extensions of all files.
+        fault: Why the sample is incomplete, or None. Examples are a link out of the shard, a file that is too large, or
+            files that are apart in the shard.
+        continues: Whether these files complete an earlier sample with the same key, because its files are apart.
     """
 
     key: str
@@ -94,7 +94,7 @@ class Sample:
 
 
 def is_text(extension: str) -> bool:
-    """Whether files of an extension hold text, which its last part says.
+    """Whether files with an extension contain text, judged by its last part.
 
     Examples:
         >>> is_text("json"), is_text("en.txt"), is_text("seg.png")
@@ -104,7 +104,7 @@ def is_text(extension: str) -> bool:
 
 
 def split(name: str) -> tuple[str, str]:
-    """A file's key and extension.
+    """Split a file name into key and extension.
 
     Examples:
         >>> split("a.b/000012.seg.PNG")
@@ -116,26 +116,26 @@ def split(name: str) -> tuple[str, str]:
 
 
 class _Found:
-    """The files of a sample that have come so far."""
+    """The files of the current sample so far."""
 
     __slots__ = ("extensions", "faults", "files", "key", "size")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.files: dict[str, bytes] = {}
-        # In their order.
+        # A dictionary is used as an ordered set.
         self.extensions: dict[str, None] = {}
         self.faults: dict[str, None] = {}
         self.size = 0
 
     @property
     def is_any(self) -> bool:
-        """Whether there is something to tell of it."""
+        """Whether the sample has a file or a fault."""
         return bool(self.extensions or self.faults)
 
     def has_room(self, extension: str) -> bool:
-        """Whether a file of this name may be one of the sample's; a fault says why not."""
-        # Hardly any begins so, and this is asked of each file.
+        """Whether the sample may have a file with this extension. If not, a fault is added."""
+        # This runs for each file, and `startswith` is faster than the pattern.
         if extension.startswith("__") and _RESERVED.fullmatch(extension):
             self.faults[f"sample: {extension[:_SHOWN]} is a reserved name"] = None
         elif len(extension) > _MAX_EXTENSION:
@@ -147,7 +147,7 @@ class _Found:
         return False
 
     def take(self, extension: str, size: int, reader: tar.TarReader) -> None:
-        """Read a file, or note why not."""
+        """Read a file, or add a fault."""
         if size <= reader.max_bytes and self.size + size > MAX_SAMPLE_BYTES:
             self.faults[_TOO_MUCH] = None
             return
@@ -162,7 +162,7 @@ class _Found:
                 self.faults[f"sample: {extension[:_SHOWN]} is {error}"] = None
         else:
             self.size += len(content)
-            # A link has no size of its own.
+            # `size` is 0 for a link, so the limit is checked again after reading.
             if self.size > MAX_SAMPLE_BYTES:
                 self.size -= len(content)
                 self.faults[_TOO_MUCH] = None
@@ -171,21 +171,21 @@ class _Found:
 
 
 class _Seen:
-    """The extensions of each key's samples so far, in memory that grows by some bytes a sample."""
+    """The extensions seen so far for each key. Memory grows by a few bytes per sample."""
 
     def __init__(self) -> None:
-        # Keys by their hashes, and equal tuples once, for a shard has many keys and few of these.
+        # Keys are stored as hashes, and equal tuples are shared: a shard has many keys and few sets of extensions.
         self._extensions: dict[int, tuple[str, ...]] = {}
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._last = ""
 
     def sample(self, found: _Found) -> Sample:
-        """What has been found, and whether it continues an earlier sample of the key."""
+        """Complete the current sample and decide whether it continues an earlier sample of the key."""
         number, own = hash(found.key), tuple(found.extensions)
         earlier = self._extensions.get(number, ())
         continues = bool(earlier and own) and set(own).isdisjoint(earlier)
-        # The same files again are a second sample of the key; others, after another key, are a part of one. It has a
-        # file that is there already, so it is not known which.
+        # The same extensions again are a second sample of the key. Different extensions after a different key are a
+        # part of a sample. If one of them is already present, it is unknown which sample they belong to.
         is_part = bool(earlier and own) and set(own) != set(earlier) and found.key != self._last
         self._last = found.key
         if continues or is_part:
@@ -193,7 +193,7 @@ class _Seen:
         if own and not continues:
             self._extensions[number] = self._same.setdefault(own, own)
         elif continues:
-            # Not kept for others, who will hardly have the same.
+            # This tuple is not shared because hardly any other key has the same one.
             if len(earlier) + len(own) <= _MAX_FILES:
                 self._extensions[number] = earlier + own
             else:
@@ -202,14 +202,14 @@ class _Seen:
 
 
 class _LeftOut:
-    """Files of a shard that are of no sample, because their names have no extension."""
+    """Files of a shard that belong to no sample because they have no extension."""
 
     def __init__(self) -> None:
         self.count = 0
         self.names: list[str] = []
 
     def add(self, name: str) -> None:
-        """Count a file, unless its name says that it is a note about the shard or about another file."""
+        """Count a file, unless its name marks it as metadata of the shard or of a file."""
         last = name.rpartition("/")[2]
         if not last or last.startswith(".") or _META.match(name) or _RESERVED.fullmatch(last):
             return
@@ -218,11 +218,11 @@ class _LeftOut:
             self.names.append(visible(name[:_SHOWN]))
 
     def warn(self, url: str) -> None:
-        """Log how many there are, if there are any."""
+        """Log a warning if files were left out."""
         if self.count:
             more = ", …" if self.count > len(self.names) else ""
             _log.warning(
-                "shard %s: %d files without an extension are left out: %s%s; give them one, such as .jpg",
+                "shard %s: %d files without an extension are left out: %s%s. Give them an extension, such as .jpg.",
                 visible(url), self.count, ", ".join(self.names), more,
             )  # fmt: skip
 
@@ -233,22 +233,21 @@ def _listed(extensions: tuple[str, ...]) -> str:
 
 
 def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MAX_MEMBER_BYTES) -> Iterator[Sample]:
-    """The samples of a shard, one at a time; bytes of files that are not wanted are passed over.
+    """Yield the samples of a shard one at a time, skipping the bytes of files that are not wanted.
 
-    Files of one key that do not follow one another are two samples, of which the second `continues` the first and has
-    a `fault`; one that has some of the first one's files and others has the fault alone. To find that out takes a
-    number for each of a shard's samples, and no bytes. Memory is bounded by `MAX_SAMPLE_BYTES`, whatever is in the
-    shard.
+    If files of one key are not consecutive, they are two samples: the second one `continues` the first and has a
+    `fault`. If the second one repeats some extensions and adds new ones, it has only the fault. Detecting this keeps a
+    hash per sample, but no bytes. The bytes in memory are bounded by `MAX_SAMPLE_BYTES` for any shard.
 
     Args:
-        url: A path, or an address that fsspec knows; it may be compressed.
-        wanted: Told an extension, whether its files are asked for.
-        max_member_bytes: A larger file is passed over, and its sample has a fault.
+        url: A path or an fsspec address; the file may be compressed.
+        wanted: Returns whether files with an extension are read.
+        max_member_bytes: Larger files are skipped, and their sample has a fault.
 
     Raises:
-        ShardError: The shard is damaged; samples that came before the damage have been given by then.
-        MissingDependencyError: It is compressed in a way that needs another package.
-        OSError: It cannot be read.
+        ShardError: The shard is damaged. The samples before the damage have already been yielded.
+        MissingDependencyError: The compression format needs a package that is not installed.
+        OSError: The shard cannot be read.
     """
     found, seen, left_out = _Found(""), _Seen(), _LeftOut()
     with ExitStack() as opened:
@@ -261,12 +260,12 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
         try:
             for name, size in reader:
                 of, extension = split(name)
-                # A link may lead to a folder.
+                # A link without an extension may lead to a folder, so it is not reported.
                 if not extension and not reader.target:
                     left_out.add(name)
                 if not extension or of.endswith("/") or not of or _META.match(name):
                     continue
-                # Two of one extension are two samples, so that neither is lost.
+                # A repeated extension begins a new sample, so that neither file is lost.
                 if of != found.key or extension in found.extensions:
                     if found.is_any:
                         yield seen.sample(found)
@@ -289,24 +288,24 @@ def read(url: str, wanted: Callable[[str], bool], max_member_bytes: int = tar.MA
 
 
 def check_extension(extension: str, called: str) -> None:
-    """Check that readers take files of an extension, which is that of a column, for those of a sample.
+    """Check that readers accept an extension, which is derived from a column name, as part of a sample.
 
     Raises:
-        TableError: They do not.
+        TableError: They do not accept it.
     """
     if not WHOLE_EXTENSION.match(extension) or _RESERVED.fullmatch(extension):
         raise TableError(
-            f"webdataset: {called}: expected a name that readers take for a sample's, of at most {_MAX_EXTENSION} "
-            f"characters, found {extension[:_SHOWN]!r} for its extension: a slash, a backslash, a control character, "
-            "nothing, or __…__ around it, as readers' own columns have; rename the column"
+            f"webdataset: {called}: expected an extension that readers accept, of at most {_MAX_EXTENSION} "
+            f"characters, found {extension[:_SHOWN]!r}. Extensions must not be empty, contain a slash, a backslash or "
+            "a control character, or be reserved names such as __key__. Rename the column."
         )
 
 
 class ShardWriter:
-    """A shard that is being written, file after file, none of it kept in memory.
+    """Writes a shard file by file without keeping it in memory.
 
     Args:
-        file: Open for writing; it is closed by `close`.
+        file: A file open for writing; `close` closes it.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -316,31 +315,31 @@ class ShardWriter:
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """The number of samples written."""
         return len(self._keys)
 
     def write(self, key: str, files: Mapping[str, tar.Buffer]) -> None:
-        """Append a sample, its bytes as they are; the same input gives the same shard to the byte.
+        """Append a sample with unchanged bytes. The same input gives a byte-identical shard.
 
         Raises:
-            TableError: Readers would not find the key, or one of its files, again.
+            TableError: Readers could not recover the key or one of its files.
         """
         if not re.match(WHOLE_KEY, key):
             raise TableError(
-                f"webdataset: key {key[:_SHOWN]!r}: expected one {KEY_RULE}; take another column, "
-                "replace(key, '.', '_'), or none, so that keys are counted"
+                f"webdataset: key {key[:_SHOWN]!r}: expected one {KEY_RULE}. Choose a different column, "
+                "use replace(key, '.', '_'), or write without a key column to number the samples."
             )
         if key in self._keys:
             raise TableError(
-                f"webdataset: key {key!r}: expected each key once, found it twice in a shard, where readers take both "
-                "for one sample; take another column, or none, so that keys are counted"
+                f"webdataset: key {key!r}: expected each key once, found it twice in a shard, where readers merge "
+                "both into one sample. Choose a different column, or write without one to number the samples."
             )
         for extension in files:
             check_extension(extension, f"file {f'{key}.{extension}'[:_SHOWN]!r}")
             if _META.match(f"{key}.{extension}"):
                 raise TableError(
-                    f"webdataset: file '{key}.{extension}': expected a name that readers take for a sample's, found "
-                    "__…__ around what is first, as of notes about the shard; rename the column, or take other keys"
+                    f"webdataset: file '{key}.{extension}': expected a file name that readers accept, found a "
+                    "leading __…__, which marks metadata of the shard. Rename the column, or choose different keys."
                 )
         self._keys.add(key)
         for extension, content in files.items():
@@ -349,11 +348,11 @@ class ShardWriter:
                 self._size += len(part)
 
     def close(self) -> None:
-        """Write the end of the tar file, and close it."""
+        """Write the end of the tar file and close it."""
         self._file.write(tar.end(self._size))
         self._file.close()
 
     def abandon(self) -> None:
-        """Close the file without its end, so that no reader takes what is there for a whole shard."""
+        """Close the file without an end mark, so that no reader mistakes it for a complete shard."""
         with suppress(Exception):
             self._file.close()

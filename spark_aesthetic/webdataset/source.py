@@ -1,4 +1,4 @@
-"""The Spark data source "webdataset": shards of samples as rows, and rows as shards.
+"""The Spark data source "webdataset": read shards as rows, and write rows as shards.
 
 spark.read.format("webdataset").load("s3://bucket/{00000..00099}.tar")
 df.write.format("webdataset").mode("append").option("samplesPerShard", 10000).save("s3://bucket/out")
@@ -33,62 +33,68 @@ from spark_aesthetic.webdataset.writer import Writer
 
 __all__ = ["ERROR", "KEY", "PATH", "SIDECAR_KEY", "URL", "WebDataset"]
 
-# Of one Arrow batch, so that a task needs the same memory for a shard of any size.
+# Limits of one Arrow batch, so that a task's memory does not depend on the shard's size.
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 1000
 
-# Of each shard that is looked at for the columns of a table whose schema is not given, and how many columns these make
-# at most: files called 1.x.txt, 2.x.txt, … have an extension each.
+# Samples per shard that are read to infer the schema, and the maximum number of inferred columns. Without this maximum,
+# files named 1.x.txt, 2.x.txt, … could add a column each.
 _SAMPLE_ROWS, _MAX_COLUMNS = 100, 200
 
-# What a sidecar's name does not have of its shard's.
+# The extension of a shard, which .parquet replaces in its sidecar's name.
 _TAR = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz)$")
 
 
 class WebDataset(DataSource):
-    """Shards of samples, one row a sample.
+    """Read and write WebDataset shards, with one row per sample.
 
-    Reading: columns are `__key__`, `__url__` (string) and one for each extension that the first samples of the first,
-    the middle and the last shard have: string for text and JSON, binary for the rest; a schema of one's own names
-    others, and may have `__path__` (shard and key, and a number where the shard had that key before).
-    One partition a shard, read from its beginning to its end in constant memory. Options: `columns`
-    (extensions, separated by commas), `metadataOnly` (text alone; other bytes are passed over), `maxMemberBytes`
-    ("256m"; a larger file is passed over, which is a fault of its sample), `onDamage` ("fail", or "report": a damaged
-    shard gives the samples before the damage and a last row with `__error__`, and a faulty sample its fault there),
-    `sidecar` ("true": the columns of a Parquet file with the shard's stem are joined by its column `sidecarKey`, "key"
-    by default, on the sample's key or the last part of that). Files called `….__name__` are a fault: columns of the
-    reader are called so.
+    Reading: the columns are `__key__` and `__url__` (string), and one column for each extension in the first samples of
+    the first, middle and last shard: string for text and JSON, binary for the rest. A user-defined schema may contain
+    different extensions and `__path__` (shard and key, with a number if the shard repeats the key). Each shard is one
+    partition and is read sequentially in constant memory. Options:
 
-    Writing, with mode append or overwrite: a binary column becomes files of that extension, or of that of its bytes if
-    it is called image or content; columns txt, caption, cls and the like text files; `json` and all others one JSON
-    file, where of the same name the column counts. Text in `json` that is no JSON object stays as it is, and the other
-    columns go to a file columns.json beside it. Null values have no file, and numbers that are not finite no place in
-    the JSON; within arrays and structs they are null. Bytes stay as they are.
-    Options: `samplesPerShard` (10,000), `keyCol` (`__key__`; without that column, and where it is null, keys are
-    counted), `sidecar` ("true": all but bytes also as Parquet beside each shard). Shards are named 00000.tar and on,
-    in the order of the partitions.
+    - `columns`: extensions, separated by commas.
+    - `metadataOnly`: "true" reads only text and skips the remaining bytes.
+    - `maxMemberBytes` ("256m"): larger files are skipped, which is a fault of their sample.
+    - `onDamage`: "fail" (default) or "report". With "report", a damaged shard returns the samples before the damage and
+      a last row with `__error__`, and a faulty sample has its fault in `__error__`.
+    - `sidecar`: "true" joins the columns of the Parquet file with the shard's stem, by its column `sidecarKey` ("key"),
+      to the sample's key or the last part of the key.
 
-    Shards are put in place, each at once, when all tasks are done. Append numbers on from the greatest number there.
-    Overwrite replaces the shards of the same number and then removes the other .tar files and their sidecars. A write
-    that was killed is undone by the next one, or, if it was replacing shards already, brought to its end first; until
-    then its hidden folder `_staged-…` stays. A folder takes one write at a time; a second one is refused.
+    Files named `….__name__` are a fault because such names are reserved for the reader's columns.
 
-    Paths and addresses are those of fsspec; dbfs:/ is read where Databricks mounts it.
+    Writing, with mode append or overwrite: a binary column becomes files with the column's name as extension; for
+    columns named image or content, the extension is derived from the bytes. Columns such as txt, caption and cls become
+    text files. All remaining columns are merged into the JSON object of column `json` and replace its values of the
+    same name. If `json` is not a JSON object, it is kept and they go to columns.json. Null values have no file. NaN and
+    infinity are left out of the JSON, and are null inside arrays and structs. Bytes are not changed. Options:
+
+    - `samplesPerShard` (10,000).
+    - `keyCol` (`__key__`): if this column does not exist or is null, samples are numbered.
+    - `sidecar`: "true" also writes all columns except bytes to a Parquet file beside each shard.
+
+    Shards are named 00000.tar, 00001.tar, … in the order of the partitions. They are moved into place when all tasks
+    are done, each atomically. Append continues after the greatest existing number. Overwrite replaces shards with the
+    same number and then removes all remaining .tar files and their sidecars. The next write rolls a killed write back,
+    or finishes it if it was already replacing shards; until then its hidden folder `_staged-…` remains. Only one write
+    to a folder may run at a time; a second one is refused.
+
+    Paths and addresses are fsspec's; dbfs:/ is read from Databricks' local mount.
     """
 
     @classmethod
     def name(cls) -> str:
-        """As `format` takes it."""
+        """Return the name for `format`."""
         return "webdataset"
 
     def schema(self) -> StructType:
-        """The columns that the first samples have."""
+        """Infer the columns from the first samples."""
         options = Options.of(self.options, READ)
         urls = shards.find(options.path)
-        # By what Spark, which is blind to case, takes for one name.
+        # Extensions by folded name, because Spark's column names ignore case.
         found: dict[str, str] = {}
-        # Shards of one folder may come from several sources, in their order.
+        # A folder may hold shards from several sources in sequence, so its first, middle and last shards are sampled.
         for url in dict.fromkeys((urls[0], urls[len(urls) // 2], urls[-1])):
-            # One that is to be reported is reported by its task.
+            # With onDamage=report, the task that reads a damaged shard reports it.
             with suppress(*([shards.ShardError] if options.reports else [])):
                 for sample in islice(shards.read(url, lambda _: False), _SAMPLE_ROWS):
                     for extension in sample.extensions:
@@ -116,27 +122,27 @@ class WebDataset(DataSource):
         return StructType(fields)
 
     def reader(self, schema: StructType) -> DataSourceReader:
-        """Reads what `schema` or the user says.
+        """Return a reader for the inferred or user-defined schema.
 
         Raises:
-            OptionError: Damage is to be reported, and there is no column for it.
+            OptionError: onDamage is "report", and the schema has no column `__error__`.
         """
         options = Options.of(self.options, READ)
         if options.reports and not has_column(schema.names, ERROR):
             raise OptionError(
-                f"webdataset: onDamage=report: expected the column {ERROR} in the schema, which damage is told in, "
-                f"found none; add {ERROR} string to the schema"
+                f"webdataset: onDamage=report: expected the column {ERROR} in the schema, "
+                f"found none. Add {ERROR} string to the schema."
             )
         return Reader(schema, options)
 
     def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
-        """Writes rows of a schema."""
+        """Return a writer for the rows of a schema."""
         return Writer(schema, Options.of(self.options, WRITTEN), overwrite)
 
 
 @dataclass
 class Shard(InputPartition):
-    """One partition."""
+    """A partition: one shard."""
 
     url: str
 
@@ -148,10 +154,10 @@ class Reader(DataSourceReader):
         self._schema, self._options = schema, options
 
     def partitions(self) -> list[InputPartition]:
-        """A shard each; on the driver.
+        """On the driver: return one partition per shard.
 
         Raises:
-            TableError: There are no shards, or a column has a type that neither their files nor the first sidecar have.
+            TableError: No shards exist, or a column has a type that neither files nor the first sidecar can have.
         """
         urls = shards.find(self._options.path)
         self._check_types(urls[0])
@@ -163,12 +169,12 @@ class Reader(DataSourceReader):
         for field in others:
             if not has_column(beside, field.name):
                 raise TableError(
-                    f"webdataset: column {field.name!r}: expected string or binary, which files of a shard are, found "
-                    f"{field.dataType.simpleString()}; read it as string and cast it"
+                    f"webdataset: column {field.name!r}: expected string or binary, the types of shard files, found "
+                    f"{field.dataType.simpleString()}. Read it as string and cast it."
                 )
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
-        """On a worker: the samples of a shard, in batches bounded in bytes."""
+        """On a worker: yield the samples of a shard in batches of bounded size."""
         assert isinstance(partition, Shard)
         schema = to_arrow_schema(self._schema, timezone="UTC")
         # Extensions are in lower case already.
@@ -197,7 +203,7 @@ class Reader(DataSourceReader):
                 for extension, content in sample.files.items():
                     row[extension] = content.decode("utf-8", "replace") if extension in text else content
                     size += len(content)
-                # Last, so that no file and no sidecar has their place.
+                # These are set last, so that no file or sidecar can override them.
                 row[KEY], row[URL] = sample.key, partition.url
                 row[PATH] = _path(partition.url, sample, paths) if PATH in columns else None
                 row[ERROR] = self._fault(partition.url, sample) if sample.fault is not None else None
@@ -215,9 +221,9 @@ class Reader(DataSourceReader):
     def _fault(self, url: str, sample: shards.Sample) -> str | None:
         if not self._options.reports:
             raise shards.ShardError(
-                f"shard {url}, sample {sample.key[:100]!r}: {sample.fault}; write the shard again with all files of a "
-                "sample one after another, links replaced by their files (tar --sort=name --dereference "
-                "--hard-dereference, without --sparse) and files within the limits, or read with option onDamage=report"
+                f"shard {url}, sample {sample.key[:100]!r}: {sample.fault}. Write the shard again with consecutive "
+                "files per sample and links replaced by their files (tar --sort=name --dereference --hard-dereference, "
+                "without --sparse) and with files within the limits, or read with option onDamage=report."
             )
         return sample.fault
 
@@ -237,17 +243,17 @@ class Reader(DataSourceReader):
 
 
 def _folded(name: str) -> str:
-    """Equal where Spark may take two names for one: also for the long s and s, which have one capital."""
+    """Fold a name so that names which Spark may treat as equal are equal, such as s and the long s (U+017F)."""
     return name.upper().lower()
 
 
 def _path(url: str, sample: shards.Sample, seen: Counter[int]) -> str:
-    """Unique in a shard; what was given is kept as a number."""
+    """Return a path that is unique in the shard; `seen` stores hashes of the paths that were returned."""
     path = first = f"{url}#{sample.key}"
     if sample.continues:
         number = seen[hash(first)]
         return first if number == 1 else f"{first}#{number}"
-    # Another key may be called as the second of this one would be.
+    # A different key may equal this path, for example the key `a#2`.
     while hash(path) in seen:
         seen[hash(first)] += 1
         path = f"{first}#{seen[hash(first)]}"
@@ -265,8 +271,8 @@ def _sidecar_of(url: str, read: Callable[[IO[bytes]], Any]) -> Any:
             return read(file)
         except (pa.ArrowException, ValueError) as error:
             raise TableError(
-                f"webdataset: {_sidecar(url)}: expected a Parquet file, found: {str(error).splitlines()[0][:200]}; "
-                "write it again, or read without option sidecar"
+                f"webdataset: {_sidecar(url)}: expected a Parquet file, found: {str(error).splitlines()[0][:200]}. "
+                "Write it again, or read without option sidecar."
             ) from error
 
 
@@ -279,7 +285,7 @@ def _open_sidecar(url: str) -> IO[bytes]:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise TableError(
-            f"webdataset: expected {_sidecar(url)} beside the shard, found nothing there; read without option sidecar"
+            f"webdataset: expected {_sidecar(url)} beside the shard, found nothing there. Read without option sidecar."
         ) from error
     return file
 

@@ -1,11 +1,11 @@
-"""Files that many tasks write and that come into place together; Spark's driver alone calls `commit` and `settle`.
+"""Commit files from many tasks together. Only Spark's driver calls `commit` and `settle`.
 
-Tasks write into a hidden folder of the place. What goes where is noted there before anything moves, and the note goes
-once all has moved. So whatever a killed driver leaves is known for what it is: without a note nothing is in place yet;
-with one, files that were added are taken out again, and files that replace others are put in place to the last.
+Tasks write to a hidden folder inside the target folder. Before any file moves, the commit stores a note there with all
+moves, and removes it when they are done. The state after a killed driver is therefore known. Without a note, no file
+was moved. With a note, an append is rolled back and an overwrite is finished.
 
-A folder takes one write at a time. Each has a lease in its hidden folder, and one that begins beside a write which is
-alive is refused. What stands in such a folder was not necessarily written by this module: names are checked.
+Only one write to a folder may run at a time. Each write has a lease in its hidden folder, and a write that begins while
+an earlier one is alive is refused. A hidden folder may come from an untrusted writer, so all names in it are checked.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from spark_aesthetic.webdataset import lease
 from spark_aesthetic.webdataset.lease import Lease
 from spark_aesthetic.webdataset.places import PARALLEL, locate, modified_us, reaching
 
-# Names that begin so are hidden from patterns such as *.tar, and from Spark.
+# Folders with this prefix are invisible to patterns such as *.tar and to Spark.
 _STAGED, _NOTE, _LEASE, _SIGN = "_staged-", "commit.json", "writer.json", "sign"
 _OWN = re.compile(rf"{_STAGED}[0-9a-f]{{32}}")
 
-# The names that a write gives to files, and those that it removes.
+# Valid names of files that a write creates, and of files that it removes.
 _TARGET, _GONE = re.compile(r"[0-9]{5,}\.(tar|parquet)"), re.compile(r".*\.(tar|parquet)", re.DOTALL)
 
-# A note of a million shards with sidecars has some tens of megabytes.
+# A note for a million shards with sidecars takes some tens of megabytes.
 _MAX_NOTE_BYTES = 256 << 20
 
-# Bytes of a name that a disk takes, and a store.
+# Maximum bytes of a file name on a local disk, and in a store.
 _MAX_NAME_ON_DISK, _MAX_NAME = 255, 1024
 
 _TRIES = 3
 
-# Within this time a write that has begun at the same moment withdraws.
+# If two writes begin at the same moment, the later one withdraws within this time.
 _SETTLING_SECONDS = 2.0
 
 Item = TypeVar("Item")
 
 
 def new(folder: str) -> str:
-    """The address of a hidden folder, made in another one, for the files that a write stages.
+    """Create a hidden folder for a write's staged files and return its address.
 
-    They lie in it without folders of their own: so a disk lets a task that has not heard of the write's end make no
-    more of them.
+    Staged files have no subfolders. On a disk, a task that outlives its write therefore cannot create more files,
+    because the folder no longer exists.
 
     Raises:
-        TableError: Another write is at work in the folder, or it cannot be reached.
+        TableError: A different write is running in the folder, or the folder cannot be reached.
     """
     staged = f"{folder}/{_STAGED}{uuid4().hex}"
     system, hidden = locate(staged)
@@ -76,7 +76,7 @@ def new(folder: str) -> str:
 
 
 def _check_alone(system: Any, hidden: str, rank: tuple[float, str], folder: str) -> None:
-    """Raise TableError unless this write, which has a lease now, is the only one that goes on."""
+    """Raise TableError unless this write, which already has a lease, is the only one that continues."""
     for last in (False, True):
         there = {write.hidden: write for write in _writes(system, hidden.rpartition("/")[0], folder)}
         others = [write for at, write in there.items() if at != hidden and write.is_alive]
@@ -84,12 +84,12 @@ def _check_alone(system: Any, hidden: str, rank: tuple[float, str], folder: str)
             return
         if last or hidden not in there or min(other.rank for other in others) < rank:
             raise _refusal(folder, others)
-        # The other one has begun later, and withdraws when it sees this one.
+        # The concurrent write began later and withdraws when it sees this one.
         sleep(_SETTLING_SECONDS)
 
 
 def sign(staged: str) -> None:
-    """On a worker: say that a write is alive; raises as a file system does."""
+    """On a worker: record that the write is alive. The file system's errors propagate."""
     system, hidden = locate(staged)
     system.pipe_file(f"{hidden}/{_SIGN}", b"")
 
@@ -102,29 +102,29 @@ class _Note:
 
 
 def commit(staged: str, moves: dict[str, str], *, gone: Iterable[str] = (), replaces: bool) -> None:
-    """Put staged files in place, whole ones, each at once.
+    """Move complete staged files into place, each atomically.
 
     Args:
-        staged: What `new` gave.
-        moves: Where each staged file goes, both by their names in their folders.
-        gone: Files of the place to remove, once all others are there.
-        replaces: Whether a commit that is interrupted goes on later, because older files are lost already; else it is
-            undone.
+        staged: The address from `new`.
+        moves: The target name of each staged file name.
+        gone: Names of files to remove from the target folder after all moves.
+        replaces: Whether an interrupted commit is finished later, because older files are already lost. If false, it is
+            rolled back.
 
     Raises:
-        TableError: Without `replaces`, a file of that name is there already, or another write has taken this one for
-            dead; nothing has moved.
+        TableError: A target file already exists (only without `replaces`), or a different write considered this one
+            dead and removed its files. No file was moved.
     """
     system, hidden = locate(staged)
     if not system.exists(f"{hidden}/{_LEASE}"):
         raise TableError(
-            f"webdataset: {staged}: expected this write's files, found that another write has removed them, which took "
-            "this one for dead; run it again, one write at a time to a folder"
+            f"webdataset: {staged}: expected this write's files, found that a different write has removed them because "
+            "it considered this one dead. Run it again, with one write to a folder at a time."
         )
     if not replaces:
         _all(lambda name: _check_free(system, f"{hidden.rpartition('/')[0]}/{name}"), moves.values())
     note = _Note(moves, list(gone), replaces)
-    # A note is there whole or not at all.
+    # Renaming makes the note appear atomically.
     system.pipe_file(f"{hidden}/{_NOTE}.new", json.dumps(asdict(note)).encode())
     _move(system, f"{hidden}/{_NOTE}.new", f"{hidden}/{_NOTE}")
     _carry_out(system, hidden, note)
@@ -132,18 +132,18 @@ def commit(staged: str, moves: dict[str, str], *, gone: Iterable[str] = (), repl
 
 
 def roll_back(staged: str) -> None:
-    """Undo a write that has failed, or bring it to its end where it was replacing files already."""
+    """Roll a failed write back, or finish it if it was already replacing files."""
     system, hidden = locate(staged)
     if system.exists(hidden):
         _settle(system, hidden, _note(system, hidden))
 
 
 def settle(folder: str) -> None:
-    """Undo or go on with what writes have left in a folder that were killed, so that it is as if they had not been.
+    """Roll back, or finish, every write that was killed in this folder.
 
     Raises:
-        TableError: One is alive, or the folder has something that looks like the files of one and is not; nothing has
-            changed then.
+        TableError: A write is alive, or the folder contains something that only looks like a write's files. Nothing was
+            changed.
     """
     system, place = locate(folder)
     place = place.rstrip("/")
@@ -161,7 +161,7 @@ def settle(folder: str) -> None:
 
 @dataclass(frozen=True)
 class _Write:
-    """A write whose hidden folder is there."""
+    """A write with an existing hidden folder."""
 
     hidden: str
     lease: Lease | None
@@ -175,7 +175,7 @@ class _Write:
 
 def _writes(system: Any, place: str, folder: str) -> list[_Write]:
     with reaching(folder):
-        # No pattern, which the folder's own name may look like.
+        # The folder is listed instead of globbed, because its own name may look like a pattern.
         found = list(_hidden(system, place))
         return [_write(system, hidden) for hidden in found]
 
@@ -190,11 +190,11 @@ def _hidden(system: Any, place: str) -> Iterator[str]:
         hidden = f"{place}/{name}"
         if info.get("islink") or (not _OWN.fullmatch(name) and system.exists(f"{hidden}/{_NOTE}")):
             raise TableError(
-                f"webdataset: {hidden}: expected no folder called so but those of writes at work, found "
-                f"{'a link' if info.get('islink') else 'one that no write has made'}; nothing in it was followed: look "
-                "who has put it there, and remove it"
+                f"webdataset: {hidden}: expected only folders of running writes under this prefix, found "
+                f"{'a link' if info.get('islink') else 'one that no write created'}. Its content was ignored. "
+                "Check who created it, and remove it."
             )
-        # What else is called so is somebody's own, and stays.
+        # Everything else with this prefix belongs to the user and is left alone.
         if _OWN.fullmatch(name) and info["type"] == "directory":
             yield hidden
 
@@ -207,10 +207,10 @@ def _write(system: Any, hidden: str) -> _Write:
         own = next((info for info in infos if info["name"].rstrip("/").rpartition("/")[2] == _LEASE), None)
         if own is not None and own["type"] == "directory" and not own.get("islink"):
             raise TableError(
-                f"webdataset: {hidden}/{_LEASE}: expected the lease of a write, found a folder; nothing was moved or "
-                f"removed: look who has put it there, and remove {hidden}"
+                f"webdataset: {hidden}/{_LEASE}: expected the lease of a write, found a folder. Nothing was moved or "
+                f"removed. Check who created it, and remove {hidden}"
             )
-        # A pipe would wait for its writer, and a link lead to one. No write makes them, so it is not alive by them.
+        # Reading a named pipe, or a link to one, would block. No write creates them, so they do not count as leases.
         if own is not None and own["type"] == "file" and not own.get("islink"):
             held = Lease.parse(system.cat_file(f"{hidden}/{_LEASE}", 0, 1 << 16))
     alive = lease.is_alive(held, last, here=lease.machine(), started=lease.started, now=time())
@@ -218,26 +218,28 @@ def _write(system: Any, hidden: str) -> _Write:
 
 
 def _refusal(folder: str, others: list[_Write]) -> TableError:
-    told = "the same moment, which has removed this one's files; run this one again"
+    told = "the same moment, which has removed this write's files. Run this write again."
     if others:
         other = min(others, key=lambda write: write.rank)
-        assert other.lease is not None, "who is alive says so"
+        assert other.lease is not None, "only a write with a lease is alive"
         began, last = (
             datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
             for seconds in (other.lease.began, max(other.last, other.lease.began))
         )
         told = (
-            f"{began} by {other.lease.host or 'an unknown machine'}, whose last sign is of {last}; wait for it, or "
-            f"write to another folder. If it is dead, remove {other.hidden}/{_LEASE}: then the next write clears up"
+            f"{began} by {other.lease.host or 'an unknown machine'}, last active at {last}. Wait for it, or write to a "
+            f"different folder. If it is dead, remove {other.hidden}/{_LEASE}; the next write then cleans up."
         )
-    return TableError(f"webdataset: {folder}: expected one write at a time to a folder, found another begun at {told}")
+    return TableError(
+        f"webdataset: {folder}: expected one write at a time to a folder, found a second one begun at {told}"
+    )
 
 
 def _note(system: Any, hidden: str) -> _Note | None:
-    """What was to go where, or None if it was not noted yet.
+    """Read the note of a write, or return None if it has none yet.
 
     Raises:
-        TableError: The note is none that a write makes.
+        TableError: The note is not one that a write creates.
     """
     path = f"{hidden}/{_NOTE}"
     with reaching(path):
@@ -254,15 +256,15 @@ def _note(system: Any, hidden: str) -> _Note | None:
             return note
         except (ValueError, TypeError, RecursionError) as error:
             raise TableError(
-                f"webdataset: {path}: expected the note of a write that was cut off, found {str(error)[:100]!r}; "
-                "nothing was moved or removed: look who has put it there, check the shards beside it, and remove "
+                f"webdataset: {path}: expected the note of an interrupted write, found {str(error)[:100]!r}. "
+                "Nothing was moved or removed. Check who created it, check the shards in the folder, and remove "
                 f"{hidden}"
             ) from error
 
 
 def _check_sources(system: Any, hidden: str, note: _Note) -> None:
-    """Raise ValueError if a commit cannot go on with the files that are there."""
-    # One that is undone may have been cut off while it was: then neither file is left.
+    """Raise ValueError if a commit cannot be finished because a file is missing."""
+    # A rollback may itself have been interrupted, which leaves neither file.
     if not note.replaces:
         return
     system.invalidate_cache()
@@ -272,27 +274,27 @@ def _check_sources(system: Any, hidden: str, note: _Note) -> None:
     )
     for source, target in note.moves.items():
         if source not in staged and target not in placed:
-            raise ValueError(f"that {source!r} goes to {target!r}, and neither is there")
+            raise ValueError(f"{source!r} to be moved to {target!r}, and neither exists")
 
 
 def _parsed(text: bytes, max_name: int) -> _Note:
-    """A note whose names are those of files in its own folder; raises ValueError or TypeError for any other."""
+    """Parse a note and check that all its names are plain file names; raises ValueError or TypeError."""
     note = _Note(**json.loads(text))
     if not (isinstance(note.moves, dict) and isinstance(note.gone, list) and isinstance(note.replaces, bool)):
-        raise TypeError("other types than those of a note")
+        raise TypeError("unexpected types in the note")
     for kind, names in ((None, note.moves), (_TARGET, note.moves.values()), (_GONE, note.gone)):
         for name in names:
             if not _is_name(name, max_name) or (kind is not None and not kind.fullmatch(name)):
                 raise ValueError(f"the name {name!r}")
     if len(set(note.moves.values())) < len(note.moves):
-        raise ValueError("two files that go to one name")
+        raise ValueError("two files with the same target name")
     return note
 
 
 def _is_name(name: Any, max_name: int) -> bool:
     if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0", os.sep} & set(name):
         return False
-    # Names on a disk that are not UTF-8 have some halves of characters; any other one raises a ValueError.
+    # Names on disk that are not UTF-8 contain escaped surrogates. Different surrogates raise a ValueError.
     return len(name.encode("utf-8", "surrogateescape")) <= max_name
 
 
@@ -309,10 +311,10 @@ def _carry_out(system: Any, hidden: str, note: _Note) -> None:
 
     def move(pair: tuple[str, str]) -> None:
         source, target = f"{hidden}/{pair[0]}", f"{place}/{pair[1]}"
-        # A disk would move it into a folder that is called so, or that a link of the name leads to.
+        # A local move would put the file inside an existing folder, or inside the folder that a link leads to.
         if isinstance(system, LocalFileSystem) and system.isdir(target):
-            raise TableError(f"webdataset: {target}: expected a shard or nothing, found a folder; remove it")
-        # A commit that goes on finds some of them moved.
+            raise TableError(f"webdataset: {target}: expected a shard or nothing, found a folder. Remove it.")
+        # A resumed commit skips the files that were already moved.
         if system.exists(source) or not system.exists(target):
             _move(system, source, target)
 
@@ -321,12 +323,12 @@ def _carry_out(system: Any, hidden: str, note: _Note) -> None:
 
 
 def _drop(system: Any, hidden: str) -> None:
-    # The note first: from here on the write is done, or undone, and then it is dead.
+    # Removing the note completes the commit or the rollback; removing the lease then marks the write as dead.
     for name in (_NOTE, _LEASE):
         _remove(system, f"{hidden}/{name}")
-    # Again where a task that has not heard of the end has made a file meanwhile.
+    # Removal is repeated because a task that outlives the write may create a file in the meantime.
     for _ in range(_TRIES):
-        # An error here would fail a write that is done; the next write removes what is left.
+        # An error here must not fail a completed write. The next write removes the remaining files.
         with suppress(OSError):
             if _is_pattern(hidden) and not isinstance(system, LocalFileSystem):
                 for name in system.find(hidden):
@@ -337,13 +339,13 @@ def _drop(system: Any, hidden: str) -> None:
 
 
 def _remove(system: Any, path: str) -> None:
-    # Not asked before whether it is there: tasks and the driver clear up at the same time.
+    # Tasks and the driver clean up concurrently, so checking for existence first would be a race.
     with suppress(FileNotFoundError):
         system.rm_file(path)
 
 
 def _move(system: Any, source: str, target: str) -> None:
-    # fsspec's own mv, which most stores have, takes a path for a pattern if it looks like one.
+    # fsspec's default `mv`, used by most stores, expands a path that looks like a pattern.
     if type(system).mv is AbstractFileSystem.mv and _is_pattern(source):
         system.cp_file(source, target)
         system.rm_file(source)
@@ -358,13 +360,13 @@ def _is_pattern(path: str) -> bool:
 def _check_free(system: Any, path: str) -> None:
     if system.exists(path):
         raise TableError(
-            f"{path}: expected no file of that name, found one that another write has put there since this one began; "
-            "run one write at a time to a folder"
+            f"{path}: expected no file of that name, found one that a different write has created since this one "
+            "began. Run one write to a folder at a time."
         )
 
 
 def _all(work: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """At once: a store copies where a disk renames."""
+    """Process the items concurrently, because a store copies files where a disk renames them."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         for _ in pool.map(work, items):
             pass

@@ -1,7 +1,7 @@
-"""Tar files, from one end to the other without a step back: whole files in and out. Knows no samples and no Spark.
+"""Read and write tar files sequentially, without seeking back. This module is independent of samples and Spark.
 
-Python's tarfile takes a header that is cut off or overwritten for the end of the archive, and spends several times as
-long on each header, which for small images is most of the time; its TarInfo writes the headers here.
+Python's tarfile treats a truncated or overwritten header as the end of the archive. It is also several times slower per
+header, which dominates for small images. Only its TarInfo is used, to write headers.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from typing import IO
 from spark_aesthetic.webdataset.compressed import CompressionError
 from spark_aesthetic.webdataset.tar_headers import ABOUT, DamageError, member, parse_header, records
 
-# Bytes, where they lie.
+# Bytes, possibly as a view without a copy.
 Buffer = bytes | memoryview
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(_BLOCK)
 
-# Where an old GNU header, and each block behind it, says that another block with places of a sparse file follows.
+# Offsets of the flag, in an old GNU header and in each extension block, that a further block of the sparse map follows.
 _GOES_ON, _GOES_ON_AGAIN = 482, 504
 
-# A link may lead to a link; more than so many are taken for a circle, as Linux does.
+# A longer chain of links is treated as a cycle; Linux has the same limit.
 _MAX_LINKS = 40
 
-# Further than this a file is not read but left out, or read in such pieces where it cannot be sought in.
+# A gap larger than _SEEK_BYTES is skipped by seeking, or read in pieces if the file is not seekable.
 _SEEK_BYTES, _PIECE_BYTES = 64 << 10, 1 << 20
 
-# A file larger than this is not read unless the reader is told otherwise.
+# Default size limit of a file.
 MAX_MEMBER_BYTES = 256 << 20
 
-# Names and PAX records of one file. Linux has no path of more than 4 kB, and other records are comments.
+# Limit for the names and PAX records of one file. Linux paths are at most 4 kB, and the remaining records are comments.
 _MAX_NOTES_BYTES = 1 << 20
 
-# What a tar has between two archives is at most a block of a tape; more than this was built to keep readers busy.
+# Zeros between two archives normally fill at most one tape record. More than this is an attack on readers.
 _MAX_ZEROS = 1 << 30
 
-# What is read, and read past, to follow the links of one file: a thousand links to one file are a thousand files.
+# Limit for bytes read or skipped to follow the links of one archive. Each of a thousand links to a file reads it again.
 _MAX_LINKED_BYTES = 8 << 30
 
-# Characters of all names that links may lead to; those that come later count as not there.
+# Limit for the characters of all possible link targets. Later names are treated as missing.
 _MAX_HELD = 256 << 20
 
-# No file system has a greater file, and Python seeks no further.
+# The largest file offset of file systems and of Python's `seek`.
 _MAX_OFFSET = 2**63 - 1
 
 # Characters of a name that an error shows.
@@ -54,32 +54,32 @@ _SHOWN = 100
 
 
 class MemberError(Exception):
-    """A file that cannot be had, in an archive that can be read on."""
+    """A file cannot be read, but reading the archive can continue."""
 
 
 class LinkError(MemberError):
-    """A link to something that the archive does not hold."""
+    """A link leads to something that is not in the archive."""
 
 
 class TooLargeError(MemberError):
-    """A file of more bytes than the reader takes."""
+    """A file is larger than the reader's limit."""
 
 
 class TarReader:
-    """Reads the files of a tar file in their order.
+    """Reads the files of a tar file in order.
 
-    Names of ustar, GNU and PAX are understood, and sizes past 8 GiB. Archives that were concatenated are read to the
-    last one. A hard or symbolic link is a file with the content of the one it leads to. Folders, devices and pipes are
-    skipped.
+    It supports ustar, GNU and PAX names, sizes above 8 GiB and concatenated archives. A hard or symbolic link is
+    returned as a file with its target's content. Folders, devices and pipes are skipped.
 
     Args:
-        file: Open for reading; it may be compressed, and is read forward only.
-        again: Opens the same file once more. It is called only if the content of a link is asked for.
+        file: A file open for reading, which is read forward only.
+        again: Opens the same file once more. It is called only if the content of a link is requested.
         max_bytes: Larger files are not read.
 
     Attributes:
-        place: The byte at which the last header begins, for errors.
-        ended: The last block read is an end mark, so that every file before it is whole.
+        max_bytes: The limit from the argument.
+        place: The byte offset of the last header, for errors.
+        ended: Whether the last block was an end mark, so that every file before it is complete.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class TarReader:
         self._file, self._again, self.max_bytes = file, again, max_bytes
         self.place = 0
         self.ended = False
-        # Read so far, where the next header begins, and the size of the last file.
+        # Bytes read so far, offset of the next header, size of the last file.
         self._at = self._next = self._size = 0
         self._target = self._fault = ""
         self._links: _Links | None = None
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        """Names and sizes, 0 for a link and for a file that cannot be had; `content` gives the bytes of the last one.
+        """Yield names and sizes (0 for links and unreadable files); `content` returns the bytes of the last file.
 
         Raises:
-            DamageError: There is something else where a header should be, or the end is missing.
+            DamageError: A header is invalid, or the end of the archive is missing.
         """
         everywhere: dict[str, str] = {}
         own: dict[str, str] = {}
@@ -105,7 +105,7 @@ class TarReader:
         while (block := self._header()) is not None:
             name, size, kind = parse_header(block)
             if self.ended:
-                # The next one of several archives.
+                # The next of several concatenated archives begins.
                 everywhere, own, notes, self.ended = {}, {}, 0, False
             if kind in ABOUT:
                 notes += _BLOCK + size
@@ -130,17 +130,17 @@ class TarReader:
 
     @property
     def target(self) -> str:
-        """The name to which the last file is a link; empty if it is none."""
+        """The name that the last file links to; empty if it is not a link."""
         return self._target
 
     def content(self) -> bytes:
-        """Read the bytes of the file that was given last; once.
+        """Read the bytes of the last file. Call this at most once per file.
 
         Raises:
-            DamageError: The file ends before.
-            MemberError: Its bytes are not in the archive as one piece, or its name is too long.
-            LinkError: It is a link to something that the archive does not hold.
-            TooLargeError: It, or what it is a link to, is larger than `max_bytes`; nothing of it was read.
+            DamageError: The archive ends within the file.
+            MemberError: The archive does not contain the bytes in one piece, or the name is too long.
+            LinkError: The file is a link to something that is not in the archive.
+            TooLargeError: The file, or its link target, is larger than `max_bytes` and was not read.
         """
         if self._fault:
             raise MemberError(self._fault)
@@ -155,23 +155,23 @@ class TarReader:
         return self._links.content(self._target, self.place)
 
     def leads_to_folder(self) -> bool:
-        """Whether the last file, for which `content` has raised LinkError, is a link to a folder of the archive."""
+        """Whether the last file is a link to a folder of the archive; valid after `content` has raised LinkError."""
         return bool(self._target) and self._links is not None and self._links.is_folder(self._target)
 
     @property
     def fault(self) -> str:
-        """Why the last file cannot be had, known from its header; empty if nothing speaks against it."""
+        """Why the last file cannot be read, according to its header; empty if it can."""
         return self._fault
 
     def _header(self) -> bytes | None:
-        """The next block that is no end mark; None at the end of the file."""
+        """Return the next block that is not an end mark, or None at the end of the file."""
         gap = self._next - self._at
         if gap > _SEEK_BYTES:
             _pass_over(self._file, gap)
             self._at, gap = self._next, 0
         self.place = self._next
         block = self._read(gap + _BLOCK)[gap:]
-        # Concatenated archives go on behind an end mark and any number of zeros.
+        # In concatenated archives, the next one follows an end mark and any number of zeros.
         zeros = self._at
         while block == _END:
             self.ended = True
@@ -188,16 +188,16 @@ class TarReader:
         return block
 
     def _pass_places(self, block: bytes) -> None:
-        """Go past the blocks in which old GNU headers go on, and of which their size says nothing."""
+        """Skip the extension blocks of an old GNU sparse header, which its size does not include."""
         goes_on = block[_GOES_ON]
         while goes_on:
             goes_on = self._read(_BLOCK)[_GOES_ON_AGAIN]
 
     def _expect(self, size: int) -> None:
-        """Note that the next header follows so many bytes of content.
+        """Set the offset of the next header to follow `size` bytes of content.
 
         Raises:
-            DamageError: That is further than any file goes.
+            DamageError: The offset is larger than any file.
         """
         self._next = self._at + size + -size % _BLOCK
         if self._next > _MAX_OFFSET:
@@ -210,20 +210,20 @@ class TarReader:
 
 
 class _Links:
-    """Finds the content of links: by a second pass over the headers, made only for an archive that has links."""
+    """Resolves links with a second pass over the headers, which is made only if an archive has links."""
 
     def __init__(self, again: Callable[[], IO[bytes]], max_bytes: int) -> None:
         self._again, self._max_bytes = again, max_bytes
         self._headers = TarReader(again())
         self._rest = iter(self._headers)
-        # Where the content of each name begins, its size, to which name it leads, and why it cannot be had.
+        # For each name: the offset and size of its content, its link target, and why it cannot be read.
         self._places: dict[str, tuple[int, int, str, str]] = {}
         self._sorted: list[str] | None = None
         self._file = again()
         self._at = self._cost = self._held = 0
 
     def content(self, target: str, place: int) -> bytes:
-        """The bytes of a name, as an archive extracted up to `place` has it; else as the rest of the archive has it."""
+        """Return the bytes of a name from the archive before `place`, or from the rest if the name comes later."""
         self._look(place)
         for _ in range(_MAX_LINKS):
             if target not in self._places:
@@ -256,7 +256,7 @@ class _Links:
                     raise DamageError("more names than there is memory for")
                 headers = self._headers
                 self._places[normpath(found[0])] = (headers._at, found[1], headers.target, headers.fault)
-        # The first pass reports it where it comes to it.
+        # The first pass reports the damage when it reaches it.
         except DamageError:
             self._rest = iter(())
 
@@ -268,7 +268,7 @@ class _Links:
         if self._cost > _MAX_LINKED_BYTES:
             raise LinkError(f"one of the links for which more than {_MAX_LINKED_BYTES >> 30} GiB would be read")
         if back:
-            # A file that cannot be sought in is opened again; there may be thousands of links.
+            # A file that is not seekable is opened again. There may be thousands of links, so the old one is closed.
             self._file.close()
             self._file, self._at = self._again(), 0
         _pass_over(self._file, begin - self._at)
@@ -278,12 +278,12 @@ class _Links:
 
 
 def _pass_over(file: IO[bytes], gap: int) -> None:
-    """Go on in a file without reading, or by reading where it cannot be sought in."""
+    """Skip bytes by seeking, or by reading if the file is not seekable."""
     try:
         if file.seekable():
             file.seek(gap, 1)
             return
-    # Python's files and fsspec's refuse in several ways; one that has failed has an error with a number.
+    # Files that cannot seek raise different exceptions. Only a real I/O error has an errno other than EINVAL.
     except (ValueError, OverflowError, OSError) as error:
         if gap < 0 or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise
@@ -311,7 +311,7 @@ def _reading(file: IO[bytes], size: int) -> bytes:
 
 
 def entry(name: str, content: Buffer) -> Iterator[Buffer]:
-    """A file as a tar file holds it, in parts: the same name and bytes give the same, whoever writes it and when."""
+    """Yield the parts of a tar entry. They depend only on name and bytes, not on user or time."""
     size = len(content)
     header = tarfile.TarInfo(name)
     header.size, header.mode = size, 0o644
@@ -321,5 +321,5 @@ def entry(name: str, content: Buffer) -> Iterator[Buffer]:
 
 
 def end(size: int) -> bytes:
-    """What closes a tar file of so many bytes."""
+    """Return the end mark and padding of a tar file with `size` bytes."""
     return bytes(2 * _BLOCK + -(size + 2 * _BLOCK) % tarfile.RECORDSIZE)

@@ -1,4 +1,4 @@
-"""What the headers of a tar file say about its members, in the formats ustar, GNU and PAX. Opens no file."""
+"""Parse the headers of tar members in the formats ustar, GNU and PAX. This module opens no file."""
 
 from __future__ import annotations
 
@@ -7,57 +7,52 @@ import tarfile
 from posixpath import dirname, join, normpath
 from zlib import adler32
 
-# Name, size, checksum, kind, magic and prefix, at their places in the header of POSIX.
+# The fields name, size, checksum, type flag, magic and prefix of a POSIX header.
 _FIELDS = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
 _LINK_NAME = slice(157, 257)
 
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 
-# Notes of GNU tar and Solaris about other entries.
+# Type flags of GNU tar and Solaris for metadata entries.
 _NOTES = (b"A", b"D", b"E", b"I", b"N", b"V")
 _CONTINUED = b"M"
 
-# POSIX asks that a kind which the reader does not know is read as a file.
+# POSIX requires that unknown type flags are read as regular files.
 _WITHOUT_CONTENT = frozenset(tarfile.SUPPORTED_TYPES) - frozenset(tarfile.REGULAR_TYPES)
 
-# Headers with names and records of the next file, or of all that follow.
+# Type flags of headers with names and records for the next file, or for all following files.
 ABOUT = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE,
 )  # fmt: skip
 
-# The records that are kept; all that begin with the last one count as it. The header of a sparse file may have a
-# made-up name, and its own in a record.
+# The records that are kept. Every record that begins with _SPARSE is stored as _SPARSE. The header of a sparse file may
+# have a generated name; the real name is then in the record _SPARSE_NAME.
 _SPARSE, _SPARSE_NAME = "GNU.sparse", "GNU.sparse.name"
 _RECORDS = frozenset({"path", "linkpath", "size", _SPARSE_NAME, _SPARSE})
 
-# What a header's checksum is taken over in its own place.
+# A header's checksum counts its own eight bytes as spaces.
 _BLANK = 8 * ord(" ")
 
-# Linux has no longer path.
+# The maximum path length of Linux.
 _MAX_NAME = 4096
 
-# Characters at the end of a longer name that are kept, for its extension.
+# When a longer name is shortened, this many characters at its end are kept, so that its extension survives.
 _NAME_END = 256
 
 
 class DamageError(Exception):
-    """What was read is no tar file, or not all of one."""
+    """The file is not a tar file, or it is incomplete."""
 
 
 def member(block: bytes, name: str, size: int, kind: bytes, told: dict[str, str]) -> tuple[str, int, str, str, bool]:
-    """Describe a member of the archive by its header and the records about it.
+    """Describe an archive member from its header `block` and the records `told` about it.
 
-    Args:
-        block: The header.
-        name: From the header, as are `size` and `kind`.
-        size: Bytes that follow the header, unless a record gives another size.
-        kind: The type flag.
-        told: The records.
+    `name`, `size` and `kind` (the type flag) are fields of the header. A record may override the name or the size.
 
     Returns:
-        Its name; the bytes that follow the header; the name it links to, empty if it is no link; why its bytes cannot
-        be had, empty if nothing speaks against it; and whether a reader gives it, which is so for files and links
-        alone. This is a plain tuple because a named one makes reading headers a sixth slower.
+        The name; the bytes that follow the header; the link target, empty if it is not a link; why the member cannot be
+        read, empty if it can; and whether a reader returns it, which is true only for files and links. This is a plain
+        tuple because a named tuple makes reading headers a sixth slower.
 
     Raises:
         DamageError: A record has no valid size.
@@ -69,41 +64,41 @@ def member(block: bytes, name: str, size: int, kind: bytes, told: dict[str, str]
         name = f"{name[: _MAX_NAME - _NAME_END]}…{name[-_NAME_END:]}"
     if kind in _LINKS:
         path = told.get("linkpath") or _text(block[_LINK_NAME])
-        # A hard link begins at the root of the archive, a symbolic one in its own folder.
+        # The target of a hard link is relative to the archive's root, that of a symbolic link to the link's folder.
         return name, 0, normpath(path if kind == tarfile.LNKTYPE else join(dirname(name), path)), fault, True
     if kind in _WITHOUT_CONTENT:
         return name, 0, "", fault, False
-    # Before POSIX a folder was a file whose name says so.
+    # Before POSIX, a folder was a file with a trailing slash in its name.
     return name, size, "", fault, kind not in _NOTES and not name.endswith("/")
 
 
 def parse_header(block: bytes) -> tuple[str, int, bytes]:
-    """Give the name, the size and the kind that a header states.
+    """Return the name, the size and the type flag of a header.
 
     Raises:
-        DamageError: It is no header.
+        DamageError: The block is not a header.
     """
     name, size, checksum, kind, magic, prefix = _FIELDS.unpack(block)
     try:
-        # The lower half of Adler's is the sum of all bytes and one, modulo 65521; sum() takes twenty times as long.
+        # The lower half of Adler-32 is 1 plus the sum of all bytes, modulo 65521. sum() takes twenty times as long.
         told = _number(checksum)
         if (told + sum(checksum) - _BLANK + 1 - (adler32(block) & 0xFFFF)) % 65521 and told != _signed_sum(block):
             raise DamageError("the checksum of a header is another")
         length = _number(size)
     except ValueError as error:
         raise DamageError("no header of a file") from error
-    # GNU has other things in the place of the prefix.
+    # GNU headers use the bytes of the prefix field differently.
     folder = _text(prefix) if magic == tarfile.POSIX_MAGIC[:6] else ""
     return f"{folder}/{_text(name)}" if folder else _text(name), length, kind
 
 
 def _signed_sum(block: bytes) -> int:
-    """The checksum as tars of before POSIX took it, whose bytes go from -128 to 127."""
+    """Return the checksum as tar programs before POSIX computed it, over signed bytes."""
     return sum(memoryview(block[:148] + b" " * 8 + block[156:]).cast("b"))
 
 
 def _fault(kind: bytes, name: str, *, is_sparse: bool) -> str:
-    """Why a file cannot be had whose size is known, so that the next one can; empty if nothing speaks against it."""
+    """Return why a file cannot be read, or an empty string. Its size is known, so the next file can still be read."""
     if is_sparse or kind == tarfile.GNUTYPE_SPARSE:
         return "a sparse file, of which not all bytes are there"
     if kind == _CONTINUED:
@@ -114,7 +109,7 @@ def _fault(kind: bytes, name: str, *, is_sparse: bool) -> str:
 
 
 def _number(field: bytes) -> int:
-    # Sizes that octal digits cannot hold are binary, with a mark.
+    # A first byte of 0x80 marks a binary number, which is used for sizes that octal digits cannot represent.
     number = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
     if number < 0:
         raise ValueError("negative")
@@ -122,19 +117,19 @@ def _number(field: bytes) -> int:
 
 
 def _size(text: str) -> int:
-    # Longer ones Python refuses to read, and no file has them.
+    # No file has a size of more than 18 digits, and Python refuses to parse very long numbers.
     if not (text.isascii() and text.isdecimal()) or len(text) > 18:
         raise DamageError(f"a PAX header with the size {text[:20]!r}")
     return int(text)
 
 
 def _text(field: bytes) -> str:
-    # Two names that are not UTF-8 stay two names.
+    # Escaping invalid UTF-8 keeps different names different.
     return field.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
 def records(kind: bytes, content: bytes) -> dict[str, str]:
-    """The records that matter here of what a header says about the next file, or about all that follow."""
+    """Return the relevant records of a header about the next file or all following files."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": _text(content)}
     if kind == tarfile.GNUTYPE_LONGLINK:
@@ -143,11 +138,11 @@ def records(kind: bytes, content: bytes) -> dict[str, str]:
 
 
 def _pax_records(content: bytes) -> dict[str, str]:
-    """Of a PAX header: each its length, a blank, a name, =, a value and a line feed."""
+    """Parse PAX records. Each is its length, a space, a name, =, a value and a line feed."""
     found = {}
     content, at = content.rstrip(b"\0"), 0
     while at < len(content):
-        # A length of more digits than these is greater than any header.
+        # A length with more digits than fit into 12 bytes exceeds any header.
         length, blank, _ = content[at : at + 12].partition(b" ")
         end = at + int(length) if blank and length.isdigit() else at
         name, equals, value = content[at + len(length) + 1 : end - 1].partition(b"=")

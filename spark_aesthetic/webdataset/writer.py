@@ -1,4 +1,4 @@
-"""Rows as shards: what the data source "webdataset" does where it is written to."""
+"""The writer of the "webdataset" data source: rows to shards."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from spark_aesthetic.errors import AestheticError, OptionError, TableError, in_a
 from spark_aesthetic.webdataset import samples, shards, staging
 from spark_aesthetic.webdataset.given import KEY, SIDECAR_KEY, URL, Options
 
-# How often a task says that its write is alive.
+# Seconds between two signs of life of a task.
 _SIGN_SECONDS = 60.0
 
 
 @dataclass
 class Written(WriterCommitMessage):
-    """What a task has staged: the stems of its shards, in their order, in the hidden folder."""
+    """The shards that a task has staged: their stems in the hidden folder, in order."""
 
     partition: int
     stems: list[str]
 
 
 class Writer(DataSourceArrowWriter):
-    """Writes Arrow batches to shards beside their place, and puts them there when all tasks are done."""
+    """Writes Arrow batches to staged shards, and moves them into place when all tasks are done."""
 
     def __init__(self, schema: StructType, options: Options, overwrite: bool) -> None:
         if options.key_col not in schema.names and options.key_col != KEY:
@@ -48,32 +48,32 @@ class Writer(DataSourceArrowWriter):
         self._schema, self._options, self._overwrite = to_arrow_schema(schema, timezone="UTC"), options, overwrite
         self._kinds = ("tar", "parquet") if options.sidecar else ("tar",)
         self._out = shards.absolute(options.path)
-        # When a task has last said that the write is alive.
+        # The time of this task's last sign of life.
         self._signed = float("-inf")
         staging.settle(self._out)
         self._staged = staging.new(self._out)
         try:
-            # Part of the keys that are counted, so that those of another write differ.
+            # Generated keys contain this number, so that keys of different writes differ.
             self._first = 0 if overwrite else _next_number(self._out)
         except BaseException:
             staging.roll_back(self._staged)
             raise
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> Written:
-        """On a worker: the rows of one partition."""
+        """On a worker: write the rows of one partition."""
         context = TaskContext.get()
         assert context is not None, "a task writes"
         done = Written(context.partitionId(), [])
-        # An attempt of its own, so that one which was killed or runs twice is in nobody's way.
+        # File names contain the attempt, so that killed or speculative attempts of a task do not conflict.
         attempt = f"{done.partition:06d}-{context.taskAttemptId()}"
         numbers, rows = count(), samples.rows(iterator, without=URL)
         try:
-            # The first row of each shard tells that there is one.
+            # A shard is opened only when its first row exists.
             for first in rows:
                 done.stems.append(f"{attempt}-{len(done.stems):06d}")
                 self._write_shard(done, chain([first], rows), numbers)
         except BaseException:
-            # The driver may have removed them; what is left goes with the rest.
+            # The driver may have removed these files already, and removes the remaining ones with the hidden folder.
             system, hidden = shards.locate(self._staged)
             for stem in done.stems:
                 for kind in self._kinds:
@@ -83,7 +83,7 @@ class Writer(DataSourceArrowWriter):
         return done
 
     def _write_shard(self, done: Written, rows: Iterator[dict[str, Any]], numbers: Iterator[int]) -> None:
-        """Write the last of a task's shards, and its sidecar."""
+        """Write the task's current shard and its sidecar."""
         beside = []
         with self._writing():
             shard = shards.ShardWriter(self._open(f"{done.stems[-1]}.tar"))
@@ -96,7 +96,7 @@ class Writer(DataSourceArrowWriter):
                     self._sign()
                     shard.write(key, files)
                 if self._options.sidecar:
-                    # No view of bytes, which would hold its whole batch.
+                    # A view of bytes would keep its whole batch in memory.
                     told = {name: value for name, value in row.items() if not isinstance(value, memoryview)}
                     beside.append({**told, SIDECAR_KEY: key})
             with self._writing():
@@ -115,21 +115,21 @@ class Writer(DataSourceArrowWriter):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn what a file system raises, such as that of a full disk, into one line."""
+        """Turn any exception of a file system, such as a full disk, into a one-line error."""
         try:
             yield
         except AestheticError:
             raise
         except FileNotFoundError as error:
             raise TableError(
-                f"webdataset: expected the folder {self._staged}, which the driver has made, found none on "
-                f"{gethostname()}; write to a place that driver and executors share, one write at a time"
+                f"webdataset: expected the folder {self._staged} created by the driver, found none on "
+                f"{gethostname()}. Write to a place that driver and executors share, one write at a time."
             ) from error
         except Exception as error:
             raise TableError(
-                f"webdataset: {self._out}: expected that shards can be written there, found on {gethostname()}: "
-                f"{in_a_line(error)}; make room or grant access, and run it again: no shard of this write was put in "
-                "place"
+                f"webdataset: {self._out}: expected a folder that can be written, found on {gethostname()}: "
+                f"{in_a_line(error)}. Free some space or grant access, and run it again. No shard of this write was "
+                "moved into place."
             ) from error
 
     def _open(self, name: str) -> IO[bytes]:
@@ -143,7 +143,7 @@ class Writer(DataSourceArrowWriter):
         return pa.schema([pa.field(SIDECAR_KEY, pa.string()), *kept])
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
-        """On the driver, once all tasks are done: put shards in place, numbered on from those that are there."""
+        """On the driver, after all tasks: move the shards into place. Append continues the existing numbers."""
         tasks = sorted((task for task in messages if isinstance(task, Written)), key=lambda task: task.partition)
         numbers = count(0 if self._overwrite else _next_number(self._out))
         moves: dict[str, str] = {}
@@ -159,7 +159,7 @@ class Writer(DataSourceArrowWriter):
             staging.commit(self._staged, moves, gone=gone, replaces=self._overwrite)
 
     def abort(self, messages: list[WriterCommitMessage | None]) -> None:
-        """On the driver, when a task or the commit has failed: nothing is left."""
+        """On the driver, after a failed task or commit: roll the write back."""
         staging.roll_back(self._staged)
 
 
@@ -170,20 +170,20 @@ def _next_number(out: str) -> int:
 
 
 def _check_column(field: StructField, options: Options) -> None:
-    """Raise TableError where the column's values would be lost."""
+    """Raise TableError if the column's values would be lost."""
     name, has_bytes = field.name, isinstance(field.dataType, BinaryType)
     if holds(field.dataType, VariantType):
         raise TableError(
-            f"webdataset: column {name!r}: expected a type that JSON has, found {field.dataType.simpleString()}; write "
-            "to_json of what is variant"
+            f"webdataset: column {name!r}: expected a type that JSON has, found {field.dataType.simpleString()}. "
+            "Apply to_json to the variant values."
         )
     if (has_bytes and name.lower() not in samples.BY_CONTENT) or shards.is_text(name):
         shards.check_extension(name.lower(), f"column {name!r}")
     if name == options.key_col:
         if has_bytes:
-            raise TableError(f"webdataset: keyCol {name!r}: expected text or numbers, found binary; take hex({name})")
+            raise TableError(f"webdataset: keyCol {name!r}: expected text or numbers, found binary. Use hex({name}).")
     elif options.sidecar and not has_bytes and folded(name) == SIDECAR_KEY:
         raise TableError(
-            f"webdataset: column {name!r}: expected none of that name with sidecar=true, which has the samples' keys "
-            "there, found one; rename it, or take it for keyCol"
+            f"webdataset: column {name!r}: expected no column of that name with sidecar=true, because the sidecar "
+            "stores the samples' keys in it, found one. Rename it, or use it as keyCol."
         )

@@ -332,10 +332,12 @@ def test_a_folder_that_another_write_is_at_work_in_is_refused(
     out = tmp_path / "out"
     sa.register(spark)
     staged = staging.new(str(out))
-    with pytest.raises(TableError, match=r"expected one write at a time to a folder, found another begun at .*remove "):
+    with pytest.raises(
+        TableError, match=r"expected one write at a time to a folder, found a second one begun at .*remove "
+    ):
         sa.export_webdataset(spark, table=tables[0], image_col="photo", out=str(out))
     rows = spark.sql("SELECT 'a' AS __key__, X'ffd8ff' AS image")
-    with pytest.raises(Exception, match="expected one write at a time to a folder, found another begun at"):
+    with pytest.raises(Exception, match="expected one write at a time to a folder, found a second one begun at"):
         rows.write.format("webdataset").mode("append").save(str(out))
     assert [str(path) for path in out.iterdir()] == [staged]
     # The remedy that the error gives.
@@ -371,6 +373,6 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, mode:
     ).stdout.splitlines()  # fmt: skip
     assert len(told) == 1
     assert re.search(
-        r"told: webdataset: .*OSError: .*File too large; make room .*: no shard of this write was put", told[0]
+        r"told: webdataset: .*OSError: .*File too large\. Free some space .*\. No shard of this write was", told[0]
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {"00000.tar": b"old"}

@@ -439,9 +439,9 @@ def test_metadata_is_written_without_reading_an_image(spark: SparkSession, tmp_p
     [
         ({"format": "foldr"}, "did you mean 'folder'"),
         ({"format": "uris"}, "expected --uri-col"),
-        ({"glob": "*.jpg", "uri_col": "url"}, "--glob: expected with --format folder"),
-        ({"allow": ["/x"]}, "^allow: expected with --format uris, found --format folder"),
-        ({"uri_col": "url", "allow": ["x"]}, "^allow 'x': expected .* found neither a scheme nor a path"),
+        ({"glob": "*.jpg", "uri_col": "url"}, "--glob: expected --format folder"),
+        ({"allow": ["/x"]}, "^allow: expected --format uris, found --format folder"),
+        ({"uri_col": "url", "allow": ["x"]}, "^allow 'x': expected .* found neither a scheme nor an absolute path"),
         ({"uri_col": "url", "allow": "s3://bucket/"}, "^allow: expected a list of prefixes"),
         ({"max_file_bytes": "much"}, "expected a number of bytes"),
         ({"max_files_per_chunk": 0}, "expected a whole number of files from 1"),
@@ -458,7 +458,7 @@ def test_options_that_do_not_fit_are_errors(
     ("arguments", "match"),
     [
         (["--uri-col", "url", "--allow", "s3://bucket/", "--allow", "../x"], "^--allow '../x': expected "),
-        (["--allow", "/x"], "^--allow: expected with --format uris, found --format folder"),
+        (["--allow", "/x"], "^--allow: expected --format uris, found --format folder"),
     ],
 )
 def test_a_wrong_prefix_of_a_command_line_is_named_before_a_session_is_made(
@@ -561,9 +561,9 @@ def test_what_is_not_there_or_another_table_is_an_error(spark: SparkSession, tmp
             sa.ingest_images(spark, table=table, **options)
     make_shard(tmp_path / "0.tar", {"a": 0})
     (tmp_path / "0.parquet").touch()
-    with pytest.raises(TableError, match="found 1 shards; take --format webdataset"):
+    with pytest.raises(TableError, match=r"found 1 shards\. Use --format webdataset"):
         sa.ingest_images(spark, str(tmp_path), table)
     assert not Path(table).exists()
     spark.range(1).write.format("delta").save(str(tmp_path / "other"))
-    with pytest.raises(TableError, match="was not made by ingest_images"):
+    with pytest.raises(TableError, match="was not created by ingest_images"):
         sa.ingest_images(spark, str(tmp_path), str(tmp_path / "other"), glob="*.jpg")

@@ -215,18 +215,18 @@ def test_a_name_leads_to_no_private_address_unless_both_are_named(
 @pytest.mark.parametrize(
     ("prefix", "found"),
     [
-        ("", "an empty text"), ("  ", "an empty text"), (" /x", "white space"), ("/x\n", "white space"), (None,
+        ("", "an empty string"), ("  ", "an empty string"), (" /x", "white space"), ("/x\n", "white space"), (None,
         "a NoneType"),
-        ("photos/", "neither a scheme nor a path from the root"), ("./photos", "neither"), ("bucket", "neither"),
+        ("photos/", "neither a scheme nor an absolute path"), ("./photos", "neither"), ("bucket", "neither"),
         ("simplecache::s3://bucket/", "a chain"), ("s3://b/x::y", "a chain"), ("zip://a", "the scheme zip"),
         ("local:///x", "the scheme local"), ("s3://bucket/*", "a pattern"), ("/photos/{a,b}", "a pattern"),
         ("s3://bucket/[ab]/", "a pattern"), ("/photos/?.jpg", "a query, a fragment or a pattern"),
         ("http://h.example/?x=1", "a query"), ("http://h.example/#x", "a query, a fragment"), ("s3://", "no bucket"),
-        ("file:", "no address"), ("file:x", "no address"), ("file://evil/x", "no address"), ("s3:bucket/x",
-        "no address"),
+        ("file:", "unreadable"), ("file:x", "unreadable"), ("file://evil/x", "unreadable"), ("s3:bucket/x",
+        "unreadable"),
         ("/a/../b", "'.' or '..'"), ("s3://bucket/%2e%2e/", "'.' or '..'"), ("file:/a/%252e%252e/b", "'.' or '..'"),
         ("nosuch://x/", "the scheme nosuch, which fsspec does not know"), ("htp://x/", "did you mean 'http'"),
-        ("http://u:p@h.example/", "a user's name"), ("http://127.1/", "an odd spelling"), ("http:///x", "no address"),
+        ("http://u:p@h.example/", "a user name"), ("http://127.1/", "an ambiguous host"), ("http:///x", "unreadable"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("called", ["allow", "--allow"])
@@ -240,7 +240,7 @@ def test_a_wrong_prefix_is_one_line_that_names_the_option(prefix: str, found: st
 
 
 def test_a_text_in_place_of_a_list_is_an_error() -> None:
-    with pytest.raises(OptionError, match=r"allow: expected a list of prefixes, found '/x'; write \['/x'\]"):
+    with pytest.raises(OptionError, match=r"allow: expected a list of prefixes, found '/x'\. Write \['/x'\]"):
         Allowed.of("/x")
 
 
