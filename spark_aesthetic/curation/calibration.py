@@ -1,4 +1,4 @@
-"""Choosing the cut: what a cut keeps, and what labels say of it."""
+"""Choose a cut, count the rows that it keeps, and estimate its precision and recall from labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from spark_aesthetic.scoring.target import SCORE
 _BY_LABELS = ("precision", "recall")
 _TARGETS = ("keep", "top_k", "min_score", *_BY_LABELS)
 
-# Groups that the repr shows.
+# The repr shows at most this many groups.
 _SHOWN = 20
 
 
@@ -46,12 +46,12 @@ class Cut:
     """The cut of a table, or of one group of its rows.
 
     Attributes:
-        group: Values of the columns of `by`, as text; empty where there are none.
-        value: Rows at or above it are kept. None where no target was given, or the group has no score.
-        kept: How many rows these are, exactly.
-        share: The same as a share of the scored rows.
-        distribution: Of the scores.
-        evidence: What labels say; None without labels.
+        group: Values of the columns of `by`, as text; empty without `by`.
+        value: Rows with this score or a higher one are kept. None without a target, or if the group has no score.
+        kept: Exact number of rows that the cut keeps.
+        share: `kept` as a share of the scored rows.
+        distribution: Distribution of the scores.
+        evidence: Estimates from the labels; None without labels.
     """
 
     group: Group
@@ -67,14 +67,15 @@ class Calibration:
     """A cut, how it was chosen, and what it keeps.
 
     Attributes:
-        model: Model of the scores, as in `aesthetic_model`; None where the table names none.
+        model: Model of the scores, as in `aesthetic_model`; None if the table has no model.
         score_col: Column of the scores.
-        by: Columns that part the table into groups with a cut each.
-        target: What was asked for: keep, top_k, min_score, precision, recall, or None.
-        wanted: How much of it.
-        cuts: One for each group, in their order; a single one where `by` is empty.
-        labels_without_score: Labels left out: no row has their key, or it has no score. None without labels.
-        labels_repeated: Labels left out because another label says the same of their row. None without labels.
+        by: Columns that divide the table into groups; each group has its own cut.
+        target: The option that was given: keep, top_k, min_score, precision, recall, or None.
+        wanted: The value of that option.
+        cuts: One cut for each group, in sorted order; a single cut if `by` is empty.
+        labels_without_score: Labels left out because no row has their key, or the row has no score. None without
+            labels.
+        labels_repeated: Labels left out because they repeat another label of the same row. None without labels.
     """
 
     model: str | None
@@ -88,28 +89,28 @@ class Calibration:
 
     @property
     def cut(self) -> Cut:
-        """The one cut of a table without groups.
+        """The only cut, for a calibration without groups.
 
         Raises:
-            OptionError: There are groups.
+            OptionError: The calibration has groups.
         """
         if self.by:
-            raise OptionError(f"cut: expected one, found one for each {', '.join(self.by)}; see cuts")
+            raise OptionError(f"cut: expected one cut, found one for each {', '.join(self.by)}. Read cuts instead.")
         return self.cuts[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, and as `load` does."""
+        """Return a dict that JSON can store, in the format that `load` reads."""
         return {"spark_aesthetic": spark_aesthetic.__version__, **asdict(self)}
 
     def without_curves(self) -> Calibration:
-        """The same as a summary that fits a line."""
+        """Return a copy without the curves of the labels, short enough for one line."""
         short = [
             cut if cut.evidence is None else replace(cut, evidence=replace(cut.evidence, curve=())) for cut in self.cuts
         ]
         return replace(self, cuts=tuple(short))
 
     def save(self, path: str) -> None:
-        """Write it as a JSON file, to a local path, to dbfs:/ or to an address that fsspec knows."""
+        """Write the calibration as a JSON file to a local path, to dbfs:/ or to a URL that fsspec supports."""
         files.write(path, json.dumps(self.to_dict(), indent=1).encode())
 
     @classmethod
@@ -117,7 +118,7 @@ class Calibration:
         """Read a JSON file that `save` wrote.
 
         Raises:
-            OptionError: The file cannot be read or is no calibration.
+            OptionError: The file cannot be read or is not a calibration.
         """
         try:
             known = json.loads(files.read(path))
@@ -126,10 +127,10 @@ class Calibration:
             if not cuts:
                 raise ValueError("no cuts")
             return cls(**known | {"by": tuple(known["by"]), "cuts": cuts})
-        # fsspec's file systems have no base error in common, and JSON can be nested too deep for Python.
+        # The file systems of fsspec share no base exception, and JSON may be nested too deeply for Python.
         except Exception as error:
             raise OptionError(
-                f"calibration {path!r}: expected a file that Calibration.save wrote, found: {error!r}; calibrate again"
+                f"calibration {path!r}: expected a file that Calibration.save wrote, found: {error!r}. Calibrate again."
             ) from error
 
     def __repr__(self) -> str:
@@ -150,41 +151,44 @@ def calibrate(
     key: str | Sequence[str] | None = None,
     bin_width: float = BIN_WIDTH,
 ) -> Calibration:
-    """Choose a cut by at most one target, and see what it keeps.
+    """Choose a cut by at most one target, and count the rows that it keeps.
 
-    One pass over the narrow columns counts the scores in bins of about 0.001 points; another one, with `key`, looks up
-    the scores of labels. Both run when it is called; of a frame that computes scores, write them first. A cut is the
-    edge of a bin, so the rows that it keeps are counted exactly, and it is at most a bin's width below the exact one.
-    Shares are of scored rows: rows without a score are counted by reason and never kept.
+    One pass over the score columns counts the scores in bins of about 0.001 points. With `key`, a second pass looks up
+    the scores of the labels. Both passes run during the call; if the frame computes the scores, write it to a table
+    first. A cut from a target is the edge of a bin, so the rows that it keeps are counted exactly, and it is at most
+    one bin width below the exact cut. Shares are of scored rows: rows without a score are counted by reason and never
+    kept.
 
-    Labels are judgements of single rows, as the review page writes them. Each stands for the table's rows of its
-    part of the scale, so a sample that is denser around the cut gives the table's own precision and recall, as long as
-    the rows to label are chosen by nothing but their score; see `Evidence.covered` for what it cannot tell.
+    Labels are judgements of single rows, as the review page writes them. Each label is weighted by the number of table
+    rows with similar scores. A sample that is denser around the cut therefore estimates the precision and recall of
+    the whole table, if the labelled rows were chosen only by their score. `Evidence.covered` gives the share of rows
+    that the labels cover.
 
     Args:
         scores_df: Scores of one model, with the columns of a scores table.
-        labels: A frame, or a CSV file with a header on storage that Spark reads. Columns: `label` (string; "keep" or
-            "drop", null is none), and those of `key`, or without it `score`. A million rows at most.
-        keep: The highest cut that keeps this share of the scored rows at least, above 0 and up to 1.
-        top_k: The highest cut that keeps so many rows at least; `curate` keeps exactly so many.
-        min_score: This cut.
-        precision: The lowest cut of which, by the labels, this share of the kept rows is to be kept.
-        recall: The highest cut that, by the labels, keeps this share of the rows to keep.
-        by: Columns that part the table; each group gets a cut of its own, by its own labels. Few values: a group is
-            some thousand counts on the driver.
-        score_col: Column of the scores, any type of number.
-        key: Columns that labels and scores share. Then the scores of labels come from `scores_df`, and labels that
-            say the same of one row count once.
-        bin_width: In points, a power of two; for scores of another scale than 1 to 10, or for very many groups.
+        labels: A DataFrame, or a CSV file with a header on storage that Spark reads. Columns: `label` (string; "keep",
+            "drop" or null; null is ignored), and those of `key`, or `score` without `key`. At most a million rows.
+        keep: Choose the highest cut that keeps at least this share of the scored rows, above 0 and up to 1.
+        top_k: Choose the highest cut that keeps at least this many rows; `curate` with `top_k` keeps exactly this many.
+        min_score: Use this score as the cut.
+        precision: Choose the lowest cut at which, by the labels, at least this share of the kept rows is worth keeping.
+        recall: Choose the highest cut that, by the labels, keeps at least this share of the rows worth keeping.
+        by: Columns that divide the table into groups; each group gets its own cut, from its own labels. Each group
+            needs a few thousand counts on the driver, so choose columns with few values.
+        score_col: Numeric column of the scores.
+        key: Columns that labels and scores share. With `key`, the scores of the labels come from `scores_df`, and
+            labels that agree on one row count once.
+        bin_width: Width of a bin in points, a power of two. Change it if the scores are not on a scale of 1 to 10, or
+            for very many groups.
 
     Returns:
-        See `Calibration`.
+        The cuts and the rows that they keep; see `Calibration`.
 
     Raises:
-        OptionError: Several targets, one outside its range, or one that needs labels without them.
-        TableError: A column is missing or of another type; scores of several models; labels other than keep and drop,
-            both for one row, too many of them, or fewer than two of a kind (in a group, too); no cut reaches the
-            precision.
+        OptionError: Several targets were given, one is outside its range, or one needs labels and has none.
+        TableError: A column is missing or has the wrong type; the scores are of several models; a label is neither
+            keep nor drop; one row has both; there are too many labels, or fewer than two keep or two drop (also in a
+            group); no cut reaches the precision.
     """
     given = {"keep": keep, "top_k": top_k, "min_score": min_score, "precision": precision, "recall": recall}
     target, wanted = _target(given, has_labels=labels is not None)
@@ -201,44 +205,44 @@ def calibrate(
 
 
 def _target(given: dict[str, float | None], *, has_labels: bool) -> tuple[str | None, float | None]:
-    """The target that was given and how much of it, checked; None and None if there is none."""
+    """Return the name and the checked value of the target; None and None without a target."""
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) > 1:
-        raise OptionError(f"expected one target at most, found {', '.join(chosen)}; give one of {', '.join(_TARGETS)}")
+        raise OptionError(f"expected one target at most, found {', '.join(chosen)}. Give one of {', '.join(_TARGETS)}.")
     if not chosen:
         return None, None
     ((name, value),) = chosen.items()
     wanted = check_target(name, value)
     if name in _BY_LABELS and not has_labels:
-        raise OptionError(f"{name}: expected labels with it, found none; label rows on the review page")
+        raise OptionError(f"{name}: expected labels with it, found none. Label rows on the review page.")
     return name, wanted
 
 
 def check_target(name: str, value: Any) -> float:
-    """Give a target as a number; OptionError for anything else and for one outside its range."""
+    """Return a target as a number; raise OptionError if it is not a number or outside its range."""
     if name == "top_k":
         return whole(name, value, least=1, of="rows")
     return number(name, value) if name == "min_score" else share(name, value)
 
 
 def rows_of(target: str, wanted: float, scored: int) -> int:
-    """How many of a group's scored rows a target of rows is."""
-    # 0.1 of 30 rows are 3, though 0.1 * 30 is more than 3 to a computer.
+    """Convert a keep or top_k target to a number of rows."""
+    # In floating point 0.1 * 30 is slightly more than 3, and ceil alone would give 4.
     return int(wanted) if target == "top_k" else math.ceil(round(wanted * scored, 6))
 
 
 def check_agreement(*options: tuple[str, object, object]) -> None:
-    """Check options that were given beside a calibration, which has values of its own for them.
+    """Check that options given together with a calibration agree with it.
 
     Args:
-        options: Of each its name, the value given or None, and the calibration's value.
+        options: For each option its name, the value given or None, and the calibration's value.
 
     Raises:
-        OptionError: A value that was given is not the calibration's.
+        OptionError: A given value differs from the calibration's.
     """
     for name, given, known in options:
         if given is not None and given != known:
-            raise OptionError(f"{name}: expected that of the calibration, {known}, found {given}; leave it out")
+            raise OptionError(f"{name}: expected the calibration's value, {known}, found {given}. Leave it out.")
 
 
 def _cuts(
@@ -248,11 +252,11 @@ def _cuts(
     wanted: float | None,
     kind: DataType,
 ) -> tuple[Cut, ...]:
-    """A cut for each group of the scores, by the labels of that group."""
+    """Choose a cut for each group of the scores, from the labels of that group."""
     if labelled is not None:
         strangers = sorted(map(str, labelled.groups.keys() - counted.keys()))
         if strangers:
-            raise TableError(f"labels: expected groups of the scores, found others: {', '.join(strangers)}")
+            raise TableError(f"labels: expected groups of the scores, found {', '.join(strangers)}. Drop those labels.")
     cuts = []
     for group, histogram in counted.items():
         at_labels = None if labelled is None else labelled.groups.get(group, NO_LABELS)
@@ -276,7 +280,7 @@ def _cut(
     elif target == "min_score":
         value, kept = wanted, histogram.reaching
     evidence = None
-    # A group may lack labels where the cut does not hang on them.
+    # In a group, too few labels are an error only if the cut depends on them.
     if labels is not None and (labels.enough or by_labels or not group):
         labels.check(group)
         weights = weights_of(labels.scores, histogram)
@@ -297,15 +301,15 @@ def _cut(
 
 
 def _cut_reaching(points: Sequence[Point], target: str, wanted: float, group: Group) -> float:
-    # Nine of ten rows are 0.9, whatever sums of weights make of it.
+    # Rounding in the sums of weights can put nine of ten rows slightly below 0.9.
     reached = [point.cut for point in points if getattr(point, target) >= wanted - 1e-9]
     if not reached:
         best = max(points, key=lambda point: point.precision)
         raise TableError(
-            f"{target}={wanted}{of_group(group)}: expected labels of which some cut keeps so many right ones, found "
-            f"{best.precision:.3f} at best, at the cut {best.cut:.3f}; ask for less, or label more rows"
+            f"{target}={wanted}{of_group(group)}: expected a cut that reaches it by the labels, found "
+            f"{best.precision:.3f} at best, at the cut {best.cut:.3f}. Ask for less, or label more rows."
         )
-    # All rows that the highest cuts keep may be right by chance; the lowest cut that does rests on the most labels.
+    # The highest cuts keep few labels and may reach the precision by chance. The lowest cut rests on the most labels.
     return min(reached) if target == "precision" else max(reached)
 
 
@@ -319,7 +323,7 @@ def _evidence(
 ) -> Evidence:
     precision = recall = None
     if cut is not None:
-        # As the filter of `curate` compares them.
+        # `curate` compares scores in this type too.
         kept = labels.scores >= float(in_type(kind, [cut])[1][0])
         recall = weighted_share(kept[labels.keep], weights[labels.keep])
         if kept.any():
@@ -336,7 +340,7 @@ def _evidence(
 
 
 def _loaded(known: dict[str, Any]) -> Cut:
-    """A cut as JSON has it, whose names are all text."""
+    """Rebuild a cut from JSON, where every key of an object is a string."""
     distribution, evidence = known["distribution"], known["evidence"]
     if known["value"] is not None:
         number("value", known["value"])
@@ -353,7 +357,7 @@ def _loaded(known: dict[str, Any]) -> Cut:
 
 def _lines(calibration: Calibration) -> Iterator[str]:
     asked = "" if calibration.target is None else f", {calibration.target}={calibration.wanted:g}"
-    yield f"Calibration of {calibration.score_col} by {calibration.model or 'a model that is not named'}{asked}"
+    yield f"Calibration of {calibration.score_col} by {calibration.model or 'an unnamed model'}{asked}"
     if is_untrained(calibration.model):
         yield "  untrained weights: these scores mean nothing"
     for cut in calibration.cuts[:_SHOWN]:
@@ -363,9 +367,9 @@ def _lines(calibration: Calibration) -> Iterator[str]:
     if len(calibration.cuts) > _SHOWN:
         yield f"  and {len(calibration.cuts) - _SHOWN} more groups"
     if calibration.labels_without_score:
-        yield f"  labels left out, whose rows have no score: {calibration.labels_without_score:,}"
+        yield f"  labels left out because their row has no score: {calibration.labels_without_score:,}"
     if calibration.labels_repeated:
-        yield f"  labels left out, which repeat another label of their row: {calibration.labels_repeated:,}"
+        yield f"  labels left out because they repeat another label: {calibration.labels_repeated:,}"
 
 
 def _lines_of(cut: Cut) -> Iterator[str]:
@@ -383,4 +387,4 @@ def _lines_of(cut: Cut) -> Iterator[str]:
         if cut.evidence.recall is not None:
             yield f"precision {cut.evidence.precision or 'unknown: no label above it'}, recall {cut.evidence.recall}"
         if cut.evidence.covered < 0.99:
-            yield f"recall and AUC are of the {cut.evidence.covered:.1%} of rows from the lowest label up"
+            yield f"recall and AUC cover the {cut.evidence.covered:.1%} of rows at or above the lowest label"

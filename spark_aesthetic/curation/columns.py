@@ -1,4 +1,4 @@
-"""Columns as their user names them, and values of them as their user means them."""
+"""Check the columns that a user names, and convert a user's numbers to the type of the scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BITS: dict[DataType, int] = {ByteType(): 8, ShortType(): 16, IntegerType(): 32,
 
 
 def check_columns(df: DataFrame, columns: Sequence[str], option: str) -> None:
-    """Raise TableError unless the columns are there."""
+    """Raise TableError if a column is missing."""
     for name in columns:
         if not has_column(df.columns, name):
             raise TableError(f"{option}: no column {name!r} in the table: {nearest(name, df.columns)}")
@@ -40,10 +40,10 @@ def image_column(rows: DataFrame, column: str, option: str) -> tuple[str, str]:
     """Find a column of image bytes, which may be a field of a struct such as `image.bytes`.
 
     Returns:
-        The column as `F.col` takes it, and the top-level column that holds it.
+        The column as `F.col` takes it, and the top-level column that contains it.
 
     Raises:
-        TableError: No such column, or one of another type; of a struct the message names the fields with bytes.
+        TableError: The column is missing or has the wrong type. For a struct, the message names the fields with bytes.
     """
     path = column_path(rows, column)
     check_image_type(column_type(rows, path, option), f"{option} {column}")
@@ -51,31 +51,32 @@ def image_column(rows: DataFrame, column: str, option: str) -> tuple[str, str]:
 
 
 def check_score(df: DataFrame, score_col: str) -> DataType:
-    """Give the type of the column of scores; TableError unless it is there and has numbers."""
+    """Return the type of the score column; raise TableError if it is missing or not numeric."""
     found = column_type(df, quoted(score_col), "score_col")
     if not isinstance(found, NumericType):
         raise TableError(
-            f"score_col {score_col!r}: expected numbers, found {found.simpleString()}; name the scores, or cast them"
+            f"score_col {score_col!r}: expected numbers, found {found.simpleString()}. Name the score column, or cast "
+            "it."
         )
     return found
 
 
 def reaches(df: DataFrame, score_col: str, number: float) -> Column:
-    """Whether a score is at least a number that a user gave, compared in the type of the scores.
+    """Return a condition: the score is at least the user's number, compared in the type of the scores.
 
     Spark would widen both to double, where a FLOAT of 5.1 is less than 5.1, and drop the rows that equal the number.
-    The comparison is with a constant of the column's type, so Spark passes it down to the files' statistics.
+    The constant has the column's type, so Spark can skip files by their statistics.
     """
     kind, (least,) = in_type(check_score(df, score_col), [number])
     return F.col(quoted(score_col)) >= F.lit(least).cast(kind)
 
 
 def in_type(kind: DataType, numbers: Sequence[float]) -> tuple[DataType, list[float | int | Decimal]]:
-    """Give numbers as values of the type of the scores: each the least value that a score must have to reach it.
+    """Convert numbers to the type of the scores: each to the lowest score that counts as reaching it.
 
     Args:
         kind: The type of the scores.
-        numbers: As users gave them: 5.1 means the decimal number, not the double next to it.
+        numbers: The user's numbers: 5.1 means the decimal number, not the nearest double.
 
     Returns:
         The type and the values. The type is DoubleType if one of the numbers is outside the range of `kind`.
@@ -90,11 +91,11 @@ def in_type(kind: DataType, numbers: Sequence[float]) -> tuple[DataType, list[fl
     for number in map(float, numbers):
         value: float | int | Decimal = number
         if isinstance(kind, FloatType):
-            # Beyond its range it is an infinity, which no score reaches.
+            # A number beyond the range of float becomes infinite, and no score reaches it.
             with np.errstate(over="ignore"):
                 value = float(np.float32(number))
         elif isinstance(kind, DecimalType):
-            # Places enough for every double and every decimal of Spark's.
+            # This precision suffices for every double and every Spark decimal.
             value = Decimal(repr(number)).quantize(Decimal(1).scaleb(-kind.scale), ROUND_CEILING, Context(prec=400))
             if abs(value) >= Decimal(10) ** (kind.precision - kind.scale):
                 return DoubleType(), [float(each) for each in numbers]

@@ -1,4 +1,4 @@
-"""What a user sees of a histogram before choosing a cut: quantiles, shares above cuts, and rows without a score."""
+"""Summarise a histogram for a user who chooses a cut: quantiles, shares above cuts, and rows without a score."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Distribution:
 
     Attributes:
         rows: All rows.
-        scored: Those with a score; NaN and infinity are none.
-        unscored: The others by reason: `aesthetic_error`, or "not finite", or "unscored".
-        least: The lowest score, or None where there is none.
-        greatest: The highest one.
-        mean: Their mean.
-        quantiles: Scores by the share of scored rows below them, off by half a bin's width at most (0.0005).
-        shares: Exact shares of scored rows at or above the cuts of a grid.
+        scored: Rows with a finite score.
+        unscored: Rows without one, by reason: `aesthetic_error`, "not finite" or "unscored".
+        least: The lowest score; None without a score.
+        greatest: The highest score; None without a score.
+        mean: The mean score; None without a score.
+        quantiles: Scores by the share of scored rows below them, exact to half a bin width (0.0005 by default).
+        shares: Exact shares of scored rows at or above evenly spaced cuts, by cut.
     """
 
     rows: int
@@ -38,13 +38,13 @@ class Distribution:
 
 
 def distribution_of(histogram: Histogram) -> Distribution:
-    """The figures of a histogram."""
+    """Summarise a histogram."""
     scored = histogram.scored
     quantiles: dict[float, float] = {}
     shares: dict[float, float] = {}
     if histogram.least is not None and histogram.greatest is not None:
         quantiles = dict(zip(QUANTILES, map(float, histogram.quantiles(QUANTILES)), strict=True))
-        # Between 16 and 32 cuts, each at the edge of a bin: 2, 2.5, 3 … where scores go from 1 to 10.
+        # About 16 to 32 cuts, each at the edge of a bin: 2, 2.5, 3 … for scores from 1 to 10.
         spread = max(histogram.greatest - histogram.least, histogram.width)
         step = max(2.0 ** math.ceil(math.log2(spread / 32)), histogram.width)
         first, last = math.floor(histogram.least / step), math.floor(histogram.greatest / step)

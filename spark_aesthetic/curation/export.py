@@ -1,4 +1,4 @@
-"""Chosen rows of a table as WebDataset shards."""
+"""Export chosen rows of a table as WebDataset shards."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from spark_aesthetic.webdataset import shards, staging
 from spark_aesthetic.webdataset.samples import BY_CONTENT
 from spark_aesthetic.webdataset.source import KEY, URL, WebDataset
 
-# How the error of a Python worker ends its stack.
+# The last line of a Python worker's traceback.
 _TOLD = re.compile(r"^spark_aesthetic\.errors\.\w+: (webdataset: .+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export wrote.
+    """The counts of an export.
 
     Attributes:
-        rows: Samples in the shards.
-        without_image: Rows that were chosen and left out, since their image is null.
-        image_bytes: Of all images.
-        shards: Tar files.
-        out: Their folder.
+        rows: Samples written.
+        without_image: Chosen rows that were left out because their image is null.
+        image_bytes: Total size of the images, in bytes.
+        shards: Tar files written.
+        out: Folder of the shards.
         seconds: Wall-clock time.
-        without_score: With `scores`, rows of the table that no row of the scores belongs to; none of them is chosen.
+        without_score: With `scores`, rows of the table that have no row in the scores; none of them is written.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class ExportSummary:
     without_score: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, without what was not asked for."""
+        """Return a dict that JSON can store, without the fields that are None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -77,39 +77,39 @@ def export_webdataset(
     sidecar: bool = False,
     mode: Mode = "errorifexists",
 ) -> ExportSummary:
-    """Write the rows that a condition chooses as shards: images byte for byte, all else in a JSON file for each.
+    """Write the rows that a condition chooses as shards: each image byte for byte, other columns in a JSON file.
 
-    A first pass counts the rows, without the images unless the condition reads them. With `scores` it also finds out
-    which rows are chosen, and then images of up to half a million rows are read from the files alone that hold them,
-    those of up to five million without a shuffle; a condition is asked once. As many tasks write as there are shards,
-    and no fewer than the cluster runs at once: where that is more, as each task ends with a shard of its own, shards
-    are smaller. A task holds one Arrow batch of images.
+    A first pass counts the rows; it reads images only if the condition does. With `scores` this pass evaluates the
+    condition and stores the chosen keys. Then, for up to half a million rows, only the files that contain them are
+    read; for up to five million rows, no image is shuffled. Each task writes at least one shard, and at least as many
+    tasks write as the cluster runs at once, so shards may be smaller than `samples_per_shard`. A task holds one Arrow
+    batch of images in memory.
 
     Args:
-        spark: A session.
+        spark: A Spark session.
         table: Table or view with the images by catalog name, or a Delta table by path (anything with a slash).
-        out: Folder of the shards, local or of any file system that fsspec knows.
+        out: Folder of the shards, on a local disk or on any file system that fsspec supports.
         where: SQL condition over the columns of both tables; all rows by default.
-        scores: Scores table to join by `key`. Its columns take the place of columns of the same name.
-        key: Column, or columns that together, identify a row in both.
-        model: The `aesthetic_model` whose scores to take; needed where there are several.
-        key_col: Column of the samples' keys; by default they are counted, also where the table has keys of shards that
-            it was ingested from. Each key is of one row, and with mode "append" of none in the shards that are there.
+        scores: Scores table to join by `key`. Its columns replace columns of the same name in `table`.
+        key: Column, or several columns, that identify a row in both tables.
+        model: The `aesthetic_model` of the scores to use; required if `scores` has several models.
+        key_col: Column with the keys of the samples. By default samples are numbered, even if the table has keys from
+            ingested shards. Keys must be unique, and with mode "append" the existing shards must not contain them.
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes"; the other
-            fields of that struct go into the JSON. The files are named by what the bytes are.
-        columns: One other to write, or several; by default all but the embeddings of the scores, which cost a shuffle
-            of the images where they are named, and `__key__` and `__url__` of an ingested table never.
+            fields of that struct go into the JSON. The extension of each image file follows from its bytes.
+        columns: Other columns to write; by default all except the embeddings of the scores, which cost a shuffle of
+            the images if you name them. `__key__` and `__url__` of an ingested table are never written.
         samples_per_shard: Maximum number of samples in one shard.
-        sidecar: Also write all but the images as Parquet beside each shard.
-        mode: "errorifexists" refuses a folder that has shards, "append" numbers on from them, "overwrite" replaces
-            them.
+        sidecar: Also write all columns except the images as a Parquet file beside each shard.
+        mode: "errorifexists" refuses a folder that has shards, "append" continues their numbering, "overwrite"
+            replaces them.
 
     Returns:
-        Counts; see `ExportSummary`.
+        The counts of the export; see `ExportSummary`.
 
     Raises:
-        AestheticError: Before anything is written: tables, columns, keys or options are not right, or another write to
-            the folder is at work. Later: a disk is full, or the folder cannot be written; no shard is in place then.
+        AestheticError: Before anything is written: a table, column, key or option is wrong, or another write to the
+            folder is running. Later: a disk is full, or the folder cannot be written; then no new shard is visible.
     """
     started = time.monotonic()
     mode = check_mode("mode", mode)
@@ -117,14 +117,14 @@ def export_webdataset(
     pool = open_pool(spark, table, image_col, scores, key, model)
     chosen = _filtered(pool.joined(), where)
     sample = _sample(pool, chosen, image_col, key_col, columns)
-    # What an export that was killed has left is none of this one's.
+    # Roll back, or finish, an earlier export that was killed, before its shards are counted.
     staging.settle(shards.absolute(out))
     there = [] if mode == "overwrite" else _shards_at(out)
     _check_free(out, mode, there)
     counted = None if sample.key_col is None else _count_keys(chosen, sample.key_col, there)
     without_score = pool.count_without_score()
     with _read(pool, chosen, sample, counted) as (rows, count):
-        # Again, because the passes before may take an hour.
+        # Check again, because the passes before this one may take an hour.
         _check_free(out, mode, _shards_at(out))
         tasks = max(-(-count // samples_per_shard), _slots(spark))
         options = {"samplesPerShard": str(samples_per_shard), "sidecar": str(sidecar).lower()}
@@ -142,26 +142,27 @@ def export_webdataset(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """What a chosen row gives its sample.
+    """The columns of a sample.
 
     Attributes:
-        key_col: The column of the samples' keys; None where they are counted.
-        image: The column with the bytes, as `F.col` takes it.
-        called: The name that the image goes out by.
-        others: Columns that go out beside key and image.
-        rest: Structs that go out without the bytes in them, by name.
-        wide: Those of `others` that are no broadcast beyond some hundred thousand rows: embeddings of the scores.
+        key_col: Column with the keys of the samples; None if they are numbered.
+        image: Column with the image bytes, as `F.col` takes it.
+        called: Name of the image column in the output.
+        rest: By name, structs to write without their fields of bytes.
+        wide: The columns in `others` that are too wide to broadcast beyond some hundred thousand rows: the embeddings
+            of the scores.
     """
 
     key_col: str | None
     image: str
     called: str
+    # Columns to write in addition to key and image.
     others: list[str]
     rest: dict[str, Column]
     wide: set[str]
 
     def of(self, rows: DataFrame) -> DataFrame:
-        """The samples of rows, as the data source writes them."""
+        """Select the columns that the data source writes."""
         keys = [] if self.key_col is None else [F.col(quoted(self.key_col)).cast("string").alias(KEY)]
         others = [self.rest.get(name, F.col(quoted(name))).alias(name) for name in self.others]
         return rows.select(*keys, F.col(self.image).alias(self.called), *others)
@@ -173,7 +174,7 @@ def _sample(
     key_col = None if key_col is None else spelled(chosen, key_col)
     wide = {EMBEDDING} if pool.scored is not None and EMBEDDING in pool.scored.columns else set()
     asked = [name for name in chosen.columns if name not in wide] if columns is None else names(columns)
-    # The other fields of a struct with the image go out under the struct's name.
+    # The other fields of a struct with the image are written under the struct's name.
     rest = _rest(pool.holder, pool.rows.schema[pool.holder].dataType)
     others = _others(chosen, asked, [] if rest else [pool.holder], key_col)
     called = _called(chosen, others, spelled(pool.rows, image_col))
@@ -183,7 +184,7 @@ def _sample(
 
 
 def _count_keys(chosen: DataFrame, key_col: str, there: Sequence[str]) -> int:
-    """Count the rows by the pass that checks their samples' keys, also against those of the shards that are there."""
+    """Check the keys of the samples, also against the existing shards, and return the number of rows."""
     if not there:
         return check_sample_keys(chosen, key_col, None)
     in_shards = keys_of_shards(chosen.sparkSession, there)
@@ -195,19 +196,20 @@ def _count_keys(chosen: DataFrame, key_col: str, there: Sequence[str]) -> int:
 
 @contextmanager
 def _read(pool: Pool, chosen: DataFrame, sample: _Sample, counted: int | None) -> Iterator[tuple[DataFrame, int]]:
-    """Rows to write with all that their samples need, while it is open, and how many there are.
+    """Yield the rows to write, with all columns of their samples, and their number.
 
-    With scores the condition is asked of narrow columns, and the images are then read by the keys that it chooses.
+    With scores, the condition is evaluated first, without the image bytes unless it reads them, and then the images of
+    the chosen keys are read.
     """
     if pool.scored is None:
         yield chosen, chosen.count() if counted is None else counted
         return
     narrow_columns = [name for name in pool.scored.columns if name != EMBEDDING]
-    # Kept, so that the condition is asked once.
+    # Stored on disk, so that the condition is evaluated only once.
     with on_disk(chosen.select(*map(quoted, [*narrow_columns, *sample.wide]))) as of_scores:
         narrow = of_scores.select(*map(quoted, narrow_columns))
         count = narrow.count()
-        check_keys(narrow, pool.key, "--table and --scores", "add a column to the key, or drop those rows")
+        check_keys(narrow, pool.key, "--table and --scores", "Add a column to the key, or drop those rows.")
         needed = [*pool.key, *sample.others, *([] if sample.key_col is None else [sample.key_col]), pool.holder]
         own = [name for name in dict.fromkeys(needed) if name in pool.rows.columns]
         with rows_of_chosen(pool.source, pool.rows, narrow, count, key=pool.key, own=own) as rows:
@@ -219,9 +221,9 @@ def _read(pool: Pool, chosen: DataFrame, sample: _Sample, counted: int | None) -
 def _write(
     samples: DataFrame, image: str, tasks: int, out: str, mode: str, options: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Write the samples that have an image, in one job, and count: rows, images, and bytes of images."""
+    """Write the samples that have an image, in one job, and count rows, images and image bytes."""
     told, content = Observation(), F.col(quoted(image))
-    # Above the count of all, so that Spark counts before it leaves any out.
+    # Observe before the filter, so that rows without an image are counted too.
     with_image = samples.observe(
         told,
         F.count(F.lit(1)).alias("rows"),
@@ -229,7 +231,7 @@ def _write(
         F.sum(F.length(content)).alias("bytes"),
     ).where(content.isNotNull())
     samples.sparkSession.dataSource.register(WebDataset)
-    # Spark lets sources in Python have no mode errorifexists.
+    # Spark does not support the mode errorifexists for data sources in Python.
     writing = "overwrite" if mode == "overwrite" else "append"
     with full_disk_explained(), _one_line(out):
         with_image.coalesce(tasks).write.format("webdataset").mode(writing).options(**options).save(out)
@@ -238,7 +240,7 @@ def _write(
 
 @contextmanager
 def _one_line(out: str) -> Iterator[None]:
-    """Give what a task of the write, or the driver's part of it, has said of its failure."""
+    """Raise the one-line error of a failed write, from a task or from the driver, instead of its traceback."""
     try:
         yield
     except Exception as error:
@@ -250,7 +252,7 @@ def _one_line(out: str) -> Iterator[None]:
 
 
 def _slots(spark: SparkSession) -> int:
-    """Tasks that Spark takes for what runs at once; a Connect session has no other way to ask."""
+    """Return Spark's default parallelism, counted by a query because a Connect session cannot read it directly."""
     return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
 
 
@@ -262,13 +264,13 @@ def _shards_at(out: str) -> list[str]:
 def _check_free(out: str, mode: str, there: Sequence[str]) -> None:
     if mode == "errorifexists" and there:
         raise TableError(
-            f"--out {out}: expected no shards there, found {len(there)}; add to them with --mode append, or replace "
-            "them with --mode overwrite"
+            f"--out {out}: expected no shards there, found {len(there)}. Add to them with --mode append, or replace "
+            "them with --mode overwrite."
         )
 
 
 def _rest(holder: str, kind: DataType) -> dict[str, Column]:
-    """The fields beside those with bytes, by the name of their struct; nothing where there are none."""
+    """Return the struct without its fields of bytes, by its name; an empty dict if no field is left."""
     inside = kind.fields if isinstance(kind, StructType) else []
     with_bytes = [field.name for field in inside if schemas.holds_bytes(field.dataType)]
     if len(with_bytes) == len(inside):
@@ -277,7 +279,7 @@ def _rest(holder: str, kind: DataType) -> dict[str, Column]:
 
 
 def _others(rows: DataFrame, columns: Sequence[str], left_out: Sequence[str], key_col: str | None) -> list[str]:
-    """Columns to write beside image and key, as the rows spell them."""
+    """Return the columns to write in addition to image and key, as the rows spell them."""
     asked = [spelled(rows, name) for name in columns]
     for name in (*asked, *([] if key_col is None else [key_col])):
         if name not in rows.columns:
@@ -286,14 +288,14 @@ def _others(rows: DataFrame, columns: Sequence[str], left_out: Sequence[str], ke
 
 
 def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
-    """The name under which the image goes out: one for which the data source looks at the bytes."""
+    """Choose a free name with which the data source derives the image file's extension from its bytes."""
     taken = [name for name in others if has_column(BY_CONTENT, name)]
     free = lacking(taken, BY_CONTENT)
     of_bytes = [name for name in taken if isinstance(rows.schema[name].dataType, BinaryType)]
     if of_bytes or not free:
         raise TableError(
-            f"--columns: expected no column {', '.join(of_bytes or taken)} beside --image-col {image_col}, which goes "
-            "out by that name, found one; name the others with --columns"
+            f"--columns: expected no column {', '.join(of_bytes or taken)} beside --image-col {image_col}, because the "
+            "image is written under that name, found one. Name the columns to write with --columns."
         )
     return free[0]
 

@@ -1,4 +1,4 @@
-"""How scores are distributed: counted in narrow bins, in one pass over any number of rows."""
+"""Count scores in narrow bins, in one pass over any number of rows."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number
 
-# About a thousandth of a point. A power of two: then an edge is an exact number, also as float32, and what is counted
-# at or above it is what a filter keeps.
+# About a thousandth of a point. Because it is a power of two, every edge is exact, also in float32, and a filter keeps
+# exactly the rows counted at or above an edge.
 BIN_WIDTH = 2.0**-10
 
-# So many counts come to the driver at most: 9,000 are those of one table whose scores range from 1 to 10.
+# The driver collects at most this many counts. One table with scores from 1 to 10 has about 9,000.
 MAX_BINS = 2_000_000
 
-# From here on not every whole number is one of float64, and bins run into one another.
+# Above this, float64 cannot represent every whole number, so bins would merge.
 _EXACT = 2**53
 
-# The values of the columns that part a table, as text.
+# The values of the columns of `by`, as text.
 Group = tuple[str | None, ...]
 
 
@@ -37,14 +37,14 @@ class Histogram:
     """The scores of a table, or of one group of its rows.
 
     Attributes:
-        width: Of a bin, in points; bin b holds the scores from b * width to below (b + 1) * width.
-        bins: int64 of shape (bins,): those that hold scores, ascending.
-        counts: int64 of the same shape: rows in each.
-        unscored: Rows without a score by reason.
-        least: The lowest score, or None where there is no score.
-        greatest: The highest one.
-        mean: Their mean.
-        reaching: Rows with a score of at least the `min_score` that was counted, or None.
+        width: Width of a bin, in points; bin b holds the scores from b * width to below (b + 1) * width.
+        bins: int64 of shape (bins,): the bins that contain scores, ascending.
+        counts: int64 of the same shape: the number of rows in each bin.
+        unscored: Rows without a score, by reason.
+        least: The lowest score; None without a score.
+        greatest: The highest score; None without a score.
+        mean: The mean score; None without a score.
+        reaching: Rows with a score of at least `min_score`; None if no `min_score` was given.
     """
 
     width: float
@@ -62,22 +62,22 @@ class Histogram:
         return int(self.counts.sum())
 
     def above(self, cuts: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Rows at or above each cut: exact at the edge of a bin, else those of the whole bins above it."""
+        """Count the rows at or above each cut; the bin that a cut divides is not counted."""
         reversed_sums = np.concatenate([[0], np.cumsum(self.counts[::-1])])
         below = np.searchsorted(self.bins * self.width, cuts, side="left")
         sums: npt.NDArray[np.int64] = reversed_sums[len(self.bins) - below]
         return sums
 
     def cut(self, rows: int) -> float:
-        """The highest edge of a bin that so many rows reach; the lowest bin's where there are no more rows."""
+        """Return the highest bin edge that at least `rows` rows reach; the lowest edge if there are fewer rows."""
         sums = self.above(self.bins * self.width)
         reached = np.flatnonzero(sums >= min(rows, self.scored))
         return float(self.bins[reached[-1]] * self.width)
 
     def quantiles(self, shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """The scores below which each share of rows lies, off by half a bin's width at most.
+        """Return the quantiles at `shares`, exact to half a bin width.
 
-        Compared with NumPy's quantile by the method inverted_cdf.
+        The exact values are those of NumPy's quantile with method="inverted_cdf".
         """
         ranks = np.maximum(np.ceil(np.asarray(shares) * self.scored), 1)
         at = np.searchsorted(np.cumsum(self.counts), ranks, side="left")
@@ -86,7 +86,7 @@ class Histogram:
 
 
 def as_group(values: Sequence[object]) -> Group:
-    """The values of pandas' groupby, to which a missing one is NaN or None."""
+    """Convert the values of a pandas group to a `Group`: NaN becomes None."""
     return tuple(value if isinstance(value, str) else None for value in values)
 
 
@@ -98,17 +98,17 @@ def binned(
     bin_width: float = BIN_WIDTH,
     cuts: Sequence[float] = (),
 ) -> DataFrame:
-    """Count rows by group, model, reason and bin: lazy, one aggregation of narrow columns.
+    """Count rows by group, model, reason and bin in one lazy aggregation of narrow columns.
 
     Returns:
-        group_0, group_1 … (string, one for each column of `by`), model (string; null where the table names none),
-        reason (string; null where there is a score), bin (bigint; null where there is none), rows (bigint), least,
-        greatest, total (double, of the scores), reaching_0, reaching_1 … (bigint, one for each of `cuts`: the scores
-        that are at least that, as `curate` compares them).
+        group_0, group_1 … (string, one for each column of `by`), model (string; null if the table has no model),
+        reason (string; null with a score), bin (bigint; null without a score), rows (bigint), least, greatest, total
+        (double: minimum, maximum and sum of the scores), reaching_0, reaching_1 … (bigint, one for each of `cuts`: the
+        number of scores at or above it, compared as in `curate`).
 
     Raises:
-        TableError: No such column, or scores that are no numbers.
-        OptionError: `bin_width` is no power of two.
+        TableError: A column is missing, or the scores are not numbers.
+        OptionError: `bin_width` is not a power of two.
     """
     width = number("bin_width", bin_width, remedy=", a power of two such as 2**-10")
     if width <= 0 or math.frexp(width)[0] != 0.5:
@@ -145,27 +145,27 @@ def histograms(
     """Count a table's scores, in one pass.
 
     Returns:
-        The model of the scores, or None where the table names none; and a histogram of each group, in their order; of
-        the group () where `by` is empty, also of a table without rows.
+        The model of the scores, or None if the table has no model; and a histogram for each group, in sorted order. If
+        `by` is empty, the only group is (), even for a table without rows.
 
     Raises:
-        TableError: As `binned` does; several models in one table; more than `MAX_BINS` counts; scores so large that
-            their bins are no exact numbers.
-        OptionError: As `binned` does.
+        TableError: As in `binned`; or the table has several models, there are more than `MAX_BINS` counts, or the
+            scores are too large for exact bins.
+        OptionError: As in `binned`.
     """
     cuts = [] if min_score is None else [min_score]
     lazy = binned(df, score_col=score_col, by=by, bin_width=bin_width, cuts=cuts)
     counts = lazy.limit(MAX_BINS + 1).toArrow().to_pandas()
     if len(counts) > MAX_BINS:
         raise TableError(
-            f"expected at most {MAX_BINS} counts of scores by bin and group, found more; take fewer groups, or "
-            f"calibrate with a larger bin_width (--bin-width) than {bin_width}"
+            f"expected at most {MAX_BINS} counts of scores by bin and group, found more. Use fewer groups, or "
+            f"calibrate with a larger bin_width (--bin-width) than {bin_width}."
         )
     largest = counts[["least", "greatest"]].abs().max().max()
     if largest >= _EXACT * bin_width:
         raise TableError(
-            f"expected scores between -{_EXACT * bin_width:g} and {_EXACT * bin_width:g}, which bins of {bin_width} "
-            f"tell apart, found {largest:g}; divide them, or calibrate with a larger bin_width (--bin-width)"
+            f"expected scores between -{_EXACT * bin_width:g} and {_EXACT * bin_width:g}, the limits for bins of "
+            f"{bin_width}, found {largest:g}. Divide the scores, or calibrate with a larger bin_width (--bin-width)."
         )
     model = one_model({str(name): int(rows) for name, rows in counts.groupby("model")["rows"].sum().items()})
     made: dict[Group, Histogram] = {}

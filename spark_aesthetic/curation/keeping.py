@@ -1,4 +1,4 @@
-"""From a scores table to a Delta table of the rows that are kept."""
+"""Write the rows that a cut keeps to a Delta table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import check_mode
 from spark_aesthetic.scoring.target import EMBEDDING, MODEL, SCORE, TYPES
 
-# What makes sense where a table is written that its rows' keys identify.
+# Without append: a second run would write the same rows again.
 KeptMode = Literal["errorifexists", "overwrite"]
 KEPT_MODES: tuple[KeptMode, ...] = get_args(KeptMode)
 
@@ -39,13 +39,13 @@ _log = logging.getLogger("spark_aesthetic")
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What was written.
+    """The counts of a run of `write_kept`.
 
     Attributes:
         kept: Rows written.
-        without_row: With `table`: scores at or above the cut whose row is no longer there.
-        model: Model of the scores; None where the table names none, or nobody asked.
-        out: The table written, as it was named.
+        without_row: With `table`, kept scores that have no row in it.
+        model: Model of the scores; None if neither `model` nor the calibration names one.
+        out: The table written, as the caller named it.
         seconds: Wall-clock time.
     """
 
@@ -56,7 +56,7 @@ class Kept:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, without what was not asked for."""
+        """Return a dict that JSON can store, without the fields that are None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -69,18 +69,19 @@ def read_scores(
     table: str | None = None,
     key: Sequence[str] = (),
 ) -> DataFrame:
-    """The scores of a table, of one model if it is named, with the columns that part them.
+    """Open a scores table, filter it by `model` if given, and add missing columns of `by` from `table`.
 
     Args:
         spark: A session with Delta Lake.
         scores: Delta table with the scores, by catalog name, or by path (anything with a slash).
-        model: The `aesthetic_model` of the scores to take, where the table has several.
-        by: Columns that part the table: each group gets a cut of its own.
-        table: Delta table to take `by` from where the scores do not have it, joined by `key`.
+        model: The `aesthetic_model` of the scores to use, if the table has several models.
+        by: Columns that divide the table into groups; each group gets its own cut.
+        table: Delta table with the columns of `by` that the scores do not have, joined by `key`.
         key: Columns that together identify a row.
 
     Raises:
-        TableError: No such table, column or model.
+        TableError: A table, column or model is missing, or a key in `table` is null or repeated.
+        OptionError: `table` is needed and `key` is not given.
     """
     rows = tables.open_source(spark, scores, called="scores").rows
     if model is not None:
@@ -91,8 +92,8 @@ def read_scores(
         _check_joined_by(key)
         check_columns(rows, key, "--key")
         check_columns(others, [*key, *elsewhere], "--table")
-        # Twice there, a score would count twice.
-        check_keys(others, key, "--table", "add a column to the key, or drop those rows")
+        # A key that is repeated in the table would count its score twice.
+        check_keys(others, key, "--table", "Add a column to the key, or drop those rows.")
         left_out = rows.join(others.select(*map(quoted, key)), list(key), "left_anti").count()
         if left_out:
             _log.warning("%d rows of --scores are left out: no row of --table has their key", left_out)
@@ -117,32 +118,32 @@ def write_kept(
 ) -> Kept:
     """Write the rows at or above a cut to a Delta table, in one commit.
 
-    Without `table` these are rows of the scores, with it the rows of that table with the columns of the scores beside
-    them: in place of scores that it has, and without arrays and bytes, such as embeddings. Which rows are kept is found
-    out by narrow columns. Then images of up to half a million rows are read from the files alone that hold them, and of
-    up to five million without a shuffle of their bytes.
+    Without `table`, the output has the rows of the scores. With it, the output has the rows of that table and the
+    columns of the scores, which replace scores that it already has; arrays and bytes of the scores, such as embeddings,
+    are not copied. The rows to keep are chosen by the score columns alone. Then, for up to half a million rows, only
+    the files that contain them are read; for up to five million rows, no image is shuffled.
 
     Args:
         spark: A session with Delta Lake.
         scores: Delta table with the scores, by catalog name, or by path (anything with a slash).
         out: Delta table to write, by name or by path.
-        calibration: As `curate` takes it. Of several models in the scores its own is taken.
-        wanted: Otherwise min_score, keep or top_k, as `curate` takes it.
-        model: The `aesthetic_model` of the scores to take, where the table has several.
-        by: Columns that part the table: each group gets a cut of its own.
+        calibration: The calibration to apply, as for `curate`. It also chooses the model if the scores have several.
+        wanted: Without `calibration`, a value for min_score, keep or top_k, as for `curate`.
+        model: The `aesthetic_model` of the scores to use, if the table has several models.
+        by: Columns that divide the table into groups; each group gets its own cut.
         key: Columns that together identify a row.
-        table: Delta table whose rows to write, such as that of the images; joined by `key`.
+        table: Delta table to copy rows from, such as the table of the images; joined to the scores by `key`.
         score_col: Column of the scores.
-        mode: "errorifexists" refuses a table that is there; "overwrite" replaces it in one commit, so a run that is
-            repeated gives the same. There is no "append": the rows that two runs keep would be there twice.
+        mode: "errorifexists" refuses an existing table. "overwrite" replaces it in one commit, so a repeated run gives
+            the same table. There is no "append", which would write rows that two runs keep twice.
 
     Returns:
-        Counts; see `Kept`.
+        The counts of the run; see `Kept`.
 
     Raises:
-        TableError: A table is there and `mode` is "errorifexists", or it is one of those that are read; with `table`, a
-            key that is there twice, in the scores or in it; or as `read_scores` and `curate` raise.
-        OptionError: As `curate` raises; `table` without `key`; another model or `by` than the calibration's.
+        TableError: `out` exists and `mode` is "errorifexists", or `out` is one of the tables that are read; with
+            `table`, a key is repeated in it or in the scores; or as in `read_scores` and `curate`.
+        OptionError: As in `curate`; or `table` is given without `key`, or `model` or `by` differs from the calibration.
     """
     started = time.monotonic()
     mode = check_mode("mode", mode, KEPT_MODES)
@@ -174,7 +175,7 @@ def write_kept(
 
 def _check_joined_by(key: Sequence[str]) -> None:
     if not key:
-        raise OptionError("--table: expected --key with it, by which its rows are joined, found none")
+        raise OptionError("--table: expected --key with it, found none. Name the columns that identify a row.")
 
 
 def _check_out(spark: SparkSession, out: str, read: Sequence[str], mode: str) -> None:
@@ -182,21 +183,21 @@ def _check_out(spark: SparkSession, out: str, read: Sequence[str], mode: str) ->
     if there is None:
         fitting.check_schema(spark, out, f"--out {out!r}")
         return
-    # By Delta's ids, for one table has many names: a path, a link to it, a name of the catalog.
+    # Compare table ids, because one table can have many names: a path, a link to it, a name in the catalog.
     if there.id in [known.id for known in (tables.detail(spark, name) for name in read) if known is not None]:
-        raise TableError(f"--out {out!r}: expected another table than those that are read; name a new one")
+        raise TableError(f"--out {out!r}: expected a new table, found one that this run reads. Choose another name.")
     if mode != "overwrite":
-        raise TableError(f"--out {out!r}: expected no table there, found one; --overwrite replaces it")
+        raise TableError(f"--out {out!r}: expected no table there, found one. Replace it with --overwrite.")
 
 
 @contextmanager
 def _beside_images(
     images: Source, kept: DataFrame, key: Sequence[str], score_col: str
 ) -> Iterator[tuple[DataFrame, int]]:
-    """The rows of images that have a kept score, with the scores beside them, and how many scores are kept.
+    """Yield the rows of images that have a kept score, with their scores, and the number of kept scores.
 
     Raises:
-        TableError: A key column is missing, or a key is of several rows, of the scores or of the images.
+        TableError: A key column is missing, or a key is null or repeated in the kept scores or in their images.
     """
     check_columns(kept, key, "--key")
     check_columns(images.rows, key, "--key")
@@ -204,25 +205,25 @@ def _beside_images(
     added = _added_columns(kept, own)
     with on_disk(kept.select(*map(quoted, [*key, *added]))) as narrow:
         count = narrow.count()
-        check_keys(narrow, key, "the scores", "choose a model (--model), or add a column to the key")
+        check_keys(narrow, key, "the scores", "Choose a model (--model), or add a column to the key.")
         keys = narrow.select(*map(quoted, key))
         there = images.rows.select(*map(quoted, key)).join(broadcast_if_few(keys, count), list(key), "left_semi")
-        check_keys(there, key, "--table", "add a column to the key, or drop those rows")
+        check_keys(there, key, "--table", "Add a column to the key, or drop those rows.")
         with rows_of_chosen(images, images.rows, narrow, count, key=key, own=own) as rows:
             yield rows.select(*map(quoted, [*own, *added])), count
 
 
 def _own_columns(images: DataFrame, score_col: str) -> list[str]:
-    """Those of the images that are written: all but scores, which may be of another model than those that are kept."""
+    """Return the columns of the images to write: all except scores, which may be of a different model."""
     of_scores = {*TYPES, folded(score_col)}
     if not has_column(images.columns, MODEL):
-        # It was there before any score.
+        # Without a model column this table was never scored, so the embedding is the user's own.
         of_scores.discard(EMBEDDING)
     return lacking(of_scores, images.columns)
 
 
 def _added_columns(kept: DataFrame, own: Sequence[str]) -> list[str]:
-    """Those of the scores that go beside them: no arrays or bytes, of which millions of rows are no broadcast."""
+    """Return the columns of the scores to add: no arrays or bytes, which are too large to broadcast."""
     simple = [
         field.name
         for field in kept.schema
@@ -246,8 +247,8 @@ def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, ob
     except AnalysisException as error:
         if mode == "errorifexists" and tables.is_delta(spark, out):
             raise TableError(
-                f"--out {out!r}: expected no table there, found one that was made since this run began; --overwrite "
-                "replaces it"
+                f"--out {out!r}: expected no table there, found one that was made since this run began. Replace it "
+                "with --overwrite."
             ) from error
         raise
     return tables.read_table(spark, out).count()

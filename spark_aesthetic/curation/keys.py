@@ -1,4 +1,4 @@
-"""Keys that do not identify one row each: their number and the first of them, before anything is written."""
+"""Check that each key identifies one row, before anything is written."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from spark_aesthetic.webdataset.source import SIDECAR_KEY
 
 _KEY, _ROWS, _DAMAGE = "_aesthetic_key", "_aesthetic_rows", "_aesthetic_damage"
 
-# Keys that an error shows.
+# An error shows at most this many keys.
 _SHOWN = 3
 
-# Keys of shards in one Arrow batch.
+# Number of keys in one Arrow batch.
 _BATCH_ROWS = 10_000
 
 
 def check_keys(rows: DataFrame, key: Sequence[str], called: str, remedy: str) -> None:
-    """Check that each key is of one row and has no null; reads the key columns once, and again where it has not.
+    """Check that each key has one row and no null. Reads the key columns once, and again to name repeated keys.
 
     Args:
         rows: The rows.
         key: Columns that together identify a row.
-        called: The rows in an error: "the scores".
-        remedy: What to do about a key with several rows.
+        called: The name of the rows in an error, such as "the scores".
+        remedy: A sentence for the error: what to do about a key with several rows.
 
     Raises:
-        TableError: With the number of such keys, and the first three.
+        TableError: A key is null or repeated. The message gives the number of rows with a null, or names up to three
+            repeated keys and counts the rest.
     """
     columns = [F.col(quoted(name)) for name in key]
     groups = rows.groupBy(*columns).agg(F.count(F.lit(1)).alias(_ROWS))
@@ -45,7 +46,7 @@ def check_keys(rows: DataFrame, key: Sequence[str], called: str, remedy: str) ->
     if found.empty:
         raise TableError(
             f"--key {', '.join(key)}: expected a value in each row of {called}, found {found.empty} rows with a null, "
-            "which no other table's row can equal; leave them out, or name another key"
+            "which cannot be joined. Leave them out, or choose another key."
         )
     if found.repeated:
         text = key_text(map(quoted, key)).alias(_KEY)
@@ -53,23 +54,23 @@ def check_keys(rows: DataFrame, key: Sequence[str], called: str, remedy: str) ->
         shown = ", ".join(f"{row[_ROWS]} for {row[_KEY]}" for row in first)
         raise TableError(
             f"--key {', '.join(key)}: expected one row of {called} for each key, found {shown}"
-            f"{_more(found.repeated)}; {remedy}"
+            f"{_more(found.repeated)}. {remedy}"
         )
 
 
 def check_sample_keys(rows: DataFrame, key_col: str, there: DataFrame | None) -> int:
-    """Check the keys of samples in one pass over them: that readers find them again, each once.
+    """Check that the keys of samples are valid and unique, in one pass over them.
 
     Args:
         rows: Rows to write.
-        key_col: Their column of keys; where it is null, keys are counted.
-        there: The keys that the shards at the place have, as `keys_of_shards` gives them; None if there are none.
+        key_col: Column of the keys; a sample with a null key is numbered.
+        there: The keys of the existing shards, as `keys_of_shards` gives them; None without shards.
 
     Returns:
-        How many rows there are.
+        The number of rows.
 
     Raises:
-        TableError: With the number of such keys, and the first three.
+        TableError: A key is invalid or repeated. The message names up to three keys and counts the rest.
     """
     keys = rows.select(F.col(quoted(key_col)).cast("string").alias(_KEY)).groupBy(_KEY)
     groups = keys.agg(F.count(F.lit(1)).alias(_ROWS))
@@ -80,16 +81,16 @@ def check_sample_keys(rows: DataFrame, key_col: str, there: DataFrame | None) ->
         F.count_if(unsayable).alias("unsayable"),
         F.count_if(several).alias("repeated"),
     ).collect()[0]
-    counted = "leave it out, then keys are counted, and the column goes into the JSON"
+    counted = "leave out --key-col, which numbers the samples and writes the column to the JSON."
     if found.unsayable:
         raise TableError(
             f"--key-col {key_col}: expected keys {shards.KEY_RULE}, found {_first(groups, unsayable)}"
-            f"{_more(found.unsayable)}; {counted}"
+            f"{_more(found.unsayable)}. Choose another column, or {counted}"
         )
     if found.repeated:
         raise TableError(
             f"--key-col {key_col}: expected each key in one row, found several rows for {_first(groups, several)}"
-            f"{_more(found.repeated)}; take another column, drop those rows, or {counted}"
+            f"{_more(found.repeated)}. Choose another column, drop those rows, or {counted}"
         )
     if there is not None:
         again = groups.join(there, _KEY, "left_semi")
@@ -97,8 +98,8 @@ def check_sample_keys(rows: DataFrame, key_col: str, there: DataFrame | None) ->
         if repeated:
             raise TableError(
                 f"--key-col {key_col}: expected keys that the shards at --out do not have, found "
-                f"{_first(again, F.lit(True))}{_more(repeated)}; leave those rows out, or replace the shards with "
-                "--mode overwrite"
+                f"{_first(again, F.lit(True))}{_more(repeated)}. Leave those rows out, or replace the shards with "
+                "--mode overwrite."
             )
     rows_found: int = found.rows
     return rows_found
@@ -114,10 +115,10 @@ def _more(found: int) -> str:
 
 
 def keys_of_shards(spark: SparkSession, urls: Sequence[str]) -> DataFrame:
-    """Read the keys of shards, a task for each: from the sidecar if the shard has one, else from its headers.
+    """Read the keys of shards, one task per shard: from its sidecar if it has one, otherwise from its tar headers.
 
     Returns:
-        A frame that is kept on the executors; the caller unpersists it.
+        A DataFrame that is persisted on the executors; the caller unpersists it.
 
     Raises:
         TableError: A shard is damaged.
@@ -127,7 +128,7 @@ def keys_of_shards(spark: SparkSession, urls: Sequence[str]) -> DataFrame:
     damaged = found.where(F.col(_DAMAGE).isNotNull()).limit(1).collect()
     if damaged:
         found.unpersist()
-        raise TableError(f"--out: expected shards whose keys can be read, found one that is not: {damaged[0][_DAMAGE]}")
+        raise TableError(f"--out: expected shards with readable keys, found a damaged one: {damaged[0][_DAMAGE]}")
     return found
 
 
@@ -144,7 +145,7 @@ def _keys(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                         keys = []
             except shards.ShardError as error:
                 damage = str(error)
-            # The Parquet file beside a shard is damaged.
+            # PyArrow raises this for a damaged sidecar.
             except pa.ArrowException as error:
                 damage = f"the sidecar of {url}: {str(error).splitlines()[0]}"
             yield _batch(keys, damage)

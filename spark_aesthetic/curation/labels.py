@@ -1,4 +1,4 @@
-"""Labels: rows that someone marked keep or drop, with their scores, on the driver."""
+"""Read labels, rows that someone marked keep or drop, and collect them with their scores on the driver."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.schemas import column_type
 from spark_aesthetic.errors import TableError
 
-# A million are years of one person's work.
+# One person needs years for a million labels.
 MAX_LABELS = 1_000_000
 
-# Rows that an error shows.
+# An error shows at most this many rows.
 _SHOWN = 3
 
-# Lines at the beginning of a CSV file that may belong to its header: a column's name may have line feeds.
+# The header of a CSV file may take several lines, because a column's name may contain line feeds.
 _HEADER_LINES = 100
 
 # The review page writes an apostrophe before a cell that a spreadsheet would take for a formula, and before a cell that
@@ -40,22 +40,22 @@ _SHOWN_AS_TEXT = "^'(?=['=+\\-@\t\r\uff1d\uff0b\uff0d\uff20])"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
-    """Those of a group: scores and whether to keep, both of shape (labels,)."""
+    """The labels of a group: scores, and whether to keep the row, both of shape (labels,)."""
 
     scores: Floats
     keep: Bools
 
     @property
     def enough(self) -> bool:
-        """Whether an interval can be told."""
+        """Whether there are enough labels of both kinds for a confidence interval."""
         return bool(min(self.keep.sum(), (~self.keep).sum()) > 1)
 
     def check(self, group: Group) -> None:
-        """Raise TableError where an interval cannot be told."""
+        """Raise TableError if there are too few labels for a confidence interval."""
         if not self.enough:
             raise TableError(
-                f"labels{of_group(group)}: expected 2 of keep and 2 of drop at least whose rows have scores, found "
-                f"{self.keep.sum()} and {(~self.keep).sum()}; label more rows, or check the key"
+                f"labels{of_group(group)}: expected at least 2 of keep and 2 of drop on rows with scores, found "
+                f"{self.keep.sum()} and {(~self.keep).sum()}. Label more rows, or check the key."
             )
 
 
@@ -63,7 +63,7 @@ NO_LABELS = Labels(scores=np.empty(0), keep=np.empty(0, bool))
 
 
 def of_group(group: Group) -> str:
-    """As errors name a group."""
+    """Return the words that name a group in an error."""
     return f" of group {', '.join(map(str, group))}" if group else ""
 
 
@@ -72,9 +72,9 @@ class Collected:
     """Labels with their scores.
 
     Attributes:
-        groups: By the values of the columns of `by`.
-        without_score: Labels left out: no row has their key, or it has no score.
-        repeated: Labels left out because they say of a row what another one has said.
+        groups: Labels by the values of the columns of `by`.
+        without_score: Labels left out because no row has their key, or the row has no score.
+        repeated: Labels left out because they repeat another label of the same row.
     """
 
     groups: dict[Group, Labels]
@@ -86,13 +86,13 @@ def open_labels(scores_df: DataFrame, labels: DataFrame | str, key: Sequence[str
     """Open labels and check their columns.
 
     Raises:
-        TableError: No such file, or columns that are missing.
+        TableError: The file or a column is missing.
     """
     opened = _read_csv(scores_df, labels) if isinstance(labels, str) else labels
     check_columns(opened, [*key, "label"], "labels")
     if not key and "score" not in opened.columns:
         raise TableError(
-            "labels: expected a column score, or --key to take the scores from the table by, found neither"
+            "labels: expected a column score or --key, found neither. Give --key to use the scores of the table."
         )
     return opened
 
@@ -100,11 +100,11 @@ def open_labels(scores_df: DataFrame, labels: DataFrame | str, key: Sequence[str
 def collect_labels(
     scores_df: DataFrame, labels: DataFrame, score_col: str, by: Sequence[str], key: Sequence[str]
 ) -> Collected:
-    """Bring labels with their scores to the driver, by group, one for each row if there is a key.
+    """Collect labels with their scores on the driver, by group; with a key, one label per row.
 
     Raises:
-        TableError: Labels that cannot be; several labels for one row that differ; several rows of the
-            scores for one label.
+        TableError: A label is neither keep nor drop, a row has both, a key has several rows in the scores, or there are
+            more than `MAX_LABELS` labels.
     """
     given = labels.where(F.col("label").isNotNull())
     kinds = {row.label: row["count"] for row in given.groupBy("label").count().limit(10).collect()}
@@ -113,33 +113,33 @@ def collect_labels(
         raise TableError(f"labels: expected keep or drop in the column label, found {', '.join(map(repr, wrong))}")
     total = sum(kinds.values())
     if total > MAX_LABELS:
-        raise TableError(f"labels: expected {MAX_LABELS} rows at most, found {total}; take a random sample of them")
+        raise TableError(f"labels: expected {MAX_LABELS} rows at most, found {total}. Use a random sample.")
     group_names = [f"group_{at}" for at in range(len(by))]
     groups = [F.col(quoted(name)).cast("string").alias(alias) for name, alias in zip(by, group_names, strict=True)]
     if key:
         rows = _by_key(scores_df, given, score_col, groups, key)
     else:
         check_columns(labels, by, "labels without key")
-        # Without a key nothing tells whether two labels are of one row.
+        # Without a key, two labels of one row cannot be recognised.
         rows = given.select(
             *groups, F.col("score").try_cast("double").alias("score"), "label", F.lit(1).alias("times"),
             F.monotonically_increasing_id().alias("number"), F.lit(None).cast("string").alias("judged_twice"),
         )  # fmt: skip
     scored = rows.where(is_score(F.col("score")))
     found = scored.limit(total + 1).toArrow().to_pandas()
-    # Counted by label: of others the rows may be gone, so that there are no more than labels in all.
+    # Check each label's number, not only the total: labels without a row can hide labels with several rows.
     if found["number"].duplicated().any():
         raise TableError(
-            f"key {', '.join(key)}: expected one row of the scores for each label, found several; name more columns"
+            f"key {', '.join(key)}: expected one row of the scores for each label, found several. Name more columns."
         )
     torn = sorted(found["judged_twice"].dropna())
     if torn:
         more = f" and {len(torn) - _SHOWN} more" if len(torn) > _SHOWN else ""
         raise TableError(
-            f"labels: expected one label for each row, found keep and drop for {', '.join(torn[:_SHOWN])}{more}; leave "
-            "one of both in the labels of such a row"
+            f"labels: expected one label for each row, found keep and drop for {', '.join(torn[:_SHOWN])}{more}. Keep "
+            "only one of the two labels for such a row."
         )
-    # In an order of its own, so that the same labels give the same figures to the last bit.
+    # Sort, so that the same labels give the same figures to the last bit.
     found = found.sort_values(["score", "label"])
     parts: list[tuple[Group, pd.DataFrame]] = [((), found)]
     if by:
@@ -157,7 +157,7 @@ def collect_labels(
 def _by_key(
     scores_df: DataFrame, given: DataFrame, score_col: str, groups: Sequence[Column], key: Sequence[str]
 ) -> DataFrame:
-    """The scores of labelled rows with what all labels of a row say, how often, and its key if they differ."""
+    """Return one row per labelled key with its score, label, number of labels, and its key if labels differ."""
     check_columns(scores_df, key, "key")
     types = [column_type(scores_df, quoted(name), "key") for name in key]
     keys = [f"key_{at}" for at in range(len(key))]
@@ -181,11 +181,11 @@ def _by_key(
 
 
 def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
-    # Quotes as RFC 4180 has them, which is not Spark's default. All columns are text.
+    # RFC 4180 escapes a quote by doubling it, which is not Spark's default.
     spark, place = scores_df.sparkSession, naming.whole(path)
-    missing = "expected a CSV file with a header, found none; check the path"
+    missing = "expected a CSV file with a header, found none. Check the path."
     with access.reaching(f"labels {path!r}", missing=missing):
-        # Spark would take the path for a pattern where it looks for the header of such a file itself.
+        # Read the header here: Spark would treat the path as a glob pattern when it infers the header itself.
         first = [row.value for row in access.files_reader(spark).text(place).limit(_HEADER_LINES).collect()]
         header = next(csv.reader(f"{line}\n" for line in first), [])
         if not header:

@@ -1,4 +1,4 @@
-"""Everything but the pixels."""
+"""Save all columns except the images."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def save_metadata(
     image_cols: str | Sequence[str] | None = None,
     mode: Mode | Literal["ignore"] = "errorifexists",
 ) -> None:
-    """Write all columns but those with the bytes of images to Parquet files.
+    """Write all columns except the bytes of images to Parquet files.
 
-    The columns are left out of the plan, so of a Delta or Parquet table their bytes are not read either. Embeddings
-    and scores are metadata: they stay.
+    The image columns are not in the plan, so Spark does not read them from a Delta or Parquet table. Embeddings and
+    scores are metadata and are written.
 
     Args:
-        df: Rows of images and what is known of them.
+        df: Rows with images and their metadata.
         path: Folder of the Parquet files.
         image_cols: The column or columns to leave out; by default each binary column, and each struct, array or map
-            that holds one, such as the column of Spark's image source. A path such as "image.bytes" leaves out one
+            that contains one, such as the column of Spark's image source. A path such as "image.bytes" leaves out one
             field of a struct.
         mode: "errorifexists" (Spark's "error"), "append", "overwrite" or "ignore", as `DataFrameWriter.mode` takes it.
 
     Raises:
-        TableError: There is no such column, or no other.
-        OptionError: Another `mode`.
+        TableError: A column of `image_cols` is missing, or no column is left to write.
+        OptionError: `mode` is not one of these.
     """
     mode = check_mode("mode", mode, (*MODES, "ignore"))
     left_out, fields = set[str](), dict[str, list[list[str]]]()
@@ -53,13 +53,13 @@ def save_metadata(
             fields.setdefault(spelled(df, top), []).append(inside)
     if image_cols is None:
         left_out = {field.name for field in df.schema if holds_bytes(field.dataType)}
-    # Spark drops no field that is the last one of its struct.
+    # Spark cannot drop the last field of a struct.
     left_out |= {name for name, paths in fields.items() if _are_all(df, name, paths)}
     kept = [name for name in df.columns if name not in left_out]
     if not kept:
         raise TableError(
-            f"save_metadata: expected columns beside those of images, found only {', '.join(df.columns)}; name those "
-            "to leave out with image_cols"
+            f"save_metadata: expected columns beside those of images, found only {', '.join(df.columns)}. Name those "
+            "to leave out with image_cols."
         )
     columns = [F.col(quoted(name)) for name in kept]
     for at, name in enumerate(kept):
@@ -69,17 +69,17 @@ def save_metadata(
 
 
 def _without(df: DataFrame, column: str, paths: Sequence[Sequence[str]]) -> Column:
-    """A struct without some of its fields."""
+    """Return a struct without some of its fields."""
     struct, kind = F.col(quoted(column)), df.schema[column].dataType
     if any(len(path) > 1 for path in paths) or not isinstance(kind, StructType):
         return struct.dropFields(*[".".join(map(quoted, path)) for path in paths])
-    # Made of the others: Spark reads the fields that dropFields drops.
+    # Build a new struct from the fields to keep, because Spark reads even the fields that dropFields drops.
     others = [struct.getField(name).alias(name) for name in lacking([path[0] for path in paths], kind.names)]
     return F.when(struct.isNotNull(), F.struct(*others))
 
 
 def _are_all(df: DataFrame, column: str, paths: Sequence[Sequence[str]]) -> bool:
-    """Whether the paths are those of all fields of a struct."""
+    """Whether the paths name every field of the struct."""
     found = df.schema[column].dataType
     whole = [path[0] for path in paths if len(path) == 1]
     return isinstance(found, StructType) and are_same_columns(whole, found.names)

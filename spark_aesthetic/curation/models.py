@@ -1,4 +1,4 @@
-"""What a row of scores is of: which model, whether it is a score, and else why it is none."""
+"""Read the model of a row, whether it has a score, and the reason if it has none."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NOT_FINITE, UNSCORED = "not finite", "unscored"
 
 
 def is_score(score: Column) -> Column:
-    """Whether a score is a number: neither null nor NaN, which Spark sorts above all numbers, nor infinite."""
+    """Whether a score is finite: not null, not infinite and not NaN, which Spark sorts above all numbers."""
     return F.coalesce(F.abs(score) < F.lit(math.inf), F.lit(False))
 
 
 def reason(df: DataFrame, score_col: str) -> Column:
-    """Why a row has no score: its `aesthetic_error`, or `NOT_FINITE`, or `UNSCORED`; null where it has one."""
+    """Return why a row has no score: its `aesthetic_error`, `NOT_FINITE` or `UNSCORED`; null if it has a score."""
     score = F.col(quoted(score_col)).cast("double")
-    # The columns of a view that shows several models end all alike.
+    # In a view of several models, the columns of one model share a suffix.
     error = ERROR + score_col.removeprefix(SCORE) if score_col.startswith(SCORE) else ERROR
     reasons = [F.col(quoted(error))] if has_column(df.columns, error) else []
     reasons += [F.when(score.isNotNull(), F.lit(NOT_FINITE)), F.lit(UNSCORED)]
@@ -32,39 +32,39 @@ def reason(df: DataFrame, score_col: str) -> Column:
 
 
 def model_column(df: DataFrame) -> Column:
-    """The model of a row, as in `aesthetic_model`; null where the table names none."""
+    """Return the model of a row, as in `aesthetic_model`; null if the table has no model column."""
     return F.col(MODEL) if has_column(df.columns, MODEL) else F.lit(None).cast("string")
 
 
 def one_model(rows: Mapping[str, int]) -> str | None:
-    """The model of some scores, or None where the table names none.
+    """Return the only model of the scores, or None if the table has no model.
 
     Args:
-        rows: How many rows each model has.
+        rows: The number of rows of each model.
 
     Raises:
-        TableError: There are several.
+        TableError: There are several models.
     """
     if len(rows) > 1:
         found = ", ".join(f"{model} ({count} rows)" for model, count in sorted(rows.items()))
         raise TableError(
-            f"expected scores of one model, for those of several have scales of their own, found {found}; choose one "
-            f"by --model, or by .where({MODEL} = …)"
+            f"expected scores of one model, because each model has its own scale, found {found}. Choose one with "
+            f"--model, or with .where({MODEL} = …)."
         )
     return next(iter(rows), None)
 
 
 def check_model(model: str, known: list[str]) -> None:
-    """Raise TableError unless there are scores of a model."""
+    """Raise TableError if the scores do not have this model."""
     if model not in known:
         raise TableError(f"--model: no model {model!r} in the scores: {nearest(model, sorted(known))}")
 
 
 def of_model(df: DataFrame, model: str) -> DataFrame:
-    """The rows of a model.
+    """Return the rows of a model.
 
     Raises:
-        TableError: There are none.
+        TableError: The model has no rows.
     """
     check_columns(df, [MODEL], "--model")
     chosen = df.where(F.col(MODEL) == model)
@@ -74,5 +74,5 @@ def of_model(df: DataFrame, model: str) -> DataFrame:
 
 
 def is_untrained(model: str | None) -> bool:
-    """Whether its scores mean nothing, being of random weights."""
+    """Whether the model has random weights, so its scores mean nothing."""
     return model is not None and model.startswith("untrained-")

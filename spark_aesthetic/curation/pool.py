@@ -1,4 +1,4 @@
-"""What an export chooses from: a table of images, opened, and the scores of one model joined to it."""
+"""Open the table of images that an export reads, and join the scores of one model to it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from spark_aesthetic.scoring.target import MODEL, TYPES, models_in
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The rows to choose from: those of the table, and the scores of one model if there are any.
+    """The rows that an export can choose: those of the table and, if given, the scores of one model.
 
     Attributes:
-        source: The table at one version, from whose files single rows can be read; None without scores, and for what is
-            no Delta table.
+        source: The table at one version, so that only the files with chosen rows are read; None without scores, or if
+            `table` is not a Delta table.
         rows: The rows of the table, without the columns that the scores replace.
         image: The column with the bytes of images, as `F.col` takes it.
-        holder: The top-level column that holds it.
-        scored: The key and the scores; None without scores.
+        holder: The top-level column that contains `image`.
+        scored: The key and the columns of the scores; None without scores.
         key: Columns that identify a row in both, as the table spells them.
     """
 
@@ -41,25 +41,25 @@ class Pool:
     key: list[str]
 
     def joined(self) -> DataFrame:
-        """The rows of the table that have scores, with them; all rows without scores."""
+        """Join the rows of the table with their scores; return all rows if there is no scores table."""
         return self.rows if self.scored is None else self.rows.join(self.scored, self.key)
 
     def count_without_score(self) -> int | None:
-        """How many rows of the table `joined` leaves out; None without scores."""
+        """Count the rows of the table that `joined` leaves out; None without scores."""
         return None if self.scored is None else self.rows.join(self.scored, self.key, "left_anti").count()
 
 
 def open_pool(
     spark: SparkSession, table: str, image_col: str, scores: str | None, key: str | Sequence[str], model: str | None
 ) -> Pool:
-    """Open the tables and check what a user has said of them.
+    """Open the tables and check the options against them.
 
     Raises:
-        AestheticError: A table, a column or a model is missing, or options do not fit each other.
+        AestheticError: A table, a column or a model is missing, or options do not fit together.
     """
     source = None
     if scores is not None:
-        # A view, or a table of another kind, has no files of Delta's to choose from.
+        # A view, or a table in another format, is read in full.
         with suppress(TableError):
             source = tables.open_source(spark, table, called="table")
     rows = _open(spark, table, "--table") if source is None else source.rows
@@ -70,7 +70,7 @@ def open_pool(
         scored = _scored(spark, rows, scores, key, model)
         rows = rows.drop(*(name for name in scored.columns if name not in key))
     elif key or model is not None:
-        raise OptionError("--key, --model: expected --scores with them, found none; they say what to join")
+        raise OptionError("--key, --model: expected --scores with them, found none. Add --scores, or leave them out.")
     return Pool(source=source, rows=rows, image=image, holder=holder, scored=scored, key=key)
 
 
@@ -81,19 +81,19 @@ def _open(spark: SparkSession, table: str, option: str) -> DataFrame:
 
 
 def _scored(spark: SparkSession, rows: DataFrame, scores: str, key: Sequence[str], model: str | None) -> DataFrame:
-    """The key and the columns of the scores of one model."""
+    """Return the key and the columns of the scores of one model."""
     found = _open(spark, scores, "--scores")
     for side, known in (("--table", rows), ("--scores", found)):
         for name in key:
             if not has_column(known.columns, name):
                 raise TableError(f"--key: no column {name!r} in {side}: {nearest(name, known.columns)}")
     if not key:
-        raise OptionError("--scores: expected --key with it, found none; name the columns that identify a row in both")
+        raise OptionError("--scores: expected --key with it, found none. Name the columns that identify a row in both.")
     if MODEL not in found.columns:
-        raise TableError(f"--scores {scores}: expected a scores table, found no column {MODEL}; score --table first")
+        raise TableError(f"--scores {scores}: expected a scores table, found no column {MODEL}. Score --table first.")
     models = models_in(found)
     if model is None and len(models) > 1:
-        raise OptionError(f"--model: expected one, since --scores has several; choose from {', '.join(models)}")
+        raise OptionError(f"--model: expected one model of --scores, found several. Choose from {', '.join(models)}.")
     if model is not None and model not in models:
         raise OptionError(f"--model: no model {model!r} in --scores: {nearest(model, models)}")
     made = [name for name in found.columns if name in TYPES and name not in key]

@@ -1,4 +1,4 @@
-"""Whether a table of scores is what it should be: its figures, and how far it has moved."""
+"""Monitor a scores table: summary statistics, and drift between two tables or versions."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number
 from spark_aesthetic.scoring.target import SCORE
 
-# Those that published data sets were cut at.
+# Published data sets use these cuts.
 CUTS = (4.5, 5.0, 5.5, 6.0, 6.25, 6.5, 7.0)
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[float] = CUTS) -> DataFrame:
-    """Figures of a table of scores, one row a model.
+    """Summarise a table of scores in one row per model.
 
-    A frame, as DataFrame.summary gives one: nothing is read until it is shown, the rows of each day can be appended
-    to a table, and SQL can raise an alarm. It takes one pass over narrow columns and a shuffle of counts.
+    The result is a lazy DataFrame, like that of `DataFrame.summary`: you can append it to a table every day and raise
+    an alarm with SQL. Evaluating it takes one pass over the score columns and a shuffle of counts.
 
     Args:
-        df: Scores, with the columns of a scores table; of several models, too.
-        score_col: Column of the scores, any type of number.
-        cuts: Scores for `shares`.
+        df: Scores of one or several models, with the columns of a scores table.
+        score_col: Numeric column of the scores.
+        cuts: Cuts at which to compute `shares`.
 
     Returns:
-        model (string; null where the table names none), rows (bigint), scored (bigint; rows with a finite score),
-        unscored (`map<string, bigint>`: the others by `aesthetic_error`, "not finite" or "unscored"), least, greatest
-        and mean (double; null without a score), quantiles (`map<double, double>`: 0.01 to 0.99; within 0.0005 of the
-        exact ones, which are interpolated as NumPy does by default), shares (`map<double, double>`: of the scored rows
-        those at or above each cut, exactly those that `curate(min_score=cut)` keeps).
+        model (string; null if the table has no model), rows (bigint), scored (bigint; rows with a finite score),
+        unscored (`map<string, bigint>`: rows without one by `aesthetic_error`, "not finite" or "unscored"), least,
+        greatest and mean (double; null without a score), quantiles (`map<double, double>`: 0.01 to 0.99; within 0.0005
+        of the exact quantiles with NumPy's default interpolation), shares (`map<double, double>`: for each cut, the
+        share of the scored rows that `curate(min_score=cut)` keeps).
 
     Raises:
-        TableError: No such column, or scores that are no numbers.
-        OptionError: `cuts` are no list of finite numbers.
+        TableError: A column is missing, or the scores are not numbers.
+        OptionError: `cuts` is not a list of finite numbers.
 
     Examples:
         >>> rows = spark.createDataFrame([(4.5,), (5.5,), (6.5,), (None,)], "aesthetic_score float")
@@ -72,10 +72,10 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
 
 
 def _counted(df: DataFrame, score_col: str, cuts: Sequence[float]) -> DataFrame:
-    """One aggregation by model: counts and sums, the middles of the bins at the quantiles, and rows above each cut."""
+    """Aggregate by model: counts and sums, quantiles of the bins' middles, and the rows at or above each cut."""
     rows, edge = F.col("rows"), F.col("bin") * F.lit(BIN_WIDTH)
     has_score = F.col("bin").isNotNull()
-    # The bins know the rows above an edge. Other cuts are counted one by one, which costs more.
+    # A cut at the edge of a bin needs only the counts of the bins. Each other cut costs a comparison per row.
     between = [cut for cut in cuts if not (cut / BIN_WIDTH).is_integer()]
     above = [
         F.sum(f"reaching_{between.index(cut)}") if cut in between else F.sum(F.when(edge >= F.lit(cut), rows))
@@ -95,7 +95,7 @@ def _counted(df: DataFrame, score_col: str, cuts: Sequence[float]) -> DataFrame:
 
 
 class Band(NamedTuple):
-    """A tenth of the scores before: its lowest score, and the shares of scores in it before and after."""
+    """A tenth of the scores in `before`: its lowest score, and the shares of both tables' scores in it."""
 
     low: float
     before: float
@@ -104,18 +104,18 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """How far scores have moved.
+    """The difference between two distributions of scores.
 
     Attributes:
-        before: Rows with a score before.
-        after: Rows with a score after.
+        before: Number of scored rows in the first table.
+        after: Number of scored rows in the second table.
         psi: Population stability index over `bands`. By the usual rule of credit scoring (Siddiqi 2006, Credit Risk
-            Scorecards) below 0.1 is no change, from 0.25 a large one. Of n and m rows of one distribution it is about
-            9 * (1 / n + 1 / m) by chance alone, so the rule wants a thousand rows of each.
-        ks: Kolmogorov-Smirnov statistic: the greatest difference between both shares of rows below a score.
-        p_value: How probably rows of one distribution differ by as much (Smirnov 1948, Annals of Mathematical
-            Statistics 19:279). Of millions of rows the least change is significant: there judge by `ks` and `psi`.
-        bands: From the lowest up; ten, or fewer where scores are tied.
+            Scorecards), below 0.1 is no change and 0.25 or more is a large change. For n and m rows of one
+            distribution, chance alone gives about 9 * (1 / n + 1 / m), so use at least a thousand rows of each.
+        ks: Kolmogorov-Smirnov statistic, the largest difference between the two distribution functions.
+        p_value: Probability that samples of one distribution differ at least this much (Smirnov 1948, Annals of
+            Mathematical Statistics 19:279). With millions of rows every change is significant; then use `ks` and `psi`.
+        bands: The tenths of the first table, lowest first; fewer than ten if scores are tied.
     """
 
     before: int
@@ -129,43 +129,42 @@ class Drift:
 def score_drift(before: DataFrame, after: DataFrame, *, score_col: str = SCORE) -> Drift:
     """Compare the scores of two tables, or of two versions of one.
 
-    One pass over narrow columns of each. A few numbers about two frames: so an object, as of scipy.stats, and no frame.
-    Scores are compared in bins of 1/1024, so `ks` falls short of the exact one by at most the greatest share of rows in
-    one bin, about 0.0004 of scores as they are.
+    Reads the score columns of each table once. Scores are compared in bins of 1/1024 points, so `ks` is below the exact
+    value by at most the largest share of rows in one bin, about 0.0004 for typical scores.
 
     Args:
         before: Scores of one model, such as `spark.read.option("versionAsOf", 3).table("main.default.photo_scores")`.
-        after: Later ones, of the same model.
-        score_col: Column of the scores in both.
+        after: Later scores of the same model.
+        score_col: Column of the scores in both tables.
 
     Returns:
-        See `Drift`; the rows without a score are in none of its figures, see `describe_scores`.
+        The statistics; see `Drift`. Rows without a score are not counted; see `describe_scores`.
 
     Raises:
-        TableError: No such column; scores of several models; no scores in one of both.
+        TableError: A column is missing, the scores are of several models, or one of the tables has no scores.
     """
     (old_model, old), (new_model, new) = (histograms(df, score_col=score_col) for df in (before, after))
     if None not in (old_model, new_model) and old_model != new_model:
         raise TableError(
-            f"expected scores of one model, for each has a scale of its own, found {old_model} before and "
-            f"{new_model} after; compare scores of the same"
+            f"expected scores of one model, because each model has its own scale, found {old_model} before and "
+            f"{new_model} after. Compare scores of the same model."
         )
     for histogram, name in ((old[()], "before"), (new[()], "after")):
         if not histogram.scored:
-            raise TableError(f"{name}: expected rows with a score, found none; see describe_scores for the reasons")
+            raise TableError(f"{name}: expected rows with a score, found none. See describe_scores for the reasons.")
     return _drift(old[()], new[()])
 
 
 def _drift(old: Histogram, new: Histogram) -> Drift:
     tenths = [old.cut(math.ceil(old.scored * share / 10)) for share in range(1, 10)]
-    # The lowest band is open below, and the highest above.
+    # The lowest band has no lower bound, and the highest has no upper bound.
     edges = np.unique([*tenths, old.bins[0] * old.width])
     shares = []
     for histogram in (old, new):
         above = histogram.above(edges)
         above[0] = histogram.scored
         shares.append(-np.diff(np.append(above, 0)) / histogram.scored)
-    # An empty band would make it infinite: it counts as half a row.
+    # An empty band would make the index infinite, so it counts as half a row.
     was, now = (np.maximum(share, 0.5 / histogram.scored) for share, histogram in zip(shares, (old, new), strict=True))
     everywhere = np.union1d(old.bins, new.bins) * old.width
     ks = float(np.abs(old.above(everywhere) / old.scored - new.above(everywhere) / new.scored).max())
@@ -180,8 +179,8 @@ def _drift(old: Histogram, new: Histogram) -> Drift:
 
 
 def _kolmogorov(statistic: float) -> float:
-    """Kolmogorov's limit distribution: the probability of more than this."""
-    # There the series of 100 terms does not converge, and the probability is 1 to 12 digits.
+    """Return the probability of a larger statistic under Kolmogorov's limit distribution."""
+    # Below 0.2, 100 terms of the series do not suffice, and the probability is 1 to 12 digits.
     if statistic < 0.2:
         return 1.0
     terms = ((-1.0) ** (at - 1) * math.exp(-2 * (at * statistic) ** 2) for at in range(1, 101))

@@ -1,4 +1,4 @@
-"""Keeping the rows at or above a cut."""
+"""Keep the rows at or above a cut."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ def curate(
     key: str | Sequence[str] | None = None,
     score_col: str = SCORE,
 ) -> DataFrame:
-    """Keep the rows at or above a cut, or exactly so many of the best.
+    """Keep the rows at or above a cut, or exactly a number of the best rows.
 
-    Null, NaN and infinite scores are never kept. A score that equals the cut is, whatever the type of the column: 5.1
-    as FLOAT reaches 5.1. With a calibration or `min_score` this is a filter and reads nothing
-    when it is called; Spark passes it down to the files' statistics. With `keep` and `top_k` scores are counted once
-    when it is called, and the frame has two filters of `df` in it: rows that are above by far, and the few whose bin
-    the last kept row lies in, which alone are sorted. So write scores before, and join wide rows after.
+    Null, NaN and infinite scores are never kept. A score that equals the cut is kept, whatever the type of the column:
+    5.1 as FLOAT reaches 5.1. With a calibration or `min_score` the result is a lazy filter, and Spark can skip files by
+    their statistics. With `keep` and `top_k` the call counts the scores once, and the result filters `df` twice: for
+    the rows clearly above the cut, and for the few rows in the bin of the last kept row, which are sorted. Write the
+    scores to a table first, and join wide rows afterwards.
 
     Args:
         df: Scores of one model.
-        calibration: Its cuts, for each group its own.
-        min_score: Keep the rows from this score up.
-        keep: Keep this share of the scored rows, rounded up to a whole row, above 0 and up to 1.
-        top_k: Keep so many rows, or all that have a score where there are no more.
-        by: With `keep` and `top_k`: columns whose values part the table; that much is kept of each group.
-        key: With `keep` and `top_k`: columns that identify a row. Of equal scores the first in its order are kept.
-            A calibration or `min_score` has no need of it.
-        score_col: Column of the scores. A calibration brings it and `by`.
+        calibration: Keep the rows at or above the cut of their group in this calibration.
+        min_score: Keep the rows with at least this score.
+        keep: Keep this share of the scored rows, above 0 and up to 1, rounded up to a whole row.
+        top_k: Keep this many rows, or all scored rows if there are fewer.
+        by: With `keep` and `top_k`: columns that divide the table into groups; that much of each group is kept.
+        key: With `keep` and `top_k`: columns that identify a row. Among equal scores, the first rows in the order of
+            the key are kept. A calibration or `min_score` does not need it.
+        score_col: Column of the scores. A calibration sets `score_col` and `by`.
 
     Returns:
-        Rows of `df` with its columns, in no order.
+        The kept rows of `df` with its columns, in no particular order.
 
     Raises:
-        OptionError: None or several of the four; `keep` or `top_k` without `key`; a value outside its range;
-            another `by` or `score_col` than the calibration's.
-        TableError: A column is missing; scores of several models with `keep` or `top_k`.
-        pyspark.errors.PySparkException: When the frame is evaluated: a row of another model than the calibration's, or
-            of a group that it does not know.
+        OptionError: Not exactly one of the first four is given; `keep` or `top_k` has no `key`; a value is outside its
+            range; `by` or `score_col` differs from the calibration.
+        TableError: A column is missing; `keep` or `top_k` is used with scores of several models.
+        pyspark.errors.PySparkException: When the frame is evaluated: the calibration is of a different model than a
+            row, or has no cut for its group.
 
     Examples:
         >>> rows = spark.createDataFrame([(1, 5.5), (2, 6.5), (3, None), (4, 6.5)], "id int, aesthetic_score float")
@@ -70,7 +70,7 @@ def curate(
     wanted = {"calibration": calibration, "min_score": min_score, "keep": keep, "top_k": top_k}
     given = [name for name, value in wanted.items() if value is not None]
     if len(given) != 1:
-        raise OptionError(f"expected one of {', '.join(wanted)}, found {', '.join(given) or 'none'}; give one")
+        raise OptionError(f"expected one of {', '.join(wanted)}, found {', '.join(given) or 'none'}. Give one.")
     if calibration is not None:
         check_agreement(
             ("by", None if by is None else names(by), calibration.by),
@@ -88,15 +88,15 @@ def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
     check_columns(df, calibration.by, "by")
     known = {cut.group: cut.value for cut in calibration.cuts if cut.value is not None}
     if not known:
-        raise OptionError("calibration: expected one with a cut, found none; give calibrate a target such as keep=0.1")
+        raise OptionError("calibration: expected one with a cut, found none. Give calibrate a target such as keep=0.1.")
     score = F.col(quoted(calibration.score_col))
-    # By a number, for the files' statistics: no row below it can be kept.
+    # No row below the lowest cut is kept; a constant lets Spark skip files by their statistics.
     kept = df.where(is_score(score) & reaches(df, calibration.score_col, min(known.values())))
     if calibration.model is not None and has_column(df.columns, MODEL):
         message = F.concat(
-            F.lit(f"curate: expected scores of {calibration.model}, which the calibration is of, found "),
+            F.lit(f"curate: expected scores of {calibration.model}, the calibration's model, found "),
             F.coalesce(F.col(MODEL), F.lit("no model")),
-            F.lit("; choose that model's rows, or calibrate these"),
+            F.lit(". Filter the rows by that model, or calibrate again."),
         )
         same = F.col(MODEL).eqNullSafe(calibration.model)
         kept = kept.where(F.when(same, F.lit(True)).otherwise(F.raise_error(message).cast("boolean")))
@@ -108,9 +108,9 @@ def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
     message = F.concat(
         F.lit(f"curate: expected a cut for each {', '.join(calibration.by)}, found none for "),
         found,
-        F.lit("; calibrate again, with its rows"),
+        F.lit(". Calibrate again with the rows of that group."),
     )
-    # Not a condition of its own: from score >= cut Spark would infer that cut is not null, and leave the others out.
+    # Raise inside the comparison: from score >= cut alone, Spark infers that cut is not null and drops unknown groups.
     kind, least = in_type(kind, list(known.values()))
     values = {group: (value,) for group, value in zip(known, least, strict=True)}
     cut = F.coalesce(F.col(_CUT), F.raise_error(message).cast(kind))
@@ -121,7 +121,7 @@ def _best(
     df: DataFrame, target: str, given: object, by: Sequence[str], key: Sequence[str], score_col: str
 ) -> DataFrame:
     if not key:
-        raise OptionError(f"{target}: expected key, whose order decides between equal scores, found none; name it")
+        raise OptionError(f"{target}: expected key, which orders equal scores, found none. Name the key columns.")
     check_columns(df, key, "key")
     wanted = check_target(target, given)
     _, counted = histograms(df, score_col=score_col, by=by)
@@ -159,7 +159,7 @@ def _with_values(
     called: Sequence[str],
     kind: DataType,
 ) -> DataFrame:
-    """The rows with the numbers of their group, of one type, or nulls."""
+    """Add the numbers of each row's group, as columns of type `kind`; null for an unknown group."""
     if not by:
         return df.withColumns({name: F.lit(value).cast(kind) for name, value in zip(called, values[()], strict=True)})
     at = [f"_aesthetic_group_{number}" for number in range(len(by))]

@@ -1,1 +1,1 @@
-"""A head of one's own, from embeddings and ratings."""
+"""Fit a head to embeddings and ratings."""

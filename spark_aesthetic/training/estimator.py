@@ -1,4 +1,4 @@
-"""A head of one's own, fitted to ratings of one's own, as an estimator of `pyspark.ml`."""
+"""Fit a head to the user's own ratings with an estimator for `pyspark.ml`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _log = logging.getLogger("spark_aesthetic")
 
 REG_PARAMS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
-# By the checksum of their backbone: of each the one that stands first.
+# Published predictors by the checksum of their backbone; the first one in `BUILT_IN` wins.
 _PUBLISHED = {
     str(predictor.backbone_sha256): predictor for predictor in reversed(BUILT_IN.values()) if not predictor.untrained
 }
@@ -53,55 +53,56 @@ class AestheticEstimator(
     DefaultParamsReadable["AestheticEstimator"],
     DefaultParamsWritable,
 ):
-    """Fits a head to ratings of images by their CLIP embeddings; gives an `AestheticScorer` of it.
+    """Fits a head to ratings of images from their CLIP embeddings and returns an `AestheticScorer` with that head.
 
-    The head is affine, as that of the default predictor is, and fitted by ridge regression in closed form to embeddings
-    of unit length. Its penalty is chosen by cross-validation, whose folds also give the figures of the report. Runs on
-    the executors in two passes over the table; the driver gets a square matrix of the embeddings' width for each fold.
-    Works on classic sessions and on Connect.
+    The head is affine, like that of the default predictor. It is fitted by ridge regression in closed form to
+    embeddings scaled to unit length. Cross-validation chooses the penalty, and its folds also give the figures of the
+    report. The executors read the table in two passes; the driver collects one square matrix, as wide as the
+    embeddings, for each fold. Classic sessions and Spark Connect are supported.
 
-    `fit` leaves three files in the folder `path`: `head-<first 12 of its sha256>.safetensors`; `<name>.json`, a
-    predictor for use wherever a predictor's name is taken; and `<name>.report.json`. The scorer that it returns has the
-    `report` too, a `HeadReport`.
+    `fit` writes three files to the folder `path`: the head, `head-<first 12 digits of its sha256>.safetensors`; the
+    predictor, `<name>.json`, which you can use wherever a predictor's name is accepted; and `<name>.report.json`. The
+    scorer also has the report, a `HeadReport`, in its attribute `report`.
 
-    Rows whose embedding is null, of another length, all zeros, or holds a null, a NaN or an infinity are left out, as
-    are those whose rating is null, NaN or infinite; the report counts them by reason.
+    A row is left out if its embedding is null, has the wrong length, is all zeros, or contains a null, a NaN or an
+    infinity, or if its rating is null, NaN or infinite. The report counts these rows by reason.
 
     Args:
-        inputCol: `array<float>`, `array<double>` or ml Vector column of CLIP embeddings, of any length above zero.
-        labelCol: Column of ratings, of any type of number. Several rows may rate one image.
-        outputCol: Of the scorer: float.
-        name: Name of the predictor, as in its scores' `aesthetic_model`.
-        path: A folder, made if need be: local, /Volumes, dbfs:/, or an address of fsspec. Left out, one in the
-            cache of this machine. Before Spark 4.2 the executors read the head there too.
-        backbone: The architecture of open_clip that made the embeddings.
-        backboneWeights: Path or address of the backbone's file; left out, the published one.
-        backboneSha256: The checksum of that file; left out, the file is read for it.
-        numFolds: Folds of the cross-validation, 2 to 20.
-        regParams: The penalties that are tried, as in Spark's LinearRegression without standardization.
+        inputCol: Column of CLIP embeddings: `array<float>`, `array<double>` or ml Vector, of any length above zero.
+        labelCol: Numeric column of ratings. Several rows may rate one image.
+        outputCol: Column of scores (float) that the returned scorer adds.
+        name: Name of the predictor, as in the `aesthetic_model` of its scores.
+        path: Folder to write to: local, /Volumes, dbfs:/, or a URL that fsspec supports. It is created if it is
+            missing. By default it is a folder in the cache of this machine. Before Spark 4.2 the executors read the
+            head from it too.
+        backbone: The open_clip architecture that computed the embeddings.
+        backboneWeights: Path or URL of the backbone's file; by default the published one.
+        backboneSha256: SHA-256 checksum of that file; by default it is computed from the file.
+        numFolds: Number of folds of the cross-validation, 2 to 20.
+        regParams: Penalties to try, as in Spark's LinearRegression without standardization.
 
     Raises:
-        OptionError: A value outside its range, or a folder that cannot be written to; before any row is read.
-        PredictorError: A name or a backbone that no predictor can have.
-        TableError: By `fit` and `transformSchema`: no such column or another type. By `fit`: no embeddings of the
-            backbone's length, fewer than 10 rows for each fold, or ratings that are all equal.
-        WeightsError: The backbone's file is needed for its checksum and is not there.
+        OptionError: A value is outside its range, or the folder is not writable. Raised before any row is read.
+        PredictorError: The name or the backbone is not valid for a predictor.
+        TableError: From `fit` and `transformSchema`: a column is missing or has the wrong type. From `fit`: there are
+            no embeddings of the backbone's length, fewer than 10 rows per fold, or all ratings are equal.
+        WeightsError: The backbone's file is needed for its checksum and is missing.
 
     Examples:
         >>> AestheticEstimator(inputCol="e", labelCol="stars", name="stock-photos", path="/models").getNumFolds()
         5
     """
 
-    # A saved stage names its class by this: the place that stays.
+    # Saved stages contain this path of the class, so it must stay valid when modules move.
     __module__ = "spark_aesthetic"
 
-    name = make_param("name", "of the predictor that is made", TypeConverters.toString)
-    path = make_param("path", "folder that the head and its predictor are saved in", TypeConverters.toString)
-    backbone = make_param("backbone", "architecture that made the embeddings", TypeConverters.toString)
+    name = make_param("name", "name of the predictor to create", TypeConverters.toString)
+    path = make_param("path", "folder for the head, its predictor and its report", TypeConverters.toString)
+    backbone = make_param("backbone", "open_clip architecture that computed the embeddings", TypeConverters.toString)
     backboneWeights = make_param("backboneWeights", "path or URL of the backbone's file", TypeConverters.toString)
-    backboneSha256 = make_param("backboneSha256", "checksum of the backbone's file", TypeConverters.toString)
-    numFolds = make_param("numFolds", "folds of the cross-validation", TypeConverters.toInt)
-    regParams = make_param("regParams", "penalties that are tried", TypeConverters.toListFloat)
+    backboneSha256 = make_param("backboneSha256", "SHA-256 checksum of the backbone's file", TypeConverters.toString)
+    numFolds = make_param("numFolds", "number of folds of the cross-validation", TypeConverters.toInt)
+    regParams = make_param("regParams", "penalties to try", TypeConverters.toListFloat)
 
     _input_kwargs: dict[str, Any]
 
@@ -119,7 +120,7 @@ class AestheticEstimator(
         backboneSha256: str | None = None,
         numFolds: int = 5,
         regParams: Sequence[float] = REG_PARAMS,
-        # Taken here, so that setParams can name the nearest.
+        # Accept unknown names here, so that the error of setParams can suggest the nearest param.
         **_: NoReturn,
     ) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ class AestheticEstimator(
 
     @keyword_only
     def setParams(self, **_: Any) -> AestheticEstimator:
-        """Set several params by name, as the constructor takes them."""
+        """Set several params by name; see the constructor."""
         self._assign(self._input_kwargs)
         return self
 
@@ -146,17 +147,17 @@ class AestheticEstimator(
             )
 
     def transformSchema(self, schema: StructType) -> StructType:
-        """The schema that the scorer gives for one that `fit` gets; raises as that does of params and columns."""
+        """Return the schema of the scorer's output; check params and columns as `fit` does."""
         self._check()
         self._check_columns(schema)
         return self._scorer(DEFAULT).transformSchema(schema)
 
     def _check_columns(self, schema: StructType) -> bool:
-        """Whether the embeddings are ml Vectors."""
+        """Check the columns; return whether the embeddings are ml Vectors."""
         label = _type_of(schema, self.getLabelCol(), "labelCol")
         if not isinstance(label, NumericType):
             raise TableError(
-                f"labelCol {self.getLabelCol()}: expected a number, found {label.simpleString()}; cast it to double"
+                f"labelCol {self.getLabelCol()}: expected a number, found {label.simpleString()}. Cast it to double."
             )
         name = self.getInputCol()
         return inputs.is_vector(_type_of(schema, name, "inputCol"), f"inputCol {name}")
@@ -167,7 +168,7 @@ class AestheticEstimator(
         )
 
     def _fit(self, dataset: DataFrame) -> AestheticScorer:
-        # A param map of `fit`, of a copy or of a ParamGridBuilder has passed no setter.
+        # Check again, because the param maps of `fit`, `copy` and ParamGridBuilder bypass the setters.
         self._check()
         vector = self._check_columns(dataset.schema)
         unfitted = self._unfitted()
@@ -187,7 +188,8 @@ class AestheticEstimator(
         fitted = cross_validate(sums, self.getRegParams())
         if len(self.getRegParams()) > 1 and fitted.reg_param in (min(self.getRegParams()), max(self.getRegParams())):
             _log.warning(
-                "the best of regParams (--reg-params), %g, is at their end: try others beyond it", fitted.reg_param
+                "the best of regParams (--reg-params), %g, is the lowest or highest: try values beyond it",
+                fitted.reg_param,
             )
         with on_disk(ratings.score_out_of_fold(rows, width, fitted.by_fold, published_head)) as scored:
             figures = ratings.figures(scored)
@@ -212,14 +214,14 @@ class AestheticEstimator(
         return scorer
 
     def _unfitted(self) -> Predictor:
-        """The predictor with the default's head in the place of its own, which is yet to be fitted."""
+        """Return the predictor with the default head as a placeholder for the head that is not fitted yet."""
         backbone, source = self.getBackbone(), self.getBackboneWeights()
         if source is None:
             known = {predictor.backbone: predictor for predictor in _PUBLISHED.values()}
             if backbone not in known:
                 raise OptionError(
-                    f"backboneWeights: expected the file of backbone {backbone!r}, found none; without one, "
-                    f"{nearest(backbone, known)}"
+                    f"backboneWeights: expected the file of backbone {backbone!r}, found none. Give the file, or a "
+                    f"published backbone: {nearest(backbone, known)}"
                 )
             source, sha256 = known[backbone].backbone_weights, known[backbone].backbone_sha256
         else:
@@ -315,7 +317,7 @@ def _type_of(schema: StructType, name: str, option: str) -> DataType:
 
 
 def _save_head(solution: Doubles, unfitted: Predictor, folder: str) -> Predictor:
-    """Save a head under a name that its content gives, and make the predictor that finds it beside its own file."""
+    """Save a head under a name with its checksum, and return a predictor that refers to it by a relative path."""
     tensors = {"weight": solution[None, :-1].astype(np.float32), "bias": solution[-1:].astype(np.float32)}
     content = save(tensors)
     sha256 = hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
-"""Passes over a table of embeddings and ratings: sums for a ridge regression, and how well heads predict the ratings.
+"""Aggregate a table of embeddings and ratings: sums for a ridge regression, and how well heads predict the ratings.
 
-A row is used, or left out for a reason that is counted. Its fold is a hash of its embedding, so it is the same however
-the table is partitioned, and an image with several ratings is never on both sides of a split.
+Each row is used, or left out and counted by reason. Its fold is a hash of its embedding, so it does not depend on the
+partitioning, and the ratings of one image are all in one fold.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ NO_EMBEDDING = "embedding: null"
 NO_RATING = "rating: null"
 RATING_NOT_FINITE = "rating: not finite"
 
-# As many embeddings are looked at to tell their length.
+# Number of embeddings to read to check their length.
 _SAMPLE_ROWS = 1000
 
-# A line of a fold's sums, or with a reason the rows that were left out for it.
+# One line of a fold's matrix of sums or, if `reason` is set, the number of rows left out for that reason.
 _SUMS = "reason string, fold int, line int, task int, sums array<double>"
 _DECILES = 10
 
-# Below it figures by tenths are of single rows.
+# With fewer rows per fold, the tenths of the calibration would be single rows.
 _ROWS_PER_FOLD = 10
 
 
@@ -51,9 +51,9 @@ class Decile:
     """A tenth of the rows, by their score.
 
     Attributes:
-        rows: How many.
-        mean_score: Of their scores.
-        mean_rating: Of their ratings; the same where the head is calibrated.
+        rows: Number of rows.
+        mean_score: Mean of their scores.
+        mean_rating: Mean of their ratings; equal to `mean_score` if the head is calibrated.
     """
 
     rows: int
@@ -66,11 +66,11 @@ class HeadFigures:
     """How well a head predicts ratings of rows that it was not fitted to.
 
     Attributes:
-        r2: The share of the ratings' variance that the scores explain; below zero where their mean would be nearer.
-        rmse: Root of the mean squared difference of score and rating.
-        pearson: Correlation of score and rating; None where all scores are equal.
-        spearman: The same of their ranks, equal values sharing the mean of their ranks.
-        calibration: The tenths of the rows from the lowest scores up; fewer where scores are equal.
+        r2: The share of the ratings' variance that the scores explain; negative if the mean rating predicts better.
+        rmse: Root of the mean squared difference between score and rating.
+        pearson: Correlation of score and rating; None if all scores are equal.
+        spearman: Correlation of their ranks; tied values get the mean of their ranks. None if all scores are equal.
+        calibration: The tenths of the rows, lowest scores first; fewer than ten if scores are tied.
     """
 
     r2: float
@@ -82,18 +82,18 @@ class HeadFigures:
 
 @dataclass(frozen=True)
 class HeadReport:
-    """What an `AestheticEstimator` found.
+    """The report of an `AestheticEstimator`.
 
     Attributes:
-        model: Name and content of the head's predictor, as in `aesthetic_model`.
-        predictor: Where its JSON file is.
-        rows: Rows that the head was fitted to.
-        left_out: Rows that were not used, by reason.
+        model: Name and checksum of the head's predictor, as in `aesthetic_model`.
+        predictor: Path of its JSON file.
+        rows: Number of rows that the head was fitted to.
+        left_out: Number of rows left out, by reason.
         reg_param: The penalty that cross-validation chose.
-        num_folds: How many folds it had.
-        own: Each row scored by a head that was fitted to the rows of the other folds alone.
-        published_model: The published predictor of the same backbone, where there is one.
-        published: The same rows scored by its head.
+        num_folds: Number of folds of the cross-validation.
+        own: Figures of the new head; each row is scored by a head fitted only to the other folds.
+        published_model: The published predictor of the same backbone; None if there is none.
+        published: Figures of that predictor on the same rows; None if there is none.
     """
 
     model: str
@@ -107,73 +107,73 @@ class HeadReport:
     published: HeadFigures | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return a dict that JSON can store."""
         return asdict(self)
 
 
 def rated(rows: DataFrame, embedding: Column, rating: Column, num_folds: int) -> DataFrame:
-    """The rows as the passes take them: embedding array<float>, rating double, fold int."""
+    """Select the columns embedding array<float>, rating double and fold int."""
     named = rows.select(embedding.alias("embedding"), rating.cast("double").alias("rating"))
     return named.withColumn("fold", F.pmod(F.xxhash64("embedding"), F.lit(num_folds)).cast("int"))
 
 
 def width_of(rows: DataFrame, expected: int | None, backbone: str) -> int:
-    """The length of the embeddings; those of another length will be left out.
+    """Return the length of the embeddings; rows with a different length are left out later.
 
-    The first rows alone are looked at where they have the expected length, else all.
+    If a length is expected and the first rows have it, only those are read, otherwise all rows.
 
     Args:
-        rows: As `rated` gives them.
-        expected: The length that the backbone gives, where it is known.
-        backbone: Named in errors.
+        rows: Rows from `rated`.
+        expected: The embedding length of the backbone; None if it is not known.
+        backbone: The backbone's name, for errors.
 
     Raises:
-        TableError: There are no embeddings, none is of the expected length, or nothing is expected and they are of
-            several lengths.
+        TableError: There are no embeddings, none has the expected length, or their lengths differ and none is expected.
     """
     lengths = rows.where(F.col("embedding").isNotNull()).select(F.size("embedding").alias("width"))
-    # Nothing but all rows tells whether there are several lengths.
+    # Without an expected length, all rows must be read, because any of them can have a different length.
     looked_at = lengths if expected is None else lengths.limit(_SAMPLE_ROWS)
     widths = {row.width: row["count"] for row in looked_at.groupBy("width").count().collect()}
     if not widths:
         raise TableError(
-            "inputCol (--embedding-col): expected embeddings, found none that is not null; name their column"
+            "inputCol (--embedding-col): expected embeddings, found only nulls. Name the column with the embeddings."
         )
     if expected is not None and expected not in widths:
         found = f"expected {expected} numbers of {backbone}, found {max(widths, key=widths.__getitem__)}"
-        # Spark stops at the first that fits.
+        # isEmpty stops at the first row with the expected length.
         if lengths.where(F.col("width") == expected).isEmpty():
             raise TableError(
-                f"inputCol (--embedding-col): {found}; set backbone (--backbone) to the one that made the embeddings"
+                f"inputCol (--embedding-col): {found}. Set backbone (--backbone) to the one that made the embeddings."
             )
         _log.warning(
-            "inputCol (--embedding-col): %s in the first %d rows; rows of another length are left out and counted",
+            "inputCol (--embedding-col): %s in the first %d rows; rows of a different length are left out and counted",
             found, sum(widths.values()),
         )  # fmt: skip
     if expected is None and len(widths) > 1:
         raise TableError(
             f"inputCol (--embedding-col): expected embeddings of one length, found "
-            f"{', '.join(map(str, sorted(widths)))}; keep the rows of {backbone} alone"
+            f"{', '.join(map(str, sorted(widths)))}. Keep only the rows of {backbone}."
         )
     return next(iter(widths)) if expected is None else expected
 
 
 def add_up(rows: DataFrame, width: int, num_folds: int) -> tuple[Doubles, dict[str, int]]:
-    """The sums of each fold (see `ridge.squares`), and the rows that are left out, in one pass.
+    """Compute the sums of each fold (see `ridge.squares`) and count the rows left out, in one pass.
 
-    Executors add up partitions, and then the partitions' sums line by line: the driver gets those of the folds alone.
-    Partitions are added in their order, so the same partitions give the same sums to the last bit.
+    The executors add up each partition, and then the partitions' sums line by line, so the driver collects only one
+    matrix per fold. Partitions are added in order, so the same partitions give the same sums to the last bit.
 
     Args:
-        rows: As `rated` gives them.
+        rows: Rows from `rated`.
         width: Length of the embeddings.
-        num_folds: As many.
+        num_folds: Number of folds.
 
     Returns:
-        float64 of shape (num_folds, width + 2, width + 2), zeros for a fold without rows; and counts by reason.
+        float64 of shape (num_folds, width + 2, width + 2), zeros for a fold without rows; and the numbers of rows left
+        out, by reason.
     """
     key = ["reason", "fold", "line"]
-    # Named functions of a module, so that the workers import them.
+    # The workers import these functions by name, so they must be at the top level of a module.
     parts = rows.mapInArrow(partial(_partition_sums, width=width, num_folds=num_folds), _SUMS)
     ordered = parts.repartition(*key).sortWithinPartitions(*key, "task")
     found = ordered.mapInArrow(_added_up, _SUMS).toArrow()
@@ -183,7 +183,7 @@ def add_up(rows: DataFrame, width: int, num_folds: int) -> tuple[Doubles, dict[s
         reason, fold, line = (value.as_py() for value in row[:3])
         sums = row[3].values.to_numpy()
         if reason is None:
-            # A line begins at its diagonal: the matrix is symmetric.
+            # A line starts at the diagonal, because the matrix is symmetric.
             folds[fold, line, line:] += sums
             folds[fold, line + 1 :, line] += sums[1:]
         else:
@@ -192,10 +192,10 @@ def add_up(rows: DataFrame, width: int, num_folds: int) -> tuple[Doubles, dict[s
 
 
 def check_sums(folds: Doubles, left_out: dict[str, int]) -> int:
-    """The number of rows that the sums of the folds are of.
+    """Check that the sums suffice for a fit, and return their number of rows.
 
     Raises:
-        TableError: Too few for the folds, or all ratings are equal.
+        TableError: There are too few rows for the folds, a fold has no row, or all ratings are equal.
     """
     counts = folds[:, -2, -2]
     rows, needed = int(counts.sum()), _ROWS_PER_FOLD * len(folds)
@@ -203,18 +203,19 @@ def check_sums(folds: Doubles, left_out: dict[str, int]) -> int:
         reasons = ", ".join(f"{count} ({reason})" for reason, count in left_out.items()) or "none"
         raise TableError(
             f"expected at least {needed} rows with embedding and rating for {len(folds)} folds, found {rows}, and left "
-            f"out: {reasons}; rate more images, or lower numFolds (--num-folds)"
+            f"out: {reasons}. Rate more images, or lower numFolds (--num-folds)."
         )
     if not counts.all():
         raise TableError(
-            f"expected embeddings in each of {len(folds)} folds, found them in {np.count_nonzero(counts)}: equal "
-            "embeddings share a fold, and here too few differ"
+            f"expected embeddings in each of {len(folds)} folds, found them in {np.count_nonzero(counts)}; equal "
+            "embeddings share a fold. Rate more different images."
         )
     mean, mean_square = folds[:, -1, -2].sum() / rows, folds[:, -1, -1].sum() / rows
-    # What rounding leaves of a variance of zero.
+    # Rounding can turn a variance of zero into a tiny positive number.
     if mean_square - mean**2 <= 1e-12 * mean_square:
         raise TableError(
-            f"labelCol (--label-col): expected ratings that differ, found {mean:g} in all {rows} rows; rate more images"
+            f"labelCol (--label-col): expected ratings that differ, found {mean:g} in all {rows} rows. Rate more "
+            "images."
         )
     return rows
 
@@ -251,7 +252,7 @@ def _added_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         keys = zip(*(batch[name].to_pylist() for name in ("reason", "fold", "line")), strict=True)
         for key, line in zip(keys, batch["sums"], strict=True):
             sums = line.values.to_numpy()
-            # A copy, for what Arrow hands over is read-only and goes with its batch.
+            # Copy, because the array from Arrow is read-only and is freed with its batch.
             totals[key] = totals[key] + sums if key in totals else sums.copy()
     if totals:
         yield _sums_batch([(*key, 0) for key in totals], list(totals.values()))
@@ -271,7 +272,7 @@ def _sums_batch(keys: list[tuple[str | None, int, int, int]], sums: list[Doubles
 
 @dataclass(frozen=True)
 class _Used:
-    """The rows of a batch that are used: unit embeddings (n, width), ratings (n,), folds (n,); counts of the others."""
+    """The used rows of a batch: unit embeddings (n, width), ratings (n,), folds (n,); and counts of rows left out."""
 
     embeddings: Doubles
     ratings: Doubles
@@ -284,7 +285,7 @@ class _Used:
         lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy()
         right = lengths == width
         vectors = np.zeros((len(column), width))
-        # A null inside becomes NaN.
+        # A null element becomes NaN here.
         values = (column if right.all() else column.filter(pa.array(right))).flatten().to_numpy(zero_copy_only=False)
         vectors[right] = values.reshape(-1, width)
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
@@ -293,7 +294,7 @@ class _Used:
             [
                 lengths == -1,
                 ~right,
-                # As where embeddings are scored, in float32.
+                # Scoring computes norms in float32, so the limit is the same here.
                 ~(norms <= np.finfo(np.float32).max),
                 norms == 0,
                 batch["rating"].is_null().to_numpy(zero_copy_only=False),
@@ -320,13 +321,13 @@ class _Used:
 
 
 def score_out_of_fold(rows: DataFrame, width: int, by_fold: Doubles, published: Head | None) -> DataFrame:
-    """Score the rows that are used, each by the solution that was fitted to the other folds.
+    """Score each used row with the solution that was fitted to the other folds.
 
     Args:
-        rows: As `rated` gives them.
+        rows: Rows from `rated`.
         width: Length of the embeddings.
         by_fold: Weights and bias for each fold, float64 of shape (folds, width + 1).
-        published: Also scores them, where it is not None.
+        published: A second head to score the rows, or None.
 
     Returns:
         Columns rating double, own double and, with `published`, published double.
@@ -350,11 +351,11 @@ def _scores(
 def figures(scored: DataFrame) -> dict[str, HeadFigures]:
     """Compare each column of scores with the ratings.
 
-    Ranks are exact and are Spark's own (`pyspark.ml.stat.Correlation`); the borders of the tenths are
-    `percentile_approx` with an accuracy of a ten-thousandth of the rows.
+    Ranks are exact (`pyspark.ml.stat.Correlation`). The borders of the tenths are approximate: their ranks are within a
+    ten-thousandth of the rows (`percentile_approx`).
 
     Args:
-        scored: As `score_out_of_fold` gives them; read several times.
+        scored: Rows from `score_out_of_fold`. They are read several times, so cache them.
     """
     names = scored.columns[1:]
     rating = F.col("rating")

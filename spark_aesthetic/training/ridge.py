@@ -1,7 +1,7 @@
-"""Ridge regression from sums, so that rows are read once however many folds and penalties are tried. NumPy alone.
+"""Fit ridge regressions from sums, so that one pass over the rows serves all folds and penalties. Needs only NumPy.
 
-Of a row with embedding x and rating y, z is (x, 1, y). The sum of the outer products of z with itself, a square matrix
-of d + 2 rows, is all that least squares needs: of any solution v = (weights, bias, -1) the squared error is v' S v.
+For a row with embedding x (d numbers) and rating y, let z = (x, 1, y). Least squares needs only S, the sum of the outer
+products of z with itself, a square matrix of d + 2 rows: the squared error of v = (weights, bias, -1) is v' S v.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """A ridge regression whose penalty was chosen by cross-validation.
+    """A ridge regression with a penalty chosen by cross-validation.
 
     Attributes:
-        reg_param: The penalty with the least squared error on rows that a solution was not fitted to.
-        solution: Fitted to all rows: weights and bias, float64 of shape (d + 1,).
-        by_fold: For each fold the one fitted to the rows of the others, float64 of shape (folds, d + 1).
+        reg_param: The penalty with the lowest squared error on held-out rows.
+        solution: Weights and bias fitted to all rows, float64 of shape (d + 1,).
+        by_fold: For each fold, the solution fitted to the other folds, float64 of shape (folds, d + 1).
     """
 
     reg_param: float
@@ -31,7 +31,7 @@ class CrossValidated:
 
 
 def squares(embeddings: Doubles, ratings: Doubles) -> Doubles:
-    """The sum of the outer products of rows.
+    """Return the sum S of the outer products of the rows (see the module).
 
     Args:
         embeddings: float64 of shape (n, d).
@@ -48,11 +48,11 @@ def squares(embeddings: Doubles, ratings: Doubles) -> Doubles:
 def solve(sums: Doubles, reg_params: Sequence[float]) -> Doubles:
     """Minimise the mean of (y - w . x - b)^2 plus a penalty times w . w; the bias has no penalty.
 
-    That is Spark's LinearRegression with this regParam, without standardization; and scikit-learn's Ridge with
-    alpha = reg_param * rows.
+    The result is that of Spark's LinearRegression with this regParam and without standardization, and of
+    scikit-learn's Ridge with alpha = reg_param * rows.
 
     Args:
-        sums: As `squares` gives them, of at least one row.
+        sums: Sums from `squares`, of at least one row.
         reg_params: Penalties above zero.
 
     Returns:
@@ -65,26 +65,26 @@ def solve(sums: Doubles, reg_params: Sequence[float]) -> Doubles:
     """
     d, rows = len(sums) - 2, sums[-2, -2]
     mean, mean_rating = sums[:d, d] / rows, sums[d + 1, d] / rows
-    # One decomposition for all penalties.
+    # One eigendecomposition serves all penalties.
     spread, directions = np.linalg.eigh(sums[:d, :d] / rows - np.outer(mean, mean))
     along = directions.T @ (sums[:d, d + 1] / rows - mean * mean_rating)
-    # Rounding leaves eigenvalues of a singular matrix a little below zero.
+    # Rounding can make the eigenvalues of a singular matrix slightly negative.
     weights = (along / (np.maximum(spread, 0) + np.asarray(reg_params)[:, None])) @ directions.T
     return np.column_stack([weights, mean_rating - weights @ mean])
 
 
 def squared_error(sums: Doubles, solutions: Doubles) -> Doubles:
-    """The sum of the squared errors of each solution on the rows of the sums; float64 of shape (solutions,)."""
+    """Return the sum of squared errors of each solution on the rows behind `sums`, float64 of shape (solutions,)."""
     v = np.column_stack([solutions, np.full(len(solutions), -1.0)])
     errors: Doubles = np.einsum("si,si->s", v @ sums, v)
     return errors
 
 
 def cross_validate(folds: Doubles, reg_params: Sequence[float]) -> CrossValidated:
-    """Choose a penalty by the folds' sums.
+    """Choose a penalty by cross-validation from the sums of the folds.
 
     Args:
-        folds: As `squares` gives them, float64 of shape (folds, d + 2, d + 2); no fold without rows.
+        folds: Sums from `squares` for each fold, float64 of shape (folds, d + 2, d + 2); every fold has rows.
         reg_params: Penalties above zero.
     """
     whole = folds.sum(axis=0)

@@ -84,7 +84,7 @@ def test_a_cut_is_chosen_and_its_images_are_written(
     assert (told["model"], told["target"], told["wanted"]) == (MODEL, "keep", 0.2)
     refused = job("curate", "--min-score", "1", "--model", MODEL, *images)
     assert refused["code"] == 2
-    assert refused["said"].endswith("expected no table there, found one; --overwrite replaces it")
+    assert refused["said"].endswith("expected no table there, found one. Replace it with --overwrite.")
     assert job("curate", "--calibration", str(tmp_path / "cut.json"), "--overwrite", *images)["kept"] == 4
     # Names of columns are blind to case.
     images[3] = "ID"
@@ -136,7 +136,10 @@ def test_labels_choose_the_cut(job: RunHere, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["calibrate", "--keep", "0.1"], r"found laion.* \(20 rows\), untrained.* \(22 rows\); choose one by --model"),
+        (
+            ["calibrate", "--keep", "0.1"],
+            r"found laion.* \(20 rows\), untrained.* \(22 rows\)\. Choose one with --model",
+        ),
         (["calibrate", "--model", "v2"], r"--model: no model 'v2' in the scores: .*Valid: laion.*, untrained"),
         (["calibrate", "--keep", "0.1", "--top-k", "3"], "not allowed with argument"),
         (["calibrate", "--recall", "0.9", "--model", OTHER], "recall: expected labels with it"),
@@ -157,11 +160,11 @@ def test_another_model_or_group_than_the_calibrations_is_said(tables: Path, job:
     cut = str(tmp_path / "cut.json")
     job("calibrate", "--model", MODEL, "--top-k", "2", "--out", cut)
     out = ["--calibration", cut, "--out", str(tmp_path / "out")]
-    assert "--model: expected that of the calibration" in job("curate", "--model", OTHER, *out)["said"]
-    assert "--by: expected that of the calibration" in job("curate", "--by", "source", *out)["said"]
+    assert "--model: expected the calibration's value" in job("curate", "--model", OTHER, *out)["said"]
+    assert "--by: expected the calibration's value" in job("curate", "--by", "source", *out)["said"]
     for name in (f"{tables}/../{tables.name}/scores", f"file:{tables}/scores"):
         same = job("curate", "--min-score", "1", "--overwrite", "--out", name)
-        assert "expected another table than those that are read" in same["said"]
+        assert "expected a new table, found one that this run reads" in same["said"]
 
 
 def test_scores_in_the_table_of_images_make_way_for_those_that_are_kept(
@@ -191,7 +194,7 @@ def test_a_table_is_replaced_only_where_it_is_said(
     for mode in ([], ["--mode", "errorifexists"]):
         refused = job("curate", "--min-score", "5", *out, *mode)
         assert refused["code"] == 2
-        assert "expected no table there, found one; --overwrite replaces it" in refused["said"]
+        assert "expected no table there, found one. Replace it with --overwrite." in refused["said"]
     # The rows that both runs keep would be there twice.
     assert "invalid choice: 'append'" in job("curate", "--min-score", "5", *out, "--mode", "append")["said"]
     assert "not allowed with" in job("curate", "--min-score", "5", *out, "--mode", "overwrite", "--overwrite")["said"]

@@ -389,7 +389,7 @@ def test_rows_that_make_no_head_are_an_error(noisy: DataFrame, make: Make) -> No
         make().fit(noisy.withColumn("e", F.lit(EMBEDDINGS[0].tolist()).cast("array<float>")))
     with pytest.raises(TableError, match="expected 768 numbers of ViT-L-14-quickgelu, found 12"):
         make(backbone=None, backboneWeights=None).fit(noisy)
-    with pytest.raises(TableError, match="expected embeddings, found none that is not null"):
+    with pytest.raises(TableError, match="expected embeddings, found only nulls"):
         make().fit(noisy.where("false"))
 
 
@@ -438,7 +438,7 @@ def test_first_rows_of_another_length_do_not_refuse_the_rest(
     first_wrong = lengths(*[5] * 1200, 12, 12)
     assert ratings.width_of(first_wrong, 12, "ViT") == 12
     assert "expected 12 numbers of ViT, found 5 in the first 1000 rows" in caplog.text
-    with pytest.raises(TableError, match=r"expected 7 numbers of ViT, found 5; set backbone"):
+    with pytest.raises(TableError, match=r"expected 7 numbers of ViT, found 5\. Set backbone"):
         ratings.width_of(first_wrong, 7, "ViT")
     # Where nothing is known of the backbone, the place of a row does not decide.
     for rows in (first_wrong, lengths(12, *[5] * 1200)):
