@@ -1,4 +1,4 @@
-"""Limits without an engine around them: decoding alone, the model alone, NumPy over pyarrow."""
+"""Measure the limits without an engine: decoding alone, the model alone, NumPy over pyarrow."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from spark_aesthetic.predictors.recipe import Predictor
 
 
 def main(model: str, batch_rows: int, cores: int) -> None:
-    """Serve them, each on all cores."""
+    """Serve the contestants, each on all cores."""
     open_clip.add_model_config(Path(model) / "configs")
     pinned = weights.pin(Predictor.load(f"{model}/predictor.json"))
     peer_model.load(model)
-    # Loading sets one thread, for a process of several; this one has all cores.
+    # `load` sets one thread, because it expects several processes; this process uses all cores.
     torch.set_num_threads(cores)
 
     def decoding(fast: bool) -> Callable[[str, str], float]:
@@ -46,7 +46,7 @@ def main(model: str, batch_rows: int, cores: int) -> None:
         return run
 
     def inferring(encode: Callable[[torch.Tensor], object], loops: int) -> Callable[[str, str], float]:
-        """A loop whose matrix products take all cores, or a loop a core."""
+        """Make a run of one loop with matrix products on all cores, or of one loop per core."""
 
         def run(data: str, out: str) -> float:
             count = pq.read_table(data, columns=["name"]).num_rows

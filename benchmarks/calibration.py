@@ -1,9 +1,9 @@
-"""What choosing a cut costs: `python benchmarks/calibration.py` calibrates ten million scores on two cores.
+"""Measure the cost of choosing a cut: calibrate ten million scores on two cores.
 
     python benchmarks/calibration.py [--rows 10000000] [--repeats 3]
 
-Beside it Spark's own percentile_approx with count, min, max and mean, over the same Delta table and in turn with it.
-The scores are made up: a normal distribution of mean 5 and deviation 1.
+For comparison, each round also runs Spark's percentile_approx with count, min, max and mean on the same Delta table.
+The scores are synthetic: a normal distribution with mean 5 and standard deviation 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import spark_aesthetic as sa
 
 
 def main() -> None:
-    """Measure and print a line each."""
+    """Measure each run and print a line for it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -42,7 +42,6 @@ def main() -> None:
             "delta"
         ).save(path)
         scores = spark.read.format("delta").load(path)
-        # Labels dense around the cut, by key.
         labels = (
             scores.where("aesthetic_score BETWEEN 5.5 AND 7")
             .limit(2000)

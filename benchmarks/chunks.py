@@ -1,9 +1,9 @@
-"""What chunks cost: `python benchmarks/chunks.py` compares a run of 20 chunks with one plain write of the same rows.
+"""Measure the cost of chunks: compare a run of 20 chunks with one plain write of the same rows.
 
     python benchmarks/chunks.py [--rows 20000] [--chunks 20] [--repeats 3]
 
-And what a run costs that finds 100 new rows in a table of 10 files, and in one of 1,000. All in one session, in turn;
-the ratios are those within a round. Seeded untrained weights; the images are small noise.
+It also measures a run that finds 100 new rows, in a table of 10 files and in one of 1,000. All runs take turns in one
+session, and ratios are taken within a round. The weights are seeded and untrained; the images are small noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spark_aesthetic.testing import noise_image, small_predictor
 
 
 def main() -> None:
-    """Measure both and print a line each."""
+    """Measure both comparisons and print their lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--chunks", type=int, default=20)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def session() -> SparkSession:
-    """With the settings of conf/local.conf, on two cores."""
+    """Make a session on two cores with the settings of conf/local.conf."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
     for line in (Path(__file__).parents[1] / "conf" / "local.conf").read_text().splitlines():
@@ -53,14 +53,14 @@ def session() -> SparkSession:
 
 
 def chunking(spark: SparkSession, work: Path, rows: int, chunks: int, repeats: int) -> None:
-    """A run over all rows in chunks beside one write of them."""
+    """Compare a run over all rows in chunks with one write of them."""
     predictor = small_predictor()
 
     def make(rows: int, chunks: int) -> str:
         source = str(work / f"source-{rows}")
         images = [(at, bytearray(noise_image(at))) for at in range(rows)]
         frame = spark.createDataFrame(images, "id bigint, image binary")
-        # Two equal files for two cores in each chunk: a core that waits for the other's longer file is no chunk's cost.
+        # Two equal files per chunk keep both cores busy, so the times contain no wait for a longer file.
         frame.repartition(2 * chunks).write.format("delta").save(source)
         return source
 
@@ -78,7 +78,7 @@ def chunking(spark: SparkSession, work: Path, rows: int, chunks: int, repeats: i
         scored = spark.read.format("delta").load(source).select("id", struct)
         scored.select("id", "s.*").write.format("delta").save(str(work / f"plain-{next(numbers)}"))
 
-    # Both a little: the first loads torch in the driver, the model in the workers and Spark's streaming.
+    # The first runs load torch in the driver, the model in the workers and Spark's streaming, so they are not timed.
     warm, source = make(20 * chunks, chunks), make(rows, chunks)
     plain(warm)
     chunked(warm, 20 * chunks, chunks)
@@ -89,7 +89,7 @@ def chunking(spark: SparkSession, work: Path, rows: int, chunks: int, repeats: i
 
 
 def growing(spark: SparkSession, work: Path, repeats: int) -> None:
-    """Runs that find 100 new embeddings, in tables of 10 and of 1,000 files of 20 rows each."""
+    """Compare runs that find 100 new embeddings, in tables of 10 and of 1,000 files with 20 rows each."""
 
     def some(start: int, count: int) -> DataFrame:
         numbers = "transform(sequence(0, 767), at -> CAST(sin(id * 768 + at) AS FLOAT)) AS e"
@@ -119,7 +119,7 @@ def growing(spark: SparkSession, work: Path, repeats: int) -> None:
 
 
 def in_turn(runs: dict[str, Callable[[], float | None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other in each round."""
+    """Return the seconds of each run; in each round, all runs follow one after the other."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -131,7 +131,7 @@ def in_turn(runs: dict[str, Callable[[], float | None]], repeats: int) -> dict[s
 
 
 def report(what: str, seconds: dict[str, list[float]]) -> None:
-    """Minimum, median and maximum, and the ratio of the second to the first, median of those of each round."""
+    """Print minimum, median and maximum of the seconds, and of each round's ratio of the second run to the first."""
     first, second = seconds
     for name, values in seconds.items():
         print(f"{what}, {name}: {min(values):.2f}, {median(values):.2f}, {max(values):.2f} s")

@@ -1,10 +1,10 @@
-"""Which damage is found, at how many false alarms and what cost: Pillow alone, and this package, in one run.
+"""Compare Pillow alone with this package: the damage that each detects, false alarms, and CPU time.
 
     python benchmarks/damage.py [--seconds 20]
 
-Found are those of the damaged files that get a reason in place of pixels. Spoiled is a file if more than a tenth of its
-224 x 224 pixels are off by more than 16 of 255 once it is decoded regardless. Times are of this thread's CPU, as the
-median of ratios of neighbouring calls.
+A damaged file counts as found if it gets a reason instead of pixels. It counts as spoiled if it decodes and more than a
+tenth of its 224 x 224 pixels are off by more than 16 of 255. Times are CPU times of this thread, compared by the median
+ratio of neighbouring calls.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIZE = (1600, 1068)
 
 
 def alone(data: bytes, *, fast: bool = False) -> Pixels | None:
-    """Pillow's pixels, or None where it raises."""
+    """Return Pillow's pixels, or None if Pillow raises."""
     try:
         with Image.open(BytesIO(data)) as image:
             if fast:
@@ -51,13 +51,13 @@ def alone(data: bytes, *, fast: bool = False) -> Pixels | None:
             else:
                 square = image.resize((across, down), Image.Resampling.BICUBIC).crop(box)
             return np.array(square.convert("RGB"))
-    # It raises nearly anything.
+    # Pillow raises errors of nearly any type.
     except Exception:
         return None
 
 
 def ours(data: bytes, *, fast: bool = False) -> Pixels | None:
-    """This package's pixels, or None where it has a reason."""
+    """Return this package's pixels, or None if it gives a reason."""
     decoded = decode(data, side=SIDE, max_pixels=MAX_PIXELS, fast=fast)
     return None if isinstance(decoded, str) else decoded
 
@@ -96,7 +96,7 @@ def found() -> None:
 
 
 def alarms() -> None:
-    """Print how many whole files are refused, and how many have other pixels than Pillow's."""
+    """Print how many undamaged files are refused, and how many get pixels that differ from Pillow's."""
     counts: Counter[str] = Counter()
     for file in whole():
         by_us, by_pillow = ours(file.data), alone(file.data)
@@ -143,11 +143,11 @@ def _time(decoder: Callable[..., Pixels | None], data: bytes, fast: bool) -> flo
 
 
 def main() -> None:
-    """Print all three."""
+    """Print detection, false alarms and cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5, help="for each encoding's time")
+    parser.add_argument("--seconds", type=float, default=5, help="Seconds to measure each encoding.")
     arguments = parser.parse_args()
-    # Pillow's, of odd files.
+    # Pillow warns about unusual files.
     warnings.simplefilter("ignore")
     found()
     alarms()

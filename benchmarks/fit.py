@@ -1,8 +1,8 @@
-"""What an own head costs: `python benchmarks/fit.py` compares a fit with a scan of the same embeddings.
+"""Measure the cost of fitting a head: compare a fit with a scan of the same embeddings.
 
     python benchmarks/fit.py [--rows 200000] [--width 768] [--repeats 3]
 
-In one session, in turn; the ratio is that within a round. The embeddings and ratings are seeded noise.
+Both take turns in one session, and the ratio is taken within a round. The embeddings and ratings are seeded noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import spark_aesthetic as sa
 
 
 def main() -> None:
-    """Measure both and print a line each."""
+    """Measure scan and fit, and print their times and the memory of the driver."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=768)
@@ -34,7 +34,7 @@ def main() -> None:
     spark = session()
     work = Path(tempfile.mkdtemp(prefix="spark-aesthetic-fit-"))
     try:
-        # In a process of its own, whose memory is not counted.
+        # A separate process keeps the memory for making the rows out of this one's peak.
         maker = get_context("spawn").Process(target=make, args=(work / "rated", args.rows, args.width))
         maker.start()
         maker.join()
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def make(folder: Path, rows: int, width: int) -> None:
-    """Write eight files of embeddings that are not centred, and of ratings that are half noise."""
+    """Write eight files with embeddings that are not centred and ratings that are half noise."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     weight = draw.standard_normal(width)
@@ -76,7 +76,7 @@ def make(folder: Path, rows: int, width: int) -> None:
 
 
 def peak_mib() -> int:
-    """The most memory that this process has had resident."""
+    """Return the peak resident memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -1,10 +1,10 @@
-"""Images per second on the GPU at hand, as a share of what its matrix products allow. Needs no JVM and no network.
+"""Measure images per second on this GPU, also as a share of its matrix product rate; needs no JVM and no network.
 
     python benchmarks/gpu.py [--device cuda:0] [--predictor untrained-vit-l-14] [--batch-size 256] [--seconds 10]
 
-Two paths: decoded pixels to embeddings (a head adds next to nothing), and JPEG bytes (640x480) to scores by the engine
-as a Spark worker runs it. The limit is measured: the tower's largest matrix product, alone. On a CPU it checks itself,
-with few images.
+It measures two paths: decoded pixels to embeddings (a head adds next to nothing), and JPEG bytes (640x480) to scores by
+the engine as a Spark worker runs it. The limit is the measured rate of the tower's largest matrix product alone. On a
+CPU the script runs with few images, as a check of itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from spark_aesthetic.testing import noise_image
 
 
 def main() -> None:
-    """Print one JSON object."""
+    """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--predictor", default="untrained-vit-l-14")
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def tower_flops(tower: VisionTower) -> float:
-    """Floating-point operations of the matrix products for one image; what the rewrites save is not counted."""
+    """Return the floating-point operations of an image's matrix products, without those that this package avoids."""
     length, width = tower.tensors["position"].shape
     layers = len(tower.blocks) - 1
     block = 2 * length * sum(matrix.numel() for matrix in tower.blocks[0] if matrix.dim() == 2)
@@ -75,7 +75,7 @@ def tower_flops(tower: VisionTower) -> float:
 
 
 def matmul_flops(tower: VisionTower, rows: int, seconds: float) -> float:
-    """Operations a second of the largest product of a forward pass."""
+    """Measure the operations per second of the largest matrix product of a forward pass."""
     weight = tower.blocks[0].wide_weight
     tokens = torch.randn(rows * len(tower.tensors["position"]), weight.shape[1], device=weight.device).to(weight.dtype)
     count, started = 0, 0.0
@@ -91,7 +91,7 @@ def matmul_flops(tower: VisionTower, rows: int, seconds: float) -> float:
 
 @torch.inference_mode()
 def pixels_per_second(scorer: ImageScorer, seconds: float) -> float:
-    """Decoded images that are on the device already, to embeddings."""
+    """Measure images per second from pixels on the device to embeddings."""
     pixels = torch.randint(0, 256, (scorer.batch_rows, scorer.encoder.side, scorer.encoder.side, 3), dtype=torch.uint8)
     held = pixels.to(scorer.encoder.device)
     count, started = 0, 0.0
@@ -105,7 +105,7 @@ def pixels_per_second(scorer: ImageScorer, seconds: float) -> float:
 
 
 def jpegs_per_second(scorer: ImageScorer, seconds: float) -> tuple[float, dict[str, float]]:
-    """The whole engine, bytes to scores, after its first batch."""
+    """Measure images per second of the whole engine, bytes to scores, after its first batch; and seconds by stage."""
     files = [noise_image(seed, width=640, height=480) for seed in range(32)]
     ending = perf_counter() + 2 * seconds
 

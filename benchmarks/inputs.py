@@ -1,4 +1,4 @@
-"""Rows and weights that all contestants share."""
+"""Make and read the rows and weights that all contestants share."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.recipe import Predictor
 from spark_aesthetic.testing import photographs
 
-# As a table of embeddings has them: row groups of Spark's own default size hold about this many.
+# A row group of Spark's default size contains about this many embeddings.
 _ROWS_A_GROUP = 40_000
 
 
 def write_photographs(folder: Path, count: int, width: int, height: int, *, files: int = 4, copies: int = 1) -> None:
-    """JPEGs of one size, all different: seeded crops, mirrored or not, of the real photographs, with sensor noise.
+    """Write different JPEGs of one size: seeded crops of real photographs, some mirrored, with sensor noise.
 
-    Each is there `copies` times, under names of their own.
+    Each is written `copies` times, under different names.
     """
     folder.mkdir(parents=True)
     originals = [Image.open(BytesIO(data)).convert("RGB") for data in photographs().values()]
@@ -51,7 +51,7 @@ def _photograph(originals: list[Image.Image], seed: int, width: int, height: int
 
 
 def write_embeddings(folder: Path, count: int, dimension: int, *, files: int = 4) -> None:
-    """Random unit embeddings, float32, in pages as Spark writes them."""
+    """Write random float32 embeddings of length 1, in pages like Spark's."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for number in range(files):
@@ -59,7 +59,7 @@ def write_embeddings(folder: Path, count: int, dimension: int, *, files: int = 4
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         offsets = pa.array(np.arange(0, rows.size + 1, dimension, dtype=np.int32))
         column = pa.ListArray.from_arrays(offsets, pa.array(rows.ravel()))
-        # Where all values differ pyarrow still begins with a dictionary of up to 1 MB; Spark's writer does not.
+        # If all values differ, pyarrow still begins with a dictionary of up to 1 MB; Spark's writer does not.
         pq.write_table(
             pa.table({"embedding": column}),
             folder / f"part-{number}.parquet",
@@ -69,7 +69,7 @@ def write_embeddings(folder: Path, count: int, dimension: int, *, files: int = 4
 
 
 def write_model(folder: Path, predictor: Predictor, config: dict[str, object] | None) -> None:
-    """The seeded weights of an untrained predictor as `peer_model` takes them."""
+    """Write the seeded weights of an untrained predictor in the files that `peer_model` reads."""
     from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
@@ -90,13 +90,13 @@ def write_model(folder: Path, predictor: Predictor, config: dict[str, object] | 
 
 
 def read_images(data: str) -> list[bytes]:
-    """All images of a folder, in the order of their names."""
+    """Read all images of a folder, in the order of their names."""
     table = pq.read_table(data, columns=["name", "image"]).sort_by("name")
     return [image.as_py() for image in table["image"]]
 
 
 def read_scores(out: str) -> dict[str, float]:
-    """What a contestant over images wrote, by name."""
+    """Read the scores that a contestant wrote for images, by name."""
     table = pa.concat_tables(pq.read_table(file).select(["name", "score"]) for file in _parquet(out))
     return dict(zip(table["name"].to_pylist(), table["score"].to_pylist(), strict=True))
 
@@ -106,7 +106,7 @@ def _parquet(out: str) -> Iterator[Path]:
 
 
 def read_embeddings(data: str) -> Iterator[npt.NDArray[np.float32]]:
-    """Batches of embeddings without a copy, as pyarrow reads them."""
+    """Read embeddings in pyarrow's batches, without a copy."""
     for file in sorted(Path(data).glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(16_384, columns=["embedding"]):
             column = batch.column(0)

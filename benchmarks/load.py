@@ -1,9 +1,9 @@
-"""Model load: seconds and private memory, ours beside open_clip's own, each in a process of its own.
+"""Measure seconds and private memory of loading a model, ours and open_clip's, each in a separate process.
 
     python benchmarks/load.py
 
-Private is what a second worker of the same node would need again (private dirty pages, Linux): pages of a mapped file
-are shared. The files are read once before, so they come from the page cache.
+Private memory (private dirty pages, Linux) is the memory that each further worker of a node needs: workers share the
+pages of a mapped file. The files are read once before, so they come from the page cache.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ print(json.dumps({"seconds": seconds, "first": first, "private_gb": dirty[0] / 1
 
 
 def main() -> None:
-    """Print both, and the process that only imports torch and open_clip."""
+    """Print a line for each, and one for a process that only imports torch and open_clip."""
     import open_clip
     import torch
 

@@ -1,11 +1,11 @@
-"""clip-retrieval, by clip_inference over a folder of image files as its documentation has it; its own environment.
+"""Serve clip-retrieval: clip_inference over a folder of images, as documented, in a separate environment.
 
     python on_clip_retrieval.py MODEL_FOLDER BATCH_ROWS CORES
 
-It reads files, not tables: the images lie in a folder before the clock starts. Its result is embeddings in float16, for
-which the scores differ in the fourth decimal; the head over them is NumPy's. One process runs the model with a thread a
-core, and as many decode for it. Its two processes for statistics are left out: they import all of it anew in each run,
-which is half a minute on two cores and would be most of a contest, though nothing of a job that takes hours.
+clip-retrieval reads files, not tables, so the images are written to a folder before the clock starts. It returns
+embeddings in float16, so scores differ in the fourth decimal; NumPy applies the head. One process runs the model with a
+thread per core, and a decoding process per core feeds it. Its two processes for statistics are disabled: they import
+everything again in each run, which takes half a minute on two cores, most of a contest but nothing in a job of hours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from serve import serve
 
 def serve_images(folder: str, batch_rows: int, cores: int) -> None:
     """Serve images."""
-    # It takes a model as architecture and checkpoint; the text tower is any, for nothing asks it.
+    # clip-retrieval takes a model as architecture and checkpoint. The text tower is arbitrary, because nothing uses it.
     model, _, head = peer_model.load(folder)
     checkpoint = Path(folder).absolute() / "clip_retrieval.pt"
     torch.save(model.state_dict(), checkpoint)
@@ -38,7 +38,7 @@ def serve_images(folder: str, batch_rows: int, cores: int) -> None:
     name = f"open_clip:{architecture}/{checkpoint}"
     torch.set_num_threads(cores)
     with redirect_stdout(sys.stderr):
-        # With the arguments of its own call, by which its cache knows it: no run loads the model.
+        # With the arguments of clip_inference's own call, this fills its cache, so no timed run loads the model.
         load_clip(clip_model=name, use_jit=False, warmup_batch_size=batch_rows, clip_cache_path=None)
     weight, bias = head["weight"].numpy(), head["bias"].numpy()
 

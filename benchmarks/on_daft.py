@@ -1,4 +1,4 @@
-"""Daft, by a class as its documentation has it for models: made once in each process, one process a core."""
+"""Serve Daft: a class, as documented for models, made once in each process, with one process per core."""
 
 from __future__ import annotations
 

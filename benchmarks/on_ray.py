@@ -1,4 +1,4 @@
-"""Ray Data, by map_batches with a class as its documentation has it: one actor a core."""
+"""Serve Ray Data: map_batches with a class, as documented, with one actor per core."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from serve import serve
 
 
 class Scorer:
-    """Scores batches of images; an actor."""
+    """An actor that scores batches of images."""
 
     def __init__(self, model: str, processes: int) -> None:
         self.model = model
         peer_model.load(model)
-        # Not with a first batch, as Daft's processes do: few blocks can all go to one actor.
+        # Daft's processes begin with their first batch. Here one actor may get all batches, so each begins at once.
         peer_model.begin(model, processes)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One batch, which map_batches cuts."""
+        """Score one batch of map_batches."""
         return {"name": batch["name"], "score": peer_model.score(self.model, list(batch["image"]))}
 
 
 def main(model: str, batch_rows: int, cores: int) -> None:
     """Serve images and embeddings."""
-    # Twice the cores by name: the actors take half of that, and reading and writing must find a place too.
+    # Ray counts a core per actor. Twice the cores leaves room to schedule reading and writing.
     ray.init(num_cpus=2 * cores, object_store_memory=2 << 30, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     head = np.load(f"{model}/default_head.npz")

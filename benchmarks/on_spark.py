@@ -1,4 +1,4 @@
-"""Contestants in one Spark session: this package, and the pandas UDFs that people write today."""
+"""Serve the contestants of one Spark session: this package, and the pandas UDFs that people write today."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import spark_aesthetic as sa
 
 
 def main(model: str, batch_rows: int, cores: int) -> None:
-    """Serve all of them; `model` is a folder of `inputs.write_model` with predictor.json beside the weights."""
+    """Serve all of them; `model` is a folder that `inputs.write_model` wrote, with predictor.json added."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
     conf = Path(__file__).parents[1] / "conf" / "local.conf"
     builder = SparkSession.builder.master(f"local[{cores}]").config("spark.ui.enabled", "false")
@@ -38,7 +38,7 @@ def main(model: str, batch_rows: int, cores: int) -> None:
 
     def scored(column: Callable[[], Column], settings: dict[str, str] | None = None) -> Callable[[str, str], None]:
         def run(data: str, out: str) -> None:
-            # Those of conf/local.conf suit this package, which cuts batches by itself.
+            # The batch sizes of conf/local.conf suit this package, which cuts batches itself. Peers need their own.
             for name, value in (settings or {}).items():
                 spark.conf.set(name, value)
             rows(data).select("name", column().alias("score")).write.format("delta").save(out)
@@ -55,11 +55,11 @@ def main(model: str, batch_rows: int, cores: int) -> None:
 
         return run
 
-    # Made once: a function of its own for each query would be another model to its workers.
+    # Workers load the model once per function, so queries share one function.
     usual, batched = _usual(model, batch_rows), _batched(model, batch_rows)
     usual_embeddings, batched_embeddings = _usual_embeddings(), _batched_embeddings()
     mine = f"{model}/predictor.json"
-    # An Arrow batch is a forward pass to them, and both would get some of 13 images and some of 3 with ours.
+    # The peers run one forward pass per Arrow batch. With our settings some batches have 13 images and some 3.
     whole = {
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(batch_rows),
         "spark.sql.execution.arrow.maxBytesPerBatch": str(256 << 20),

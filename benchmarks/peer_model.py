@@ -1,4 +1,4 @@
-"""CLIP and a linear head as users of open_clip write it: for all peers the same, with the weights that we have too."""
+"""CLIP and a linear head as users of open_clip write it; all peers use this, with this package's weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _loaded: dict[str, Any] = {}
 
 
 def load(folder: str) -> Any:
-    """Model, transform and head of a folder that `inputs.write_model` wrote; once a process."""
+    """Load model, transform and head from a folder that `inputs.write_model` wrote, once per process."""
     if folder not in _loaded:
         import open_clip
         import torch
         from safetensors.torch import load_file
 
-        torch.set_num_threads(1)  # one of two processes on two cores: faster for each of them than two threads
+        torch.set_num_threads(1)  # two processes on two cores are faster with one thread each than with two
         about = json.loads((Path(folder) / "model.json").read_text())
         open_clip.add_model_config(Path(folder) / "configs")
         model, _, transform = open_clip.create_model_and_transforms(about["architecture"])
@@ -35,9 +35,9 @@ def load(folder: str) -> Any:
 
 
 def begin(folder: str, processes: int) -> None:
-    """Called when a process has loaded; the first time it waits until all of them have.
+    """Note that this process has loaded the model; on its first call, wait until all processes have.
 
-    Else the import and the model of the second would be loaded on the time of the first.
+    Without the wait, the second process would load its imports and model while the first is timed.
     """
     mine = Path(folder) / f"begun-{os.getpid()}"
     if mine.exists():
@@ -51,7 +51,7 @@ def begin(folder: str, processes: int) -> None:
 
 
 def seconds_since_begin(query: Callable[[], object], folder: str) -> float:
-    """Run a query whose processes call `begin`; the seconds it took from when the last of them was ready."""
+    """Run a query with processes that call `begin`; return the seconds since the last of them was ready."""
     for file in _begun(folder):
         file.unlink()
     query()
@@ -63,7 +63,7 @@ def _begun(folder: str) -> list[Path]:
 
 
 def score(folder: str, images: list[bytes]) -> npt.NDArray[np.float32]:
-    """One batch, the usual way."""
+    """Score one batch as users of open_clip do."""
     import torch
     from PIL import Image
 

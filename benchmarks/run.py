@@ -1,10 +1,10 @@
-"""`make bench`: this package and what people use today, in turn, on the same rows, weights and cores.
+"""`make bench`: compare this package with its peers on the same rows, weights and cores.
 
     python benchmarks/run.py [--contests embeddings large small tiny vit-l-14] [--repeats 3] [--work FOLDER]
 
-Each contestant runs in a process that stays: what is timed is the steady state, after a small run that loads its model.
-In each round all of a contest run one after the other, so that a noisy neighbour is nobody's alone, and ratios are
-taken within a round. Prints a table for each contest and writes benchmarks/results.json.
+Each contestant runs in a process that stays, so the times are of the steady state, after a small run that loads its
+model. In each round all contestants run one after the other, so that a noisy neighbour slows all of them. Ratios are
+taken within a round. The script prints a table for each contest and writes benchmarks/results.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENVIRONMENTS = {"on_daft.py": ".venv", "on_ray.py": ".venv", "on_clip_retrieval.
 CORES = 2
 BATCH_ROWS = 16
 
-# So small that decoding is the bottleneck on a CPU, as it is beside a GPU.
+# This model is so small that decoding is the bottleneck on a CPU, as it is with a large model on a GPU.
 TINY = Predictor(
     name="untrained-tiny", backbone="ViT-tiny-32", backbone_weights="untrained:0", head_weights="untrained:0:64"
 )
@@ -48,13 +48,13 @@ TINY_CONFIG: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Contest:
-    """Rows, a model, and who runs.
+    """Rows, a model, and the contestants.
 
     Attributes:
-        contestants: Names by the script that serves them.
-        rows: All of them; of images, `rows / copies` are different.
-        copies: So often each image stands in the table, where one of each would be over in a second.
-        limits: Those that only show what is possible; the others are this package and its peers.
+        contestants: Names of the contestants, by the script that serves them.
+        rows: Number of rows; `rows / copies` images are different.
+        copies: Copies of each image in the table; more than one if a run would otherwise take only a second.
+        limits: Contestants that only show what is possible. All except these are this package and its peers.
     """
 
     unit: str
@@ -72,7 +72,7 @@ OURS = ["spark-aesthetic", "spark-aesthetic fast"]
 A_LOOP_A_CORE = "model only, ours, a loop a core"
 BARE = ["decode only", "decode only, fast", "model only, ours", A_LOOP_A_CORE]
 OPEN_CLIP = "model only, open_clip"
-# Without instructions for it (x86: AVX-512 BF16 or AMX; Arm: BF16) bfloat16 takes ten times as long as float32.
+# On a CPU without bfloat16 instructions (x86: AVX-512 BF16 or AMX; Arm: BF16), it takes ten times as long as float32.
 if {"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split()):
     OURS.append("spark-aesthetic fast bfloat16")
     BARE.append("model only, ours, bfloat16")
@@ -118,7 +118,7 @@ CONTESTS = {
 
 
 class Server:
-    """A process of contestants that waits for its turn."""
+    """A process that serves contestants and waits between their runs."""
 
     def __init__(self, script: str, model: Path, environment: dict[str, str], log: Path) -> None:
         python = HERE / ENVIRONMENTS[script] / "bin" / "python" if script in ENVIRONMENTS else Path(sys.executable)
@@ -130,7 +130,7 @@ class Server:
         self._answer()
 
     def run(self, name: str, data: Path, out: Path) -> float:
-        """Seconds of one run."""
+        """Run a contestant and return its seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"run": name, "data": str(data), "out": str(out)}) + "\n")
         self.process.stdin.flush()
@@ -140,22 +140,22 @@ class Server:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.log}: the process ended:\n{self.log.read_text()[-3000:]}")
+            raise SystemExit(f"{self.log}: the process ended early. Its log:\n{self.log.read_text()[-3000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
-        """Let it end by itself, as it does where its orders end."""
+        """Close the input of the process, which then ends, and wait for it."""
         self.process.communicate()
 
 
 def main() -> None:
-    """Run the contests that were asked for, and merge their figures into results.json."""
+    """Run the chosen contests, and merge their figures into results.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--contests", nargs="+", choices=CONTESTS, default=list(CONTESTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--work", type=Path, help="a folder for rows, weights and logs, kept (default: a temporary one)"
+        "--work", type=Path, help="Folder for rows, weights and logs, which is kept. Default: a temporary one."
     )
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="spark-aesthetic-bench-"))
@@ -173,7 +173,7 @@ def main() -> None:
 
 
 def measure(name: str, contest: Contest, repeats: int, work: Path) -> dict[str, Any]:
-    """Rates of all contestants, and how far the scores are from the plain loop's."""
+    """Measure the rates of all contestants and the distances of their scores from the plain loop's."""
     folder = work / name
     shutil.rmtree(folder, ignore_errors=True)
     if contest.size == (0, 0):
@@ -189,7 +189,7 @@ def measure(name: str, contest: Contest, repeats: int, work: Path) -> dict[str, 
         prepare(pinned, dtype=dtype)
     default = weights.load_head(weights.pin(resolve("laion-aesthetics-v2")))
     np.savez(model / "default_head.npz", weight=default.weight, bias=default.bias)
-    # A core each: what else a library would start is contention here.
+    # Each process gets one thread, because further threads of a library would compete for the cores.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     environment["SPARK_SUBMIT_OPTS"] = f"-Dderby.system.home={folder}"
     servers = {script: Server(script, model, environment, folder / f"{script}.log") for script in contest.contestants}
@@ -200,8 +200,8 @@ def measure(name: str, contest: Contest, repeats: int, work: Path) -> dict[str, 
     seconds: dict[str, list[float]] = {run: [] for _, run in order}
     outs: dict[str, list[Path]] = {run: [] for run in seconds}
     if contest.size == (0, 0):
-        # All of the rows, and in Spark eight times: rates rise until about the fifth, while the JVM compiles what it
-        # runs often. Where nothing is compiled the second run is as fast as any.
+        # Spark warms up with eight runs over all rows: its rates rise until about the fifth, while the JVM compiles hot
+        # code. Contestants without a JVM are as fast in their second run as later, so they warm up with two.
         for warm in range(8):
             for server, run in order:
                 if warm < 2 or server is servers["on_spark.py"]:
@@ -210,8 +210,8 @@ def measure(name: str, contest: Contest, repeats: int, work: Path) -> dict[str, 
         for number, (server, run) in enumerate(order):
             out = folder / f"out-{repeat}-{number}"
             outs[run].append(out)
-            # Loads the model, which a Spark worker that idled for a minute has lost with its process. The actors of
-            # Daft and Ray begin again with every query: their clocks start with their first batch.
+            # This run loads the model: a Spark worker that is idle for a minute ends and loses it. Daft and Ray start
+            # new actors for every query, so their clocks start only when the actors are ready.
             if run in (*OURS, *ON_SPARK):
                 server.run(run, folder / "warm", folder / f"warm-{repeat}-{number}")
             seconds[run].append(server.run(run, folder / "rows", out))
@@ -225,25 +225,28 @@ def measure(name: str, contest: Contest, repeats: int, work: Path) -> dict[str, 
 
 
 def sums(outs: dict[str, list[Path]]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Of embeddings, who has another sum, or sum of squares, of all scores than NumPy."""
-    # Of 200,000 float32 scores in other orders. The squares tell scores from their mean: without the embeddings in
-    # them they are smaller by a hundredth. Unit vectors need no division, so that one is among the contestants.
+    """Find contestants over embeddings with a sum or sum of squares of all scores that differs from NumPy's."""
+    # The tolerance allows for 200,000 float32 scores summed in different orders. The sum of squares detects scores
+    # that ignore the embeddings: theirs is smaller by a hundredth. The embeddings have length 1, so normalize=False
+    # gives the same scores.
     plain = np.array(json.loads(outs["NumPy over pyarrow"][0].read_text()))
     wrong = []
     for run, files in outs.items():
         for file in files if run != "scan only" else []:
             found = np.array(json.loads(file.read_text()))
             if not np.allclose(found, plain, rtol=1e-5):
-                wrong.append(f"{run}: other scores than NumPy's: sum and sum of squares {found}, not {plain}")
+                wrong.append(
+                    f"{run}: the scores differ from NumPy's: found sum and sum of squares {found}, expected {plain}"
+                )
     return {}, wrong
 
 
 def deviations(contest: Contest, outs: dict[str, list[Path]]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Of images, mean and largest distance of the scores from the plain loop's, their spread, and who is too far."""
+    """Return the mean and largest distance of the scores from the plain loop's, and contestants beyond the limit."""
     plain = read_scores(str(outs["plain loop"][0]))
     spread = float(np.std(list(plain.values())))
-    # clip-retrieval keeps embeddings in float16: half a unit in the last of 11 bits, of a vector of length 1. "fast"
-    # decoding may move a score by a tenth of what images differ by.
+    # clip-retrieval keeps embeddings in float16, which rounds a vector of length 1 by up to half a unit in the last of
+    # 11 bits. "fast" decoding may move a score by a tenth of the scores' standard deviation.
     half = 2**-11 * weights.load_head(weights.pin(contest.predictor)).norm
     most = {"clip-retrieval": half, **{run: 0.1 * spread for run in outs if "fast" in run}}
     found: dict[str, dict[str, float]] = {"plain loop": {"spread": spread}}
@@ -252,17 +255,19 @@ def deviations(contest: Contest, outs: dict[str, list[Path]]) -> tuple[dict[str,
         for file in files if run not in contest.limits else []:
             scores = read_scores(str(file))
             if scores.keys() != plain.keys():
-                wrong.append(f"{run}: {len(scores)} rows, not the {len(plain)} of the plain loop")
+                wrong.append(
+                    f"{run}: wrong number of rows: found {len(scores)}, expected {len(plain)} as in the plain loop"
+                )
                 continue
             distance = np.abs([scores[name] - plain[name] for name in plain])
             found[run] = found.get(run, {}) | {"mean": float(distance.mean()), "max": float(distance.max())}
             if distance.max() > most.get(run, 1e-4):
-                wrong.append(f"{run}: other scores than the plain loop's, by {distance.max()}")
+                wrong.append(f"{run}: the scores differ from the plain loop's by up to {distance.max()}")
     return found, wrong
 
 
 def table(contest: Contest, result: dict[str, Any]) -> str:
-    """Markdown: rates, and ratios to the limit that applies and to the best peer, medians of those of each round."""
+    """Make a Markdown table of rates and of their ratios to the limit and to the best peer (medians over rounds)."""
     rates: dict[str, list[float]] = result["rates"]
     peers = [run for run in rates if run not in contest.limits and "aesthetic" not in run]
     best = max(peers, key=lambda run: median(rates[run]))
@@ -278,8 +283,8 @@ def table(contest: Contest, result: dict[str, Any]) -> str:
         if "fast" in run:
             spread = result["deviations"]["plain loop"]["spread"]
             lines.append(
-                f"\n{run}: scores are {found['mean']:.2g} from exact ones in the mean, {found['max']:.2g} at most; "
-                f"their own standard deviation is {spread:.2g} (untrained weights)."
+                f"\n{run}: scores differ from exact ones by {found['mean']:.2g} on average and by "
+                f"{found['max']:.2g} at most; their standard deviation is {spread:.2g} (untrained weights)."
             )
     return "\n".join(lines)
 
@@ -289,7 +294,7 @@ def _ratio(rates: list[float], others: list[float]) -> str:
 
 
 def _limit(run: str, rates: dict[str, list[float]]) -> list[float] | None:
-    """The rates that scan, or decoding and the model one after the other on all cores, would allow."""
+    """Return the rates that the scan allows, or that decoding and then the model allow on all cores."""
     if "aesthetic" not in run:
         return None
     if "scan only" in rates:
@@ -301,7 +306,7 @@ def _limit(run: str, rates: dict[str, list[float]]) -> list[float] | None:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures depend on."""
+    """Return the properties of the machine and the versions on which the figures depend."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),

@@ -1,4 +1,4 @@
-"""What every contestant's process does: run what it is told, time it, and say so on a channel of its own."""
+"""Serve contestants in a process: run the requested one, time it, and answer on a separate channel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from time import perf_counter
 def serve(contestants: dict[str, Callable[[str, str], float | None]]) -> None:
     """Answer each line `{"run": name, "data": path, "out": path}` with the seconds it took.
 
-    A contestant reads `data` and writes `out`; one that returns a number is timed by itself, such as a loop that
-    first makes what it does not measure.
+    A contestant reads `data` and writes `out`. If it returns a number, that is its time, for example because it first
+    prepares inputs that are not to be timed.
     """
     answers = os.fdopen(os.dup(1), "w")
-    # Libraries print; their words go to stderr, which run.py keeps in a file.
+    # Libraries print to stdout, so redirect that to stderr, which run.py writes to a log.
     os.dup2(2, 1)
     print(json.dumps({"ready": list(contestants)}), file=answers, flush=True)
     for line in sys.stdin:

@@ -1,11 +1,12 @@
-"""Shards: our source beside Python's tarfile, and the memory of an export.
+"""Compare our source of shards with Python's tarfile, and measure the memory of an export.
 
     python benchmarks/shards.py [--megabytes 512] [--repeats 3]
 
-Reading: one shard, one core (local[1]), from the page cache. In turn, in one process: a loop over tarfile that reads
-every file and keeps none; the same loop as the plainest Python data source into Spark's null sink; ours into the null
-sink. The first bounds what Python can do, the second what a Python data source with tarfile can.
-Writing: 1 GB of images from a Delta table to one shard by one task, and the high-water mark of its Python worker.
+Reading: one shard, one core (local[1]), from the page cache. Three readers take turns in one process: a loop over
+tarfile that reads every file and keeps none, the same loop as the simplest Python data source into Spark's null sink,
+and our source into the null sink. The first is the limit of Python, the second that of a Python data source with
+tarfile. Writing: one task writes 1 GB of images from a Delta table to one shard, and the peak memory of its
+Python worker is measured.
 """
 
 from __future__ import annotations
@@ -29,34 +30,34 @@ import spark_aesthetic as sa
 
 
 class Plain(DataSource):
-    """As few lines as read a shard with tarfile."""
+    """The shortest data source that reads a shard with tarfile."""
 
     @classmethod
     def name(cls) -> str:
-        """As `format` takes it."""
+        """Return the name for `format`."""
         return "plain_tarfile"
 
     def schema(self) -> str:
-        """As our own source finds it."""
+        """Return the schema that our source infers."""
         return "__key__ string, __url__ string, jpg binary, txt string, json string"
 
     def reader(self, schema: object) -> DataSourceReader:
-        """Reads the shard."""
+        """Return the reader of the shard."""
         return PlainReader(self.options["path"])
 
 
 class PlainReader(DataSourceReader):
-    """Reads one shard."""
+    """A reader of one shard."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def partitions(self) -> list[InputPartition]:
-        """The shard."""
+        """Return one partition, the shard."""
         return [InputPartition(0)]
 
     def read(self, partition: InputPartition) -> Iterator[tuple[str, str, bytes, str, str]]:
-        """Its samples."""
+        """Read the samples of the shard."""
         with tarfile.open(self.path) as archive:
             sample: dict[str, bytes] = {}
             for member in archive:
@@ -68,7 +69,7 @@ class PlainReader(DataSourceReader):
 
 
 def main() -> None:
-    """Measure both and print a line each."""
+    """Measure reading and writing, and print their lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
@@ -85,7 +86,7 @@ def main() -> None:
     sa.register(spark)
     work = Path(tempfile.mkdtemp(prefix="spark-aesthetic-shards-"))
     try:
-        # First: the plain source's workers, which hold whole batches of a thousand images, would be counted too.
+        # Write first, because `mark` would also count the plain source's workers, which hold batches of 1,000 images.
         if args.only != "read":
             writing(spark, work)
         if args.only != "write":
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def reading(spark: SparkSession, shard: Path, kilobytes: int, megabytes: int, repeats: int) -> None:
-    """Images of one size, each with a caption and a JSON file."""
+    """Compare the readers on images of one size, each with a caption and a JSON file."""
     image = os.urandom(kilobytes * 1000)
     with tarfile.open(shard, "w") as archive:
         for at in range(megabytes * 1000 // kilobytes):
@@ -133,7 +134,7 @@ def reading(spark: SparkSession, shard: Path, kilobytes: int, megabytes: int, re
 
 
 def writing(spark: SparkSession, work: Path) -> None:
-    """10,000 images of 100 kB to one shard."""
+    """Export 10,000 images of 100 kB to one shard, and print the speed and the worker's peak memory."""
     rows = spark.range(0, 10_000, numPartitions=8).selectExpr(
         "id", "CAST(concat(id, repeat(uuid(), 2800)) AS BINARY) AS image", "rand(1) * 10 AS aesthetic_score"
     )
@@ -142,14 +143,14 @@ def writing(spark: SparkSession, work: Path) -> None:
     done = sa.export_webdataset(spark, table=str(work / "images"), key_col="id", out=str(work / "out"))
     seconds = perf_counter() - started
     assert (done.rows, done.shards) == (10_000, 1), done
-    # Workers stay for the next task; this reads the greatest mark of all that are left.
+    # Workers stay alive for the next task, so their marks can still be read; the greatest one counts.
     marks = [mark(process) for process in Path("/proc").iterdir() if process.name.isdigit()]
     print(f"export of {done.image_bytes / 1e9:.2f} GB to one shard: {done.image_bytes / seconds / 1e6:.0f} MB/s, "
           f"worker's high-water mark {max(marks) / 1e6:.2f} GB", flush=True)  # fmt: skip
 
 
 def mark(process: Path) -> int:
-    """VmHWM in kB of a Python worker of this process's JVM; 0 for any other process."""
+    """Return the peak resident memory (VmHWM) of a Python worker of Spark in kB; 0 for any other process."""
     try:
         if b"pyspark.daemon" not in (process / "cmdline").read_bytes():
             return 0

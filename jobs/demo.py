@@ -1,4 +1,4 @@
-"""The parts of `make demo` around jobs/score_table.py: the tables before it, the queries and the page after it."""
+"""The steps of `make demo` around jobs/score_table.py: make the tables before it, query and show the scores after."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ log = logging.getLogger("demo")
 
 
 def choose_predictor() -> None:
-    """Print the published predictor where its backbone can be had, else one of random weights."""
+    """Print the name of the published predictor, or of one with random weights if CLIP's weights are unavailable."""
     try:
         weights.backbone_file(resolve(DEFAULT))
     except WeightsError as error:
-        log.warning("CLIP's weights cannot be had here: %s", error)
-        log.warning("the photographs get seeded RANDOM weights (untrained-vit-b-32): their scores mean nothing")
+        log.warning("CLIP's weights are not available: %s", error)
+        log.warning(
+            "the photographs are scored with seeded RANDOM weights (untrained-vit-b-32), so their scores mean nothing"
+        )
         print("untrained-vit-b-32")
     else:
         print(DEFAULT)
 
 
 def write_tables(spark: SparkSession, out: Path) -> None:
-    """The photographs and the published embeddings; the examples of README and docs read them too."""
+    """Write the photographs and the published embeddings as tables, which the examples of README and docs read too."""
     files: dict[str, bytes | None] = dict(photographs())
-    # Two rows such as every real table has.
+    # Real tables contain damaged and missing images, so add one of each.
     files |= {"china_cut_off.jpg": photographs()["china.jpg"][:60_000], "missing.jpg": None}
     images = [(name, None if data is None else bytearray(data)) for name, data in files.items()]
     images_frame = spark.createDataFrame(images, "name string, image binary")
     images_frame.write.format("delta").mode("overwrite").save(str(out / "photographs"))
     embeddings = [(f"rating{at}", row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
     embeddings_frame = spark.createDataFrame(embeddings, "name string, embedding array<float>")
-    # The schema too: an earlier demo has left its scores in the table.
+    # An earlier demo may have left score columns in the table, so replace the schema too.
     writer = embeddings_frame.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
     writer.save(str(out / "embeddings"))
     log.info("wrote %d photographs and %d embeddings as Delta tables to %s", len(images), len(embeddings), out)
@@ -93,7 +95,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="demo: %(message)s")
-    # py4j tells of every call at this level.
+    # At the level INFO py4j logs every call.
     logging.getLogger("py4j").setLevel(logging.WARNING)
     if args.step == "predictor":
         choose_predictor()

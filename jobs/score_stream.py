@@ -1,7 +1,7 @@
-"""Score what comes to a Delta table: spark-submit --properties-file conf/local.conf jobs/score_stream.py --help.
+"""Score new rows of a Delta table: spark-submit --properties-file conf/local.conf jobs/score_stream.py --help.
 
-SIGTERM ends it after the chunk at work, with exit code 0 and a summary as score_table's on stdout. Started again, it
-goes on.
+After SIGTERM it finishes the current chunk, prints the same summary as score_table on stdout, and exits with code 0. A
+new start continues from there.
 """
 
 from spark_aesthetic.cli.scoring import score_stream

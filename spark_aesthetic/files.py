@@ -1,4 +1,4 @@
-"""Small files by path or by address: what fsspec opens, and Databricks' own file system where it is mounted."""
+"""Read and write small files by path or address, through fsspec or the mount of dbfs:/ on Databricks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import fsspec
 
 from spark_aesthetic.errors import OptionError
 
-# Of the file system of Databricks, on every node.
+# Databricks mounts dbfs:/ in this folder on every node.
 _MOUNT = "/dbfs/"
 
-# Spark writes one slash, URLs have three.
+# Spark writes file:/path with one slash; URLs have three.
 _LOCAL = re.compile(r"^file:(//)?(?=/[^/])")
 
 
 def home(path: str) -> str:
-    """Put the home folder of the driver's user in place of a `~` at the beginning, as a shell does.
+    """Replace a leading `~` by the home folder of the driver's user, as a shell does.
 
     Examples:
         >>> home("~/scores") == f"{Path.home()}/scores", home("a~b"), home("s3://bucket/~")
@@ -28,9 +28,9 @@ def home(path: str) -> str:
 
 
 def mounted(path: str) -> str:
-    """Give a path as Python opens it.
+    """Return a path as Python opens it.
 
-    `dbfs:/` is the folder in which Databricks mounts it on every node, `file:` is removed, and `~` is the home folder.
+    `dbfs:/` becomes the folder of its mount, `file:` is removed, and `~` becomes the home folder.
 
     Examples:
         >>> mounted("dbfs:/heads/own.json"), mounted("file:/heads/own.json"), mounted("s3://bucket/heads")
@@ -42,7 +42,7 @@ def mounted(path: str) -> str:
 
 
 def beside(name: str, folder: str) -> str:
-    """A relative path as one in a folder, which is a path or an address; any other is as `mounted` gives it.
+    """Resolve a relative path against a folder, which is a path or an address; return any other path as `mounted` does.
 
     Examples:
         >>> beside("head.pth", "s3://bucket/heads"), beside("file:/models/head.pth", "s3://bucket/heads")
@@ -53,12 +53,12 @@ def beside(name: str, folder: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """A path from the root, or an address as `mounted` gives it."""
+    """Return an absolute path; an address is returned as `mounted` does."""
     return beside(path, str(Path.cwd()))
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether a path is a file; False also for a text that no path can be, such as one that is too long."""
+    """Whether a path is a file; False also for a text that cannot be a path, such as one that is too long."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -66,10 +66,10 @@ def is_file(path: str | Path) -> bool:
 
 
 def read(path: str) -> bytes:
-    """The bytes of a file.
+    """Read the bytes of a file.
 
     Raises:
-        OSError: It cannot be read; the file system of an address may raise another error of its own.
+        OSError: The file cannot be read. The file system of an address may raise an error of a different type.
     """
     system, place = fsspec.core.url_to_fs(absolute(path))
     content: bytes = system.cat_file(place)
@@ -77,44 +77,44 @@ def read(path: str) -> bytes:
 
 
 def write(path: str, content: bytes) -> None:
-    """Write a file, or over one, in a folder that is made if need be; raises as `read` does."""
+    """Write or replace a file and create missing folders; raises as `read` does."""
     system, place = fsspec.core.url_to_fs(absolute(path))
     system.makedirs(place.rpartition("/")[0], exist_ok=True)
     system.pipe_file(place, content)
 
 
 def check_file(path: str, option: str, *, overwrite: bool) -> None:
-    """Check that a file can be written, before work is done that could else not be kept.
+    """Check that a file can be written, before work is done that would be lost otherwise.
 
     Raises:
-        OptionError: A folder is there, or a file and it is not to be replaced, or `check_writable` raises it.
+        OptionError: `path` is a folder, the file exists and `overwrite` is false, or `check_writable` raises it.
     """
-    folder_found = OptionError(f"{option} {path!r}: expected the name of a file, found a folder; add a name")
+    folder_found = OptionError(f"{option} {path!r}: expected the name of a file, found a folder. Add the file's name.")
     if path.endswith("/"):
-        # Before the next line makes the folder.
+        # The next line would create the folder, so this check comes first.
         raise folder_found
     check_writable(absolute(path).rpartition("/")[0], option)
     system, place = fsspec.core.url_to_fs(absolute(path))
     if system.isdir(place):
         raise folder_found
     if not overwrite and system.exists(place):
-        raise OptionError(f"{option} {path!r}: expected no file there, found one; --overwrite replaces it")
+        raise OptionError(f"{option} {path!r}: expected no file there, found one. Pass --overwrite to replace it.")
 
 
 def check_writable(folder: str, option: str) -> None:
-    """Write a file into a folder and delete it, before work is done that could else not be kept.
+    """Check that a folder can be written, with a file that is deleted at once, before work is done that would be lost.
 
     Raises:
-        OptionError: The folder cannot be made or written to, or its file system is not installed.
+        OptionError: The folder cannot be created or written, or its file system is not installed.
     """
     probe = beside(f".writable-{uuid4().hex}", absolute(folder))
     try:
         write(probe, b"")
         system, place = fsspec.core.url_to_fs(probe)
         system.rm_file(place)
-    # fsspec's file systems have no base error in common, and a missing one is an ImportError.
+    # fsspec's file systems have no common base error, and one that is not installed raises ImportError.
     except Exception as error:
         raise OptionError(
-            f"{option}: expected a folder that can be written, found {folder!r}: {type(error).__name__}: {error}; "
-            "name another, or grant access to it"
+            f"{option}: expected a folder that can be written, found {folder!r}: {type(error).__name__}: {error}. "
+            "Name a different folder, or grant access to this one."
         ) from error

@@ -1,18 +1,18 @@
-"""Text of strangers, such as names of files, as a page or a terminal may show it."""
+"""Make untrusted text, such as file names, safe to show on a page or a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Controls, formats (direction marks among them), line and paragraph separators, and halves of characters.
+# Control and format characters (direction marks among them), line and paragraph separators, and surrogates.
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 _JOINERS = "\u200c\u200d"
 
 
 def visible(text: str) -> str:
-    r"""Write characters that nobody sees as escapes, such as marks that turn the direction of the text around.
+    r"""Write invisible characters as escapes, such as marks that reverse the direction of the text.
 
-    Joiners stay as they are: scripts and emoji need them, and they move nothing.
+    Joiners stay: scripts and emoji need them, and they do not reorder text.
 
     Examples:
         >>> print(visible("photo\u202egpj.exe"))

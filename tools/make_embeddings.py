@@ -2,9 +2,9 @@
 
     python tools/make_embeddings.py FOLDER_OF_PUBLISHED_EMBEDDINGS
 
-The folder holds `vit_l_14_embeddings/rating{0..9}.npy` and `vit_b_32_embeddings/rating{0..9}.npy`. Each set of ten
-becomes one tensor (10, dimension) in float32, as published, with the sha256 of every file by its name as metadata
-(`source_sha256`, a JSON object). NOTICE has origin and licence.
+The folder contains `vit_l_14_embeddings/rating{0..9}.npy` and `vit_b_32_embeddings/rating{0..9}.npy`. Each set of ten
+becomes one tensor (10, dimension) in float32, as published. The metadata `source_sha256` is a JSON object with the
+sha256 of every file by name. NOTICE states origin and licence.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tools/make_heads.py FOLDER_OF_PUBLISHED_PTH_FILES
 
-Each head becomes `weight` (1, dimension) and `bias` (1) in float32, folded in float64, with the published
-file's name and sha256 as metadata. NOTICE has origin and licence.
+Each head becomes `weight` (1, dimension) and `bias` (1) in float32, folded in float64. The metadata give the published
+file's name and sha256. NOTICE states origin and licence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PUBLISHED_FILES = {
 
 
 def make(published: Path, out: Path) -> None:
-    """Fold every affine head; the published files are verified by the checksums of the predictors.
+    """Fold every affine head, after checking the published files against the predictors' checksums.
 
     Raises:
         spark_aesthetic.errors.ChecksumError: A file is not the published one.

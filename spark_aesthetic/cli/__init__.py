@@ -1,1 +1,1 @@
-"""The jobs: arguments to a call to an exit code."""
+"""The jobs: parse a command line, call a function, and end with an exit code."""

@@ -1,4 +1,4 @@
-"""The options of a job, made from the functions that it calls: their parameters, annotations and docstrings."""
+"""Make the options of a job from the parameters, annotations and docstrings of the functions that it calls."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from spark_aesthetic.errors import OptionError
 
-# What several jobs say of an option.
+# Settings of an option that several jobs share.
 TABLE = {"metavar": "TABLE_OR_PATH"}
 SIZE = {"metavar": "SIZE"}
-# The function checks it, and its message names the nearest choice.
+# The called function checks the value, because its message suggests the nearest choice.
 UNCHECKED: dict[str, Any] = {"choices": None}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of options that functions declare; a wrong argument is an OptionError of one line."""
+    """Parse options that functions declare; a wrong argument raises a one-line OptionError."""
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
         raise OptionError(f"{message}; see --help")
@@ -34,21 +34,21 @@ class Parser(argparse.ArgumentParser):
         needs_one: bool = False,
         **differs: dict[str, Any],
     ) -> None:
-        """Add an option for each parameter of a function that text can give.
+        """Add an option for each parameter of a function that can be given as text.
 
         Args:
-            called: The function; or a class, for the parameters of its constructor.
-            without: Parameters that are no options of the job.
+            called: The function, or a class for the parameters of its constructor.
+            without: Parameters that are not options of the job.
             one_of: Options that exclude each other.
-            needs_one: Whether one of those must be given.
-            **differs: Where the command line differs from the function, by the parameter: arguments of `add_argument`,
-                and `flags` in place of --its-name. A name that is no parameter adds an option.
+            needs_one: Whether one of the options in `one_of` is required.
+            **differs: Arguments of `add_argument` that replace the function's, by parameter; `flags` replaces
+                --its-name. A name that is not a parameter adds an option.
         """
         declared = _declared(called)
         options = {name: option for name, option in declared.items() if name not in without}
         options |= {name: declared.get(name, {}) | own for name, own in differs.items()}
         group = self.add_mutually_exclusive_group(required=needs_one) if one_of else self
-        # The usage line shows a group as one only if its options follow each other.
+        # The usage line shows a group's options together only if they are adjacent.
         order = dict.fromkeys(near for name in options for near in (one_of if name in one_of else [name]))
         for name in order:
             option = options[name]
@@ -63,12 +63,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def taken_by(called: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Those arguments of a command line that a function takes, by name."""
+    """Return the arguments of a command line that a function takes, by name."""
     return {name: value for name, value in vars(args).items() if name in inspect.signature(called).parameters}
 
 
 def columns(text: str) -> list[str]:
-    """Names that are separated by commas."""
+    """Split names at commas."""
     return [column.strip() for column in text.split(",")]
 
 
@@ -76,7 +76,7 @@ def _numbers(text: str) -> list[float]:
     return [float(number) for number in text.split(",")]
 
 
-# If a parameter takes several types, the one that stands first here decides how text is read.
+# If a parameter takes several types, the first of them in this order decides how the text is parsed.
 _OF_TYPE: dict[Any, dict[str, Any]] = {
     Sequence[str]: {"type": columns, "metavar": "COL[,COL]"},
     Sequence[float]: {"type": _numbers, "metavar": "X[,X]"},
@@ -88,8 +88,8 @@ _OF_TYPE: dict[Any, dict[str, Any]] = {
 
 
 def _declared(called: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """What `add_argument` takes for each parameter that text can give."""
-    # Python 3.10 has no Unpack, so modules import it for type checkers alone.
+    """Return the arguments of `add_argument` for each parameter that can be given as text."""
+    # Modules import Unpack only for type checkers, because Python 3.10 does not have it.
     hints = get_type_hints(vars(called).get("__init__", called), localns={"Unpack": list})
     found, told = {}, _told(called)
     for name, parameter in inspect.signature(called).parameters.items():
@@ -105,7 +105,7 @@ def _declared(called: Callable[..., Any]) -> dict[str, dict[str, Any]]:
 
 
 def _told(called: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring in Google's style says of each argument, or of each field of a dataclass."""
+    """Return the text for each argument, or each field of a dataclass, in a Google-style docstring."""
     section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n)+)", f"{inspect.getdoc(called)}\n", re.MULTILINE)
     _, *entries = re.split(r"^    \**(\w+): ", section[1] if section else "", flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}

@@ -1,4 +1,4 @@
-"""The jobs of curation, as spark-submit and wheel tasks run them: arguments to a call to an exit code."""
+"""The jobs of curation: the entry points of spark-submit and of wheel tasks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def train_head() -> None:
 
 
 def train_head_arguments() -> argparse.Namespace:
-    """Those of the command line.
+    """Parse the command line.
 
     Raises:
-        OptionError: They are not what the job takes.
+        OptionError: An option is missing, unknown or invalid.
     """
     arguments = Parser(prog="train_head", description="Fit a head to ratings of images by their CLIP embeddings.")
     arguments.add_argument("--table", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rated images.")
@@ -43,14 +43,14 @@ def train_head_arguments() -> argparse.Namespace:
         path={
             "flags": ["--out"],
             "required": True,
-            "help": "Folder for <name>.json and its head: local, /Volumes, dbfs:/, or an address of fsspec.",
+            "help": "Folder for <name>.json and its head: local, /Volumes, dbfs:/, or an address that fsspec supports.",
         },
     )
     return arguments.parse_args()
 
 
 def train_head_once() -> HeadReport:
-    """Do what the command line of train_head says."""
+    """Run train_head once, as the command line says."""
     args = train_head_arguments()
     estimator = AestheticEstimator(
         inputCol=args.embedding_col,
@@ -63,9 +63,9 @@ def train_head_once() -> HeadReport:
         numFolds=args.num_folds,
         regParams=args.reg_params,
     )
-    # At one version: the table is read twice.
+    # `fit` reads the table twice, and `open_source` makes both reads see the same version.
     report = estimator.fit(open_source(session("train_head"), args.table, "--table").rows).report
-    assert report is not None, "fit makes one"
+    assert report is not None, "fit makes a report"
     return report
 
 
@@ -80,21 +80,21 @@ def curate() -> None:
 
 
 def calibrate_arguments() -> argparse.Namespace:
-    """Those of the command line."""
-    arguments = Parser(prog="calibrate", description="Choose the cut of a scores table, and see what it keeps.")
+    """Parse the command line."""
+    arguments = Parser(prog="calibrate", description="Choose the cut of a scores table and print what it keeps.")
     arguments.take(read_scores, scores=TABLE, table=TABLE)
     arguments.take(
         _calibrate,
         without=["by", "key"],
         one_of=["keep", "top_k", "min_score", "precision", "recall"],
         labels={"metavar": "CSV", "help": "Rows marked keep or drop, as the review page writes them."},
-        out={"metavar": "JSON", "help": "File for the calibration, as jobs/curate.py takes it."},
+        out={"metavar": "JSON", "help": "File to write the calibration to, for jobs/curate.py --calibration."},
     )
     return arguments.parse_args()
 
 
 def calibrate_once() -> Calibration:
-    """Do what the command line of calibrate says."""
+    """Run calibrate once, as the command line says."""
     args = calibrate_arguments()
     if args.out is not None:
         files.check_file(args.out, "--out", overwrite=True)
@@ -107,7 +107,7 @@ def calibrate_once() -> Calibration:
 
 
 def curate_arguments() -> argparse.Namespace:
-    """Those of the command line."""
+    """Parse the command line."""
     arguments = Parser(prog="curate", description="Write the rows at or above a cut to a Delta table.")
     arguments.take(
         write_kept,
@@ -122,13 +122,13 @@ def curate_arguments() -> argparse.Namespace:
         without=["by", "key", "score_col"],
         one_of=["calibration", "min_score", "keep", "top_k"],
         needs_one=True,
-        calibration={"metavar": "JSON", "help": "File that jobs/calibrate.py wrote; it knows --by and --model."},
+        calibration={"metavar": "JSON", "help": "File that jobs/calibrate.py wrote. It includes --by and --model."},
     )
     return arguments.parse_args()
 
 
 def curate_once() -> Kept:
-    """Do what the command line of curate says."""
+    """Run curate once, as the command line says."""
     args = curate_arguments()
     spark = session("curate")
     own = {
@@ -140,20 +140,20 @@ def curate_once() -> Kept:
 
 
 def review() -> None:
-    """Write a page to look at scored images, to move a cut and to label; see its --help."""
+    """Write a page on which people look at scored images, move the cut and label images; see its --help."""
     exit_with("review", review_once)
 
 
 def review_arguments() -> argparse.Namespace:
-    """Those of the command line.
+    """Parse the command line.
 
     Raises:
-        OptionError: They are not what the job takes.
+        OptionError: An option is missing, unknown or invalid.
     """
-    # Here, because it needs Jinja2 and Pillow, which the other jobs do without.
+    # This module needs Jinja2 and Pillow, which the other jobs run without.
     from spark_aesthetic.pages.review import review
 
-    arguments = Parser(prog="review", description="Write a page to look at scored images around a cut, and to label.")
+    arguments = Parser(prog="review", description="Write a page to look at scored images and label them.")
     arguments.add_argument("--scores", required=True, metavar="TABLE_OR_PATH", help="Delta table with the scores.")
     arguments.take(
         review,
@@ -165,7 +165,7 @@ def review_arguments() -> argparse.Namespace:
 
 
 def review_once() -> Result:
-    """Do what the command line of review says."""
+    """Run review once, as the command line says."""
     args = vars(review_arguments())
     from spark_aesthetic.pages.review import review
 
@@ -176,17 +176,17 @@ def review_once() -> Result:
 
 
 def ingest_images() -> None:
-    """Take new images from files, shards or addresses into a Delta table; see its --help."""
+    """Add new images from files, shards or addresses to a Delta table; see its --help."""
     exit_with("ingest_images", ingest_once)
 
 
 def ingest_arguments() -> argparse.Namespace:
-    """Those of the command line of ingest_images.
+    """Parse the command line.
 
     Raises:
-        OptionError: They are not what the job takes.
+        OptionError: An option is missing, unknown or invalid.
     """
-    arguments = Parser(prog="ingest_images", description="Take new images into a Delta table.")
+    arguments = Parser(prog="ingest_images", description="Add new images to a Delta table.")
     arguments.take(
         _ingest_images,
         without=["max_files_per_chunk"],
@@ -198,19 +198,19 @@ def ingest_arguments() -> argparse.Namespace:
             "action": "append",
             "type": None,
             "metavar": "PREFIX",
-            # argparse appends to no tuple.
+            # argparse cannot append to a tuple, which is the function's default.
             "default": [],
-            "help": "Read addresses of --uri-col that begin so, such as s3://bucket/photos/; may be repeated. Without "
-            "any, http(s) to public addresses alone.",
+            "help": "Read the addresses of --uri-col with this prefix, such as s3://bucket/photos/. Repeat it for more "
+            "prefixes. Without it, only http(s) to public addresses is read.",
         },
     )
     return arguments.parse_args()
 
 
 def ingest_once() -> IngestSummary:
-    """Do what the command line of ingest_images says."""
+    """Run ingest_images once, as the command line says."""
     args = ingest_arguments()
-    # Here too, where the option is called so, and before a session is made.
+    # `ingest_images` checks this too. Here the message can name --allow, and no session has started yet.
     allowed_for(format_of(args.source, format=args.format, uri_col=args.uri_col), args.allow, "--allow")
     return _ingest_images(session("ingest_images"), **vars(args))
 
@@ -221,23 +221,23 @@ def export_webdataset() -> None:
 
 
 def export_arguments() -> argparse.Namespace:
-    """Those of the command line.
+    """Parse the command line.
 
     Raises:
-        OptionError: They are not what the job takes.
+        OptionError: An option is missing, unknown or invalid.
     """
     arguments = Parser(prog="export_webdataset", description="Write chosen rows of a table as WebDataset shards.")
     arguments.take(
         _export_webdataset,
         table=TABLE,
         scores=TABLE,
-        # A script may give --key "" where there are no --scores.
+        # Scripts may pass --key "" when they pass no --scores.
         key={"type": lambda text: columns(text) if text else []},
     )
     return arguments.parse_args()
 
 
 def export_once() -> ExportSummary:
-    """Do what the command line of export_webdataset says."""
+    """Run export_webdataset once, as the command line says."""
     args = export_arguments()
     return _export_webdataset(session("export_webdataset"), **vars(args))

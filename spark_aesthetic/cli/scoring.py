@@ -1,4 +1,4 @@
-"""The jobs, as spark-submit and wheel tasks run them: arguments to a call of the package to an exit code."""
+"""The jobs of scoring: the entry points of spark-submit and of wheel tasks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def score_table() -> None:
 
 
 def score_stream() -> None:
-    """Score rows of a Delta table as they come, until SIGTERM; see its --help."""
+    """Score new rows of a Delta table as they arrive, until SIGTERM; see its --help."""
     exit_with("score_stream", score_on_and_on)
 
 
 def score_table_arguments() -> argparse.Namespace:
-    """Those of the command line.
+    """Parse the command line.
 
     Raises:
-        OptionError: They are not what the job takes.
+        OptionError: An option is missing, unknown or invalid.
     """
     arguments = Parser(prog="score_table", description="Add aesthetic scores to a Delta table.")
     arguments.take(
@@ -34,55 +34,53 @@ def score_table_arguments() -> argparse.Namespace:
         without=["every"],
         one_of=["image_col", "embedding_col", "rescore_from_embeddings"],
         needs_one=True,
-        # Scores that are made again from their own embeddings have no other source.
+        # --rescore-from-embeddings reads the scores table and no source.
         source=TABLE | {"required": False},
         scores=TABLE,
         max_bytes_per_chunk=SIZE,
         rescore_from_embeddings={
             "action": "store_true",
-            "help": "Score the embeddings that --scores has kept with another head, without opening an image.",
+            "help": "Score the embeddings in the table --scores with a different head, without reading an image.",
         },
     )
     arguments.take(Options, dtype=UNCHECKED)
     args = arguments.parse_args()
     if args.rescore_from_embeddings:
         if args.scores is None:
-            arguments.error("--rescore-from-embeddings: expected --scores, the table that has kept them")
+            arguments.error("--rescore-from-embeddings: expected --scores, the table with the embeddings, found none")
         taken = ("rescore_from_embeddings", *taken_by(_rescore, args))
         ignored = [
             name for name, value in vars(args).items() if name not in taken and value != arguments.get_default(name)
         ]
         if ignored:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-            arguments.error(
-                f"{options}: expected none of them with --rescore-from-embeddings, which takes no notice of it"
-            )
+            arguments.error(f"{options}: expected none of these with --rescore-from-embeddings, which ignores them")
     if not args.rescore_from_embeddings and args.source is None:
         arguments.error("--source: expected the table with the rows to score, found none")
     return args
 
 
 def score_once() -> Summary:
-    """Do what the command line of score_table says."""
+    """Run score_table once, as the command line says."""
     args = score_table_arguments()
     spark = session("score_table")
     if args.rescore_from_embeddings:
         return _rescore(spark, **taken_by(_rescore, args))
     if args.view and spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
         Stderr().write(
-            f"score_table: no metastore, so the view {args.view} ends with this run; to keep it, "
+            f"score_table: the view {args.view} ends with this run, because Spark has no metastore. To keep it, pass "
             "--conf spark.sql.catalogImplementation=hive\n"
         )
     return _score_table(spark, **taken_by(_score_table, args), **taken_by(Options, args) | {"progress_file": Stderr()})
 
 
 def score_stream_arguments() -> argparse.Namespace:
-    """Those of the command line.
+    """Parse the command line.
 
     Raises:
-        OptionError: They are not what the job takes.
+        OptionError: An option is missing, unknown or invalid.
     """
-    arguments = Parser(prog="score_stream", description="Score new rows of a Delta table as they come.")
+    arguments = Parser(prog="score_stream", description="Score new rows of a Delta table as they arrive.")
     arguments.take(
         _score_table,
         without=["view", "view_model", "reconcile", "retry_failed", "dry_run"],
@@ -98,7 +96,7 @@ def score_stream_arguments() -> argparse.Namespace:
 
 
 def score_on_and_on() -> Summary:
-    """Do what the command line of score_stream says."""
+    """Run score_stream until SIGTERM, as the command line says."""
     args = vars(score_stream_arguments()) | {"progress_file": Stderr()}
     spark = session("score_stream")
     return _score_table(spark, **args, stopping=stop_on_sigterm(spark))

@@ -1,4 +1,4 @@
-"""What the jobs of spark-submit share: a session, where words go, and exit codes."""
+"""The session, the output and the exit codes of all jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spark_aesthetic.errors import AestheticError
 
 
 class Stderr(io.TextIOBase):
-    """The JVM's stderr: spark-submit joins a Python driver's own to its stdout, which is for the summary alone."""
+    """The JVM's stderr. spark-submit merges a Python driver's stderr into stdout, which is only for the summary."""
 
     def write(self, text: str) -> int:  # noqa: D102
         if "PYSPARK_GATEWAY_PORT" in os.environ and SparkContext._jvm is not None:
@@ -34,22 +34,22 @@ class Stderr(io.TextIOBase):
 
     def isatty(self) -> bool:  # noqa: D102
         if "PYSPARK_GATEWAY_PORT" in os.environ and SparkContext._jvm is not None:
-            # Java has a console where both its ends are a terminal.
+            # Java has a console only if both stdin and stdout are terminals.
             return SparkContext._jvm.System.console() is not None
         return sys.stderr.isatty()
 
 
 def session(name: str) -> SparkSession:
-    """The session of what spark-submit was given; on one machine with the workers' Python that of the driver."""
+    """Make the session with the options of spark-submit; with a local master, workers use the driver's Python."""
     conf = SparkConf()
     if conf.get("spark.master", "local[*]").startswith("local"):
-        # Without it the workers use the first python3 on the PATH.
+        # Without this, workers use the first python3 on the PATH.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     return SparkSession.builder.appName(f"spark-aesthetic: {name}").getOrCreate()
 
 
 class _OnSignal:
-    """Told by the JVM of a signal."""
+    """A signal handler that the JVM calls."""
 
     def __init__(self, note: Callable[[], None]) -> None:
         self._note = note
@@ -62,12 +62,12 @@ class _OnSignal:
 
 
 def stop_on_sigterm(spark: SparkSession) -> Callable[[], bool]:
-    """Whether SIGTERM has come: to this process or to the JVM of spark-submit, neither of which then ends by it."""
+    """Keep SIGTERM from ending this process and the JVM; return a function that says whether either received it."""
     seen = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: seen.set())
     context = spark.sparkContext
     gateway, jvm = context._gateway, context._jvm
-    assert jvm is not None, "a session has its JVM"
+    assert jvm is not None, "a session has a JVM"
     ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]  # PySpark has no types there
     jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal("TERM"), _OnSignal(seen.set))
     return seen.is_set
@@ -77,17 +77,17 @@ class Result(Protocol):
     """The summary that a job prints when it ends."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the fields as a dictionary for JSON."""
 
 
 def run(name: str, job: Callable[[], Result]) -> int:
-    """Run a job to its exit code; the last line on stdout is its summary as JSON."""
-    # Before it, SparkConf knows nothing of what spark-submit was given, and nobody writes to its stderr.
+    """Run a job, print its summary as JSON in the last line on stdout, and return the exit code."""
+    # Until this call, SparkConf lacks the options of spark-submit, and the JVM's stderr cannot be written.
     SparkContext._ensure_initialized()
-    # PySpark logs the whole Java stack of an analysis error even where it is caught.
+    # PySpark logs the whole Java stack of an analysis error even if the error is caught.
     for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    # py4j logs the stack of each error that a chunk raises inside of Spark's stream, which raises it again here.
+    # py4j logs the stack of an error in a chunk of the stream. Spark raises the same error here again.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)
     _quieten_streams()
     words = Stderr()
@@ -107,11 +107,11 @@ def run(name: str, job: Callable[[], Result]) -> int:
 
 
 def _quieten_streams() -> None:
-    """Keep Spark from logging the Java stack of an error that ends a stream, which `run` reports itself."""
+    """Keep Spark from logging the Java stack of an error that ends a stream, because `run` reports the error."""
     jvm = SparkContext._jvm
-    assert jvm is not None, "a job has its JVM"
+    assert jvm is not None, "a job has a JVM"
     log4j = jvm.org.apache.logging.log4j
-    # Spark 4.1 has moved the class.
+    # Spark 4.1 moved the class to the second package.
     for package in ("streaming", "streaming.runtime"):
         name = f"org.apache.spark.sql.execution.{package}.MicroBatchExecution"
         log4j.core.config.Configurator.setLevel(name, log4j.Level.OFF)
@@ -120,6 +120,6 @@ def _quieten_streams() -> None:
 def exit_with(name: str, job: Callable[[], Result]) -> None:
     """Run a job and end the process with its exit code."""
     code = run(name, job)
-    # Runners that execute a job inside a process of their own can take SystemExit(0) for a failure.
+    # Runners that execute a job in their own process can take SystemExit(0) for a failure.
     if code:
         sys.exit(code)

@@ -36,6 +36,6 @@ class Costs:
         return {name.removesuffix("_seconds"): getattr(self, name) for name in NAMES if name != PEAK}
 
 
-# The names of the cost columns, which are all doubles. PEAK is combined by maximum, the others by sum.
+# The names of the cost columns, which are all doubles. PEAK is combined by maximum, every other column by sum.
 NAMES = tuple(field.name for field in fields(Costs))
 PEAK = "peak_memory_bytes"

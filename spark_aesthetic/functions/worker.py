@@ -130,8 +130,8 @@ def _piped(
                 "embedding": pd.Series(embeddings, dtype=object),
             }
         )
-        # Costs are per batch. They are stored on the batch's first row and are 0 on the others, so a sum over rows is
-        # correct.
+        # Costs are per batch. They are stored on the batch's first row and are 0 on all other rows, so a sum over rows
+        # is correct.
         for name, value in zip(costs.NAMES, (*astuple(rows.stages), float(peak_memory_bytes())), strict=True):
             frame[name] = [value] + [0.0] * (len(frame) - 1)
         yield frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Only these decoders of Pillow are used. The others are rare or unsafe (EPS runs Ghostscript).
+# Only these decoders of Pillow are used. Its other decoders are rare or unsafe (EPS runs Ghostscript).
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # Larger Exif data are dropped, because decoders read them completely. Smaller ones are kept for the orientation.

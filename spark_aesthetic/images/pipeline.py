@@ -3,8 +3,8 @@
     images -> decode (pool) -> batch -> encode and score (pool on a CPU, two threads with a GPU) -> rows in order
 
 On a CPU the threads that Spark gave to the task do both: each batch is encoded by one thread, and several batches run
-at once. This avoids oversubscription, and no core waits for others at the end of a matrix product. With a GPU all these
-threads decode, and two more prepare one batch on the host while the device computes another.
+at once. This avoids oversubscription, and no core waits for other cores at the end of a matrix product. With a GPU all
+these threads decode, and two more prepare one batch on the host while the device computes another.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Looking at scored images in a notebook: a grid of thumbnails and a histogram."""
+"""`display`: show scored images in a notebook, as a grid of thumbnails and a histogram."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Tile:
     """One image of the grid.
 
     Attributes:
-        score: Its score.
+        score: The score.
         thumbnail: A small WebP as a data URI, or None.
-        reason: Why there is none, in the words of `aesthetic_error`, or None.
+        reason: Why the thumbnail is missing, as in `aesthetic_error`; None otherwise.
     """
 
     score: float
@@ -37,7 +37,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Bar:
-    """Rows whose score is at least `low` and below the next bar's: how many, and as a share of the highest bar."""
+    """The rows with a score from `low` up to the next bar: their number, and that number over the highest bar's."""
 
     low: float
     rows: int
@@ -46,15 +46,15 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Display:
-    """What a notebook shows; printed it is a line.
+    """The object that a notebook shows as HTML and `print` as one line.
 
     Attributes:
-        tiles: From the best to the poorest.
-        bars: From the lowest score to the highest, 60 at most.
-        bar_width: In points of the score: a quarter, or as often twice that as it takes.
+        tiles: The images, from the highest score to the lowest.
+        bars: The bars of the histogram, from the lowest score to the highest; at most 60.
+        bar_width: The width of a bar in points of the score: 0.25, doubled until 60 bars suffice.
         scored: Rows with a score.
-        unscored: Rows without one, or with one that is not finite.
-        models: Where the table names them, the models of the scores.
+        unscored: Rows without a finite score.
+        models: The models of the scores; empty if the table does not name them.
     """
 
     tiles: list[Tile]
@@ -73,23 +73,23 @@ class Display:
 
 
 def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, n: int = 24) -> Display:
-    """Show images from the best score to the poorest, evenly spread over the ranking, and a histogram of all scores.
+    """Show `n` images, evenly spread from the highest score to the lowest, and a histogram of all scores.
 
-    Images are scaled down on the executors, so that only thumbnails of some kilobytes reach the driver. Scores are read
-    three times and the images of the chosen rows once: write the scores before, or scoring is repeated each time.
+    Executors scale the images down, so only thumbnails of a few kilobytes reach the driver. Scores are read three times
+    and the images of the chosen rows once. Write the scores to a table first, or each read scores the images again.
 
     Args:
-        df: Rows of images and scores. A column aesthetic_model, if there, says whether weights are untrained.
+        df: Rows with an image and a score. If the column `aesthetic_model` names an untrained model, the page says so.
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
-        score_col: Column of numbers.
-        n: How many images to show at most, 1 or more; 1 is the best. Of images with one score any is shown.
+        score_col: Numeric column of the scores.
+        n: The largest number of images, at least 1. With 1, the best image is shown. Only one image per score is shown.
 
     Returns:
-        An object that a notebook shows as HTML, complete in itself.
+        An object that a notebook shows as HTML, which loads nothing from outside.
 
     Raises:
-        TableError: No such column, or not of that type.
-        OptionError: `n` is no whole number of at least 1.
+        TableError: A column is missing or has the wrong type.
+        OptionError: `n` is not a whole number of at least 1.
     """
     n = whole("n", n, least=1)
     image, _ = image_column(df, image_col, "image_col")
@@ -116,7 +116,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
 
 
 def _tiles(df: DataFrame, image: Column, score: Column, chosen: list[float]) -> list[Tile]:
-    # Of several images with one score any that is there.
+    # If several images have the same score, one of them is shown.
     one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image, True).alias("image"))
     shown = one_each.select("score", thumbnail_udf()("image").alias("made")).collect()
     return [

@@ -1,4 +1,4 @@
-"""A page of scored images, complete in one file."""
+"""The page of scored images: one HTML file that loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ try:
     from spark_aesthetic.images.thumbnails import data_uri, thumbnail
 except ImportError as missing:
     raise MissingDependencyError(
-        f"the page needs Jinja2 and Pillow (found: {missing}): pip install 'spark-aesthetic[demo,image]'"
+        f"a page: expected Jinja2 and Pillow, found: {missing}. Run pip install 'spark-aesthetic[demo,image]'."
     ) from missing
 
 # The longer side of an image on the page, in pixels.
@@ -26,10 +26,10 @@ class ScoredImage:
     """One image of the page.
 
     Attributes:
-        name: Shown below the image.
+        name: The caption.
         image: The bytes of the file, or None.
         score: The score, or None.
-        error: Why there is none, or None.
+        error: Why the score is missing, or None.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ScoredImage:
 
     @property
     def thumbnail(self) -> str | None:
-        """A small WebP as a data URI, or None where there is an error."""
+        """A small WebP as a data URI; None if the image has an error."""
         return None if self.error is not None else data_uri(thumbnail(self.image, side=_SIDE)[0])
 
 
@@ -60,15 +60,15 @@ def gallery(
     title: str,
     subtitle: str,
 ) -> str:
-    """Render the page: images from the highest score to the lowest, then those without one; and embeddings.
+    """Render the page: images from the highest score to the lowest, images without a score, and embeddings.
 
     Args:
-        photographs: In any order.
-        model: As in `aesthetic_model`. Where it is untrained the page says so beside every score.
-        embeddings: In the order to show.
-        embedding_model: The same for the embeddings.
-        title: Heading.
-        subtitle: A line below it.
+        photographs: The images, in any order.
+        model: Their `aesthetic_model`. If it is untrained, the page says so beside every score.
+        embeddings: The scored embeddings, in the order of the page.
+        embedding_model: Their `aesthetic_model`.
+        title: The heading.
+        subtitle: The line below the heading.
 
     Returns:
         HTML that loads nothing from outside.
@@ -87,7 +87,7 @@ def gallery(
 
 
 def render(template: str, **values: object) -> str:
-    """One of the package's templates, with all text in it escaped and `visible`."""
+    """Render a template of the package; every text value is escaped and passed through `visible`."""
     pages = Environment(
         loader=PackageLoader("spark_aesthetic.pages"),
         undefined=StrictUndefined,

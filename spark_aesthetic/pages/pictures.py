@@ -1,4 +1,4 @@
-"""Thumbnails of rows for pages, made on the executors."""
+"""Make the thumbnails of a page on the executors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from spark_aesthetic.delta.rows import rows_of_keys
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.images.thumbnails import data_uri, thumbnails
 
-# Files of images that are read in one Spark job.
+# The largest total size of the image files that one Spark job reads.
 _MAX_BYTES_AT_ONCE = 64 << 30
 
 _AT = "_aesthetic_at"
 
-# A thumbnail as a data URI, or None; and why there is none, or None.
+# The thumbnail as a data URI, or None; and why it is missing, or None.
 Picture = tuple[str | None, str | None]
 
 
 def thumbnail_udf() -> Any:
-    """`thumbnails` for a column of image files, as a struct of `thumbnail` and `reason`."""
-    # Made on each call: where this module is imported on a worker there is no session to make it with.
+    """Make the UDF that turns a column of image files into a struct of `thumbnail` and `reason`."""
+    # Workers import this module too and have no session, so the UDF cannot be made on import.
     make_udf: Any = pandas_udf
     return make_udf(thumbnails, "thumbnail binary, reason string")
 
@@ -45,14 +45,14 @@ def sampled_pictures(
 
     Args:
         sampled: Rows with a struct `key`.
-        scores: The table from which they were drawn, for the types of the key.
-        images: Rows with the key and the image. Of a table only the files with sampled rows are read.
-        key: Names of the key's columns.
+        scores: The table of the sampled rows, which gives the types of the key.
+        images: Rows with the key and the image. If it is a table, only its files with sampled rows are read.
+        key: Names of the key columns.
         image: The column of image files, as `F.col` takes it.
-        holder: The top-level column that holds it.
+        holder: The top-level column that contains `image`.
 
     Returns:
-        One picture for each row, in their order.
+        One picture per sampled row, in the same order.
 
     Raises:
         TableError: A key has several images.
@@ -74,13 +74,13 @@ def _by_number(parts: Iterator[DataFrame], numbered: DataFrame, key: Sequence[st
     shrink = thumbnail_udf()
     pictures: dict[int, Picture] = {}
     for part in parts:
-        # The sampled keys go to the rows, so that no image is shuffled.
+        # Broadcasting the sampled keys avoids a shuffle of the images.
         joined = part.join(F.broadcast(numbered), list(key)).select(_AT, F.col(image).alias("image"))
         for row in joined.select(_AT, shrink("image").alias("made")).collect():
             if row[_AT] in pictures:
                 raise TableError(
-                    f"--key {', '.join(key)}: expected one image for each key, found several for a sampled one; "
-                    "add a column to the key or drop those rows"
+                    f"--key {', '.join(key)}: expected one image for each key, found several for a sampled key. "
+                    "Add a column to the key, or drop those rows."
                 )
             pictures[row[_AT]] = (data_uri(row.made.thumbnail), row.made.reason)
     return pictures

@@ -1,4 +1,4 @@
-"""`review`: write a page on which people look at scored images around a cut, move it, and label."""
+"""`review`: write a page on which people look at scored images, move the cut and label images."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _MAX_SHOWN = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
-    """What a page of review holds.
+    """Counts of a review page.
 
     Attributes:
-        out: Where the page is.
-        model: The `aesthetic_model` of its scores, or None where the table names none.
-        cut: Where the page's cut stands at first.
-        scored: Rows with a score, all of which are in the histogram.
-        unscored: Rows without one, by reason.
+        out: The path or address of the page.
+        model: The `aesthetic_model` of its scores, or None if the table does not name it.
+        cut: The page's initial cut.
+        scored: Rows with a score. The histogram counts all of them.
+        unscored: Rows without a score, by reason.
         shown: Images on the page.
-        without_picture: Of those, the ones that have none, by reason.
-        page_bytes: Size of the page.
+        without_picture: Images on the page that have no thumbnail, by reason.
+        page_bytes: Size of the page in bytes.
     """
 
     out: str
@@ -49,7 +49,7 @@ class Review:
     page_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -68,39 +68,40 @@ def review(
     source: str | None = None,
     overwrite: bool = False,
 ) -> Review:
-    """Write a page to look at scored images around a cut, to move the cut and to label; complete in one file.
+    """Write one HTML file on which people look at scored images, move the cut and label images.
 
-    The page has the histogram of all scores and a sample of images in bands of scores: with a cut the more of a band
-    the nearer it is to it, without one equally many of each. The sample depends on the rows and the seed alone. People
-    mark images as keep or drop; the labels come back as CSV: the key columns, score, label.
+    The page shows the histogram of all scores and a sample of images in bands of scores. With `cut`, bands nearer to it
+    get more images; without, all bands get equally many. The sample depends only on the rows, the options and the seed.
+    People mark images as keep or drop. The page saves the labels as CSV: the key columns, score, label.
 
-    Scores are read twice and without images. Thumbnails are made on the executors, of the sampled rows alone.
+    Scores are read twice, without images. Executors make thumbnails of the sampled rows only.
 
     Args:
-        scores: The key columns and `score_col`; of one model in `aesthetic_model`, if that column is there.
-            `aesthetic_error`, if there, tells why rows have no score.
-        images: The key columns and `image_col`. A Delta table, by name or path, of which only the files with
-            sampled rows are read; or a DataFrame, of which all rows are.
-        key: Columns that together identify a row; of simple types but binary.
-        out: The file to write: a path of the driver, dbfs:/, or an address that fsspec knows; its folder is made.
+        scores: Rows with the key columns and `score_col`. Two optional columns are used if they exist:
+            `aesthetic_model`, the model of a score, and `aesthetic_error`, the reason for a missing score.
+        images: Rows with the key columns and `image_col`: a Delta table, by name or path, or a DataFrame. For a table,
+            only the files with sampled rows are read; for a DataFrame, all rows are.
+        key: Columns that together identify a row, of any simple type except binary.
+        out: The file to write: a path on the driver, dbfs:/, or an address that fsspec supports. Missing folders are
+            created.
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
         score_col: Column of the scores, float or double.
-        cut: Where the cut stands at first; rounded to hundredths. By default it keeps half of the rows.
-        n: How many images to show, 1 to 10,000.
-        seed: Another seed gives another sample.
-        model: The `aesthetic_model` to show where there are several.
-        source: Where the rows come from, for the page to say; by default the images, where they are named.
-        overwrite: Replace the file `out` if there is one.
+        cut: The initial cut, rounded to hundredths. By default it keeps half of the rows.
+        n: The number of images to show, from 1 to 10,000.
+        seed: Seed of the sample.
+        model: The `aesthetic_model` to show. Give it if the scores are of several models.
+        source: The origin of the rows, as the page states it. By default it is the name or path in `images`.
+        overwrite: Replace the file `out` if it exists.
 
     Returns:
         Counts; see `Review`.
 
     Raises:
-        TableError: Columns are not there or not of those types, there are scores of several models or none at all,
-            or a key is not unique.
-        OptionError: `n` or `out` cannot be, or a file is at `out` and is not to be replaced.
+        TableError: A column is missing or has the wrong type, the scores are of several models, no row has a score, or
+            a sampled key is not unique.
+        OptionError: An option is invalid, or the file `out` exists and `overwrite` is not set.
     """
-    # A browser opens no more of them with pleasure.
+    # Browsers become slow with more images.
     n = whole("n", n, least=1, most=_MAX_SHOWN, of="images")
     seed = whole("seed", seed, least=-(2**63), most=2**63 - 1)
     cut = None if cut is None else number("cut", cut)
@@ -143,7 +144,7 @@ def _check(scores: DataFrame, images: DataFrame, key: Sequence[str], score_col: 
         found = schemas.column_type(scores, quoted(column), "--key")
         if not isinstance(found, AtomicType) or isinstance(found, BinaryType):
             raise TableError(
-                f"--key {column}: expected a type that labels can have as text, found {found.simpleString()}; "
-                "add a column such as hex(…) to both tables"
+                f"--key {column}: expected a type that labels can have as text, found {found.simpleString()}. "
+                "Add a column such as hex(…) to both tables, and use it as the key."
             )
     check_score(scores, score_col)

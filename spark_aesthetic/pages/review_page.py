@@ -1,4 +1,4 @@
-"""The page of `review` as HTML, complete in one file."""
+"""The page of `review`: one HTML file that loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Tile:
 
     Attributes:
         key: Values of the key columns, as text.
-        score: As text that reads as the same number.
+        score: The score, as text that parses to the same number.
         bin: The score in whole hundredths.
-        band: Number of its band.
+        band: The number of the image's band.
         thumbnail: WebP as a data URI, or None.
-        reason: Why there is none, or None.
+        reason: Why the thumbnail is missing, or None.
     """
 
     key: list[str]
@@ -43,16 +43,17 @@ class Tile:
 def review_page(
     tiles: Sequence[Tile], sample: Sample, *, key: Sequence[str], score_col: str, source: str | None
 ) -> str:
-    """Render the page, which loads nothing from outside.
+    """Render the page as HTML.
 
     Args:
         tiles: The images, from the highest score to the lowest.
-        sample: The rows of these images and all scores.
+        sample: The rows of these images, and the histogram of all scores.
         key: Names of the key columns.
         score_col: Name of the column of scores.
-        source: Where the rows come from, or None.
+        source: The origin of the rows, as the page states it, or None.
     """
-    # Labels belong to these images and scores: the same page made again finds them, another one does not.
+    # The browser stores labels under this hash, so the same page made again finds them and a page with other images or
+    # scores does not.
     content = json.dumps([sample.model, list(key), [(tile.key, tile.score) for tile in tiles]])
     histogram = sample.histogram
     tick = readable_width(len(histogram.counts), _MAX_TICKS)
@@ -66,7 +67,7 @@ def review_page(
             "id": sha256(content.encode()).hexdigest()[:12],
             "key": list(key),
             "score": quoted(score_col) if not score_col.isidentifier() else score_col,
-            # A literal of the scores' type: 5.10 alone is more to Spark than a FLOAT of 5.1.
+            # Spark takes the literal 5.10 for greater than the FLOAT 5.1, so the literal needs the scores' type.
             "suffix": "F" if sample.is_float else "",
             "cut": min(max(sample.cut, low), high),
             "first": histogram.first,
@@ -92,13 +93,13 @@ def review_page(
 
 
 def _bars(histogram: Hundredths, low: int) -> str:
-    """The histogram as an SVG path, in hundredths from `low` and per cent of the highest bar from above."""
+    """Draw the histogram as an SVG path: x is hundredths above `low`, y is 100 minus per cent of the highest bar."""
     width = readable_width(len(histogram.counts), _MAX_BARS)
     start = histogram.first // width * width
     lefts = range(start, histogram.first + len(histogram.counts), width)
     heights = [histogram.between(left, left + width) for left in lefts]
     return "".join(
-        # However few rows, one can be seen.
+        # The least height of 1 keeps a bar with few rows visible.
         f"M{left - low} 100V{100 - max(100 * rows / max(heights), 1):.1f}h{width}V100Z"
         for left, rows in zip(lefts, heights, strict=True)
         if rows
@@ -115,5 +116,5 @@ def _text(name: str) -> str:
 
 
 def _csp_hash(text: str) -> str:
-    """What a Content-Security-Policy knows an inline script or style by."""
+    """Return the hash by which a Content-Security-Policy allows an inline script or style."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""The scores of a table in hundredths, and a sample of its rows in bands of scores for the page of `review`."""
+"""Count the scores of a table in hundredths, and sample its rows in bands of scores, for the page of `review`."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from spark_aesthetic.delta.identity import has_null
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import TableError
 
-# Of the histogram, and the steps of the cut: so the page's counts of kept rows are exact.
+# The histogram's bins are as wide as the steps of the cut, so the page's counts of kept rows are exact.
 BINS_PER_POINT = 100
 
-# Scores beyond 100 points are counted as 100; it bounds what one wild score costs.
+# Scores beyond ±100 points count as ±100, so that an outlier cannot make the histogram large.
 _MOST_BINS = 100.0 * BINS_PER_POINT
 
 _MAX_BANDS = 24
 
-# Widths of bars and bands, in bins, that read well.
+# Readable widths of bars and bands, in bins.
 _WIDTHS: list[int] = [step * 10**power for power in range(6) for step in (1, 2, 5)]
 
 
 @dataclass(frozen=True)
 class Hundredths:
-    """Rows by score: `counts[i]` have a score of at least `first + i` hundredths, and less than the next."""
+    """A histogram: `counts[i]` rows have a score from `first + i` to below `first + i + 1` hundredths."""
 
     first: int
     counts: list[int]
 
     @property
     def rows(self) -> int:
-        """All of them."""
+        """The number of rows."""
         return sum(self.counts)
 
     def quantile(self, share: float) -> int:
-        """The bin, in hundredths, below which about that share of the rows lies."""
+        """Return the bin, in hundredths, up to which about that share of the rows lies."""
         wanted = share * self.rows
         return self.first + next(at for at, below in enumerate(accumulate(self.counts)) if below >= wanted)
 
     def between(self, low: int, high: int) -> int:
-        """Rows from `low` to below `high`, in hundredths."""
+        """Count the rows from `low` to below `high`, in hundredths."""
         return sum(self.counts[max(low - self.first, 0) : max(high - self.first, 0)])
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows with a score from `low` to below `high`, in hundredths, and how many of them to show."""
+    """A band: its `rows` have a score from `low` to below `high`, in hundredths; the page shows `quota` of them."""
 
     low: int
     high: int
@@ -63,18 +63,18 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The rows that a page shows, and the scores from which they were drawn.
+    """The rows that a page shows, and the histogram of all scores.
 
     Attributes:
-        model: The `aesthetic_model` of the scores, or None if the table names none.
+        model: The `aesthetic_model` of the scores, or None if the table does not name it.
         histogram: All scores of that model.
         unscored: Rows without a score, by reason.
         is_float: Whether the scores are of the type FLOAT.
-        cut: In hundredths.
-        bands: From the lowest score to the highest.
-        seed: Another seed gives another sample.
-        rows: From the highest score to the lowest, with the columns key (struct), text (of the key's columns),
-            score_text, bin and band (the number of its band).
+        cut: The cut in hundredths.
+        bands: The bands, from the lowest score to the highest.
+        seed: The seed of the sample.
+        rows: The sampled rows, from the highest score to the lowest, with the columns key (struct), text (the key
+            columns as text), score_text, bin and band (the number of the row's band).
     """
 
     model: str | None
@@ -90,7 +90,7 @@ class Sample:
 def draw(
     scores: DataFrame, key: Sequence[str], score_col: str, *, cut: float | None, n: int, seed: int, model: str | None
 ) -> Sample:
-    """Count all scores, and draw the rows to show in bands around the cut; without a cut it keeps half of the rows."""
+    """Count all scores and sample rows in bands; without `cut`, it is the median and all bands weigh the same."""
     columns = _columns(scores, key, score_col)
     model, histogram, unscored = _distribution(columns, model)
     cut_bin = histogram.quantile(0.5) if cut is None else round(cut * BINS_PER_POINT)
@@ -108,12 +108,12 @@ def draw(
 
 
 def _columns(scores: DataFrame, key: Sequence[str], score_col: str) -> DataFrame:
-    """The narrow columns of both passes: key, its text, score, model, and bin or the reason for which there is none."""
+    """Select the narrow columns of both passes: the key, its text, the score, the model, and the bin or the reason."""
     given = F.col(quoted(score_col))
     score = given.cast("double")
     why_none = F.coalesce(reason(scores, score_col), F.when(has_null(key), "key: null"))
-    # The nearest hundredth, or the one below it where the score does not reach that, compared in the type of the scores
-    # as `curate` does: of a FLOAT that is the bin of 5.10 for a score of 5.1.
+    # The bin is the nearest hundredth, or the one below if the score is less than that. `curate` compares in the type
+    # of the scores, and this does too: the FLOAT 5.1 is in the bin of 5.10.
     hundredths = F.round(F.least(F.greatest(score * BINS_PER_POINT, F.lit(-_MOST_BINS)), F.lit(_MOST_BINS)))
     edge = hundredths / BINS_PER_POINT
     below = given < (edge.cast("float") if _is_float(scores, score_col) else edge)
@@ -134,7 +134,7 @@ def _is_float(scores: DataFrame, score_col: str) -> bool:
 
 
 def _distribution(columns: DataFrame, model: str | None) -> tuple[str | None, Hundredths, dict[str, int]]:
-    """In one pass: the model, the histogram, and the rows without a score by reason."""
+    """Find the model, the histogram, and the rows without a score by reason, in one pass."""
     counted = columns.groupBy("model", "reason", "bin").count().collect()
     models: Counter[str] = Counter()
     for row in counted:
@@ -147,7 +147,7 @@ def _distribution(columns: DataFrame, model: str | None) -> tuple[str | None, Hu
     unscored: Counter[str] = Counter()
     bins: Counter[int] = Counter()
     for row in counted:
-        # A table scored in place has rows of no model yet.
+        # In a table scored in place, rows that are not scored yet have no model.
         if row.reason is not None and row.model in (model, None):
             unscored[row.reason] += row["count"]
         elif row.model == model:
@@ -156,25 +156,27 @@ def _distribution(columns: DataFrame, model: str | None) -> tuple[str | None, Hu
             unscored["of no model"] += row["count"]
     by_reason = dict(sorted(unscored.items()))
     if not bins:
-        raise TableError(f"expected rows with a score, found none; rows without one by reason: {by_reason or 'none'}")
+        raise TableError(
+            f"scores: expected rows with a score, found none. Rows without a score, by reason: {by_reason or 'none'}"
+        )
     return model, Hundredths(min(bins), [bins[at] for at in range(min(bins), max(bins) + 1)]), by_reason
 
 
 def _bands(histogram: Hundredths, n: int, cut: int | None) -> list[Section]:
-    """Bands of equal width over all but the outermost rows, which belong to the outermost bands; and their quotas."""
+    """Make bands of equal width from the 0.5 % to the 99.5 % quantile; the outer bands take the rows beyond."""
     low, high = histogram.quantile(0.005), histogram.quantile(0.995)
     width = readable_width(high - low + 1, _MAX_BANDS)
     edges = list(range(low // width * width, high + 1, width))
     starts = [min(histogram.first, edges[0]), *edges[1:]]
     ends = [*edges[1:], max(histogram.first + len(histogram.counts), edges[-1] + width)]
     rows = [histogram.between(*edge) for edge in zip(starts, ends, strict=True)]
-    # By distance in bands.
+    # The weight falls with the distance from the cut, in bands.
     weights = [1.0 if cut is None else 1 / (1 + abs(edge // width - cut // width)) for edge in edges]
     return [Section(*band) for band in zip(starts, ends, rows, _quotas(rows, weights, n), strict=True)]
 
 
 def _quotas(rows: Sequence[int], weights: Sequence[float], n: int) -> list[int]:
-    """Share out `n` by weight; what bands have too few rows for goes to the others."""
+    """Share out `n` by weight; what exceeds a band's rows goes to the other bands."""
     quotas = [0] * len(rows)
     left, weight_left = n, sum(weights)
     for at in sorted(range(len(rows)), key=lambda at: rows[at] / weights[at]):
@@ -185,15 +187,15 @@ def _quotas(rows: Sequence[int], weights: Sequence[float], n: int) -> list[int]:
 
 
 def readable_width(bins: int, most: int) -> int:
-    """The narrowest width, in hundredths, that reads well and gives at most `most` bars or bands."""
-    # One more where the first does not begin at a multiple.
+    """Return the narrowest readable width, in hundredths, that gives at most `most` bars or bands."""
+    # The 1 is for a first bar that does not begin at a multiple of the width.
     return next(width for width in _WIDTHS if bins / width + 1 <= most)
 
 
 def _sample(columns: DataFrame, bands: list[Section], key: Sequence[str], model: str | None, seed: int) -> list[Row]:
-    """Of each band the rows whose key has the least hashes, from the highest score to the lowest."""
-    # Ordering bands of millions of rows would cost more than all else: of each only as many as are expected to hold
-    # its quota twice go further. That fewer than the quota pass is next to impossible.
+    """Sample each band's quota, the rows with the smallest hashes of the key; sort by score, the highest first."""
+    # Sorting bands of millions of rows would dominate the cost. A bound on the hash lets about 2 * quota + 64 rows of
+    # each band pass, so it is next to impossible that fewer rows than the quota pass.
     shares = [min(1.0, (2 * band.quota + 64) / max(band.rows, 1)) for band in bands]
     bounds = F.lit([min(int(share * (1 << 63)), (1 << 63) - 1) for share in shares]).cast("array<bigint>")
     number = sum((F.when(F.col("bin") >= band.low, 1).otherwise(0) for band in bands[1:]), F.lit(0))
@@ -212,7 +214,7 @@ def _sample(columns: DataFrame, bands: list[Section], key: Sequence[str], model:
     repeated = [text for text, count in Counter(tuple(row.text) for row in sample).items() if count > 1]
     if repeated:
         raise TableError(
-            f"--key {', '.join(key)}: expected one score for each key, found several for {', '.join(repeated[0])}; "
-            "add a column to the key or drop those rows"
+            f"--key {', '.join(key)}: expected one score for each key, found several for {', '.join(repeated[0])}. "
+            "Add a column to the key, or drop those rows."
         )
     return sorted(sample, key=lambda row: (-float(row.score_text), row.text))

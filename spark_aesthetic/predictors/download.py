@@ -28,9 +28,9 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
 
     The bytes are written to `target` + ".part", and the checksum is computed meanwhile. Only a file that passes is
     renamed to `target`. If `sha256` is given, a later call resumes the part; if the server does not support ranges, the
-    download starts again. A file lock lets one process of the node download while the others wait. A target that has
-    the checksum already is neither locked nor written. If stderr is a terminal, it shows a progress bar; otherwise the
-    log gets a line after each tenth of the file.
+    download starts again. A file lock lets one process of the node download while its other processes wait. A target
+    that has the checksum already is neither locked nor written. If stderr is a terminal, it shows a progress bar;
+    otherwise the log gets a line after each tenth of the file.
 
     Raises:
         WeightsError: The folder cannot be written to, or its disk is full.

@@ -60,7 +60,7 @@ def has_read_all(commits: Sequence[Logged], model: str, source_id: str, *, check
         model: The model's id.
         source_id: Delta's id of the source.
         checkpoint: The name of the checkpoint. A chunk of another one says nothing of what this one has read.
-        version: Of the source.
+        version: The version of the source.
     """
     chunks = (commit.told for commit in commits if _is_of(commit, model, source_id) and "chunk" in commit.told)
     last = next(chunks, {})

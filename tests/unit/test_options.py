@@ -58,7 +58,7 @@ def test_a_path_of_pathlib_is_one() -> None:
     [
         ("folder", "expected the name of a file, found a folder"),
         ("new/", "expected the name of a file, found a folder"),
-        ("there.json", "expected no file there, found one; --overwrite"),
+        ("there.json", "expected no file there, found one. Pass --overwrite"),
         ("there.json/x.json", "expected a folder that can be written"),
         ("s3://bucket/x.json", "expected a folder that can be written"),
         ("nosuch://bucket/x.json", "expected a folder that can be written"),

@@ -238,7 +238,7 @@ def test_what_cannot_be_is_told(
     told(TableError, "expected one image for each key", images=images.union(images))
     assert not (tmp_path / "page.html").exists()
     (tmp_path / "page.html").write_text("labelled for days")
-    told(OptionError, "--out .*page.html.: expected no file there, found one; --overwrite replaces it")
+    told(OptionError, "--out .*page.html.: expected no file there, found one. Pass --overwrite to replace it")
     assert (tmp_path / "page.html").read_text() == "labelled for days"
     sa.review(scores, images, key=["site", "path"], out=tmp_path / "page.html", overwrite=True)
     assert about(tmp_path / "page.html")["key"] == ["site", "path"]
