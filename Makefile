@@ -59,6 +59,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/check_words.py
 	$(BIN)/mypy
 
 # A file's tests are of one process, and files go out in conftest.py's order: not by their number of tests.
