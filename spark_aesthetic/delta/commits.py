@@ -220,9 +220,9 @@ def history(spark: SparkSession, scores: str) -> DataFrame:
     Returns:
         One row per commit, newest first, with version (bigint), timestamp, operation, package_version, model,
         predictor (JSON, with the sha256 of its weights), options (JSON), source, source_id (Delta's table id),
-        source_version (bigint; the newest version in the chunk), chunk (bigint; null if no stream wrote the commit),
-        checkpoint (of that stream), scored_at (timestamp; the `aesthetic_scored_at` of a chunk's rows), rows_written
-        (bigint), rows_deleted (bigint).
+        source_version (bigint; the scores contain every change of the source up to it), chunk (bigint; null if no
+        stream wrote the commit), checkpoint (of that stream), scored_at (timestamp; the `aesthetic_scored_at` of a
+        chunk's rows), rows_written (bigint), rows_deleted (bigint).
 
     Raises:
         TableError: The table does not exist, or is not a Delta table.

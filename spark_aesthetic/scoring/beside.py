@@ -140,6 +140,8 @@ class Steps:
             case Do.STREAM:
                 return self._streamed(state)
             case Do.REOPEN:
+                # In this order: a row that changes in between is read as it is now, and its score is noticed.
+                run.watch()
                 run.reopen()
                 run.rows_read = run.source.rows.count()
                 return run.source.version
@@ -214,16 +216,17 @@ class Steps:
         commits = logged(run.spark, target.identifier)
         until = read_until(commits, target.model, source.id)
         known = until is not None or commits[-1].version == 0
-        lost = Lost(until=until, known=known, only_grown=until is None or self._told_by_keys(until))
+        lost = Lost(until=until, known=known, only_grown=until is None or self._shows_in_keys(until, state))
         if state.phase is Phase.FOLLOW and not lost.known:
             self._warn_of_updates(self._refused(Refuse.NO_HISTORY, state))
         return lost
 
-    def _told_by_keys(self, until: int) -> bool:
-        """Whether the keys without a score identify all changes of the source since a version."""
+    def _shows_in_keys(self, until: int, state: State) -> bool:
+        """Whether every row that changed since a version of the source has a key without a score."""
         run = self.run
-        if run.source.feed and run.ledger().others(run.source):
-            # A deleted row keeps its score for the other sources, so a new row with the same key would look scored.
+        has_feed = run.source.feed or (state.progress is not None and state.progress.feed)
+        if has_feed and run.ledger().others(run.source):
+            # A deleted row keeps its score for the other sources, and a new row may have come under its key.
             return run.current_version() == until
         return run.only_grown_since(until)
 

@@ -186,10 +186,9 @@ class Chunks:
             if tally.known > 0 and target.has(spark, progress.checkpoint, number):
                 return
             if begins_empty(chunk=number, known=tally.known, others=bool(ledger.others(source))):
-                progress = self._note_empty(spark, replace(progress, stream=stream))
+                progress = self._note_empty(spark, progress, stream)
             elif progress.stream is None:
-                progress = replace(progress, stream=stream)
-                save_progress(spark, target, {source.id: progress})
+                progress = self._save(spark, progress, replace(progress, stream=stream))
         match way_of_chunk(initial=end.is_initial, began_empty=progress.began_empty):
             case Way.APPEND:
                 still_new = partial(self._check_unchanged, spark, progress)
@@ -217,15 +216,17 @@ class Chunks:
             )
         return stream
 
-    def _note_empty(self, spark: SparkSession, progress: Progress) -> Progress:
+    def _note_empty(self, spark: SparkSession, known: Progress, stream: str) -> Progress:
         """Record that the model had no row before its first chunk, unless another source was added."""
-        source, target = self.writer.source, self.writer.target
-        progress = replace(progress, began_empty=True)
-        save_progress(spark, target, {source.id: progress})
+        progress = self._save(spark, known, replace(known, began_empty=True, stream=stream))
         # If another source was added before this save, its run did not see it.
-        if load(spark, target.table).others(source):
-            progress = replace(progress, began_empty=False)
-            save_progress(spark, target, {source.id: progress})
+        if load(spark, self.writer.target.table).others(self.writer.source):
+            progress = self._save(spark, progress, replace(progress, began_empty=False))
+        return progress
+
+    def _save(self, spark: SparkSession, known: Progress, progress: Progress) -> Progress:
+        id = self.writer.source.id
+        save_progress(spark, self.writer.target, {id: progress}, known={id: known})
         return progress
 
     def _check_unchanged(self, spark: SparkSession, progress: Progress) -> None:
@@ -253,7 +254,8 @@ class _End(NamedTuple):
     """Where a chunk ends.
 
     Attributes:
-        version: The last version of the source that the chunk reads.
+        version: The source version up to which the scores contain every change once the chunk is written. Rows of the
+            initial snapshot that are not read yet have no score.
         is_whole: The chunk reads that version to its end.
         is_initial: All rows of the chunk belong to the snapshot that the stream began with.
     """
@@ -273,18 +275,16 @@ def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progres
         return int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"])
 
     version, index, initial = read(number)
-    # A negative index is before the first file of a version, so the previous version was read to its end.
-    is_whole = index < 0 and not initial
-    if initial or index >= 0 or progress.starting_version is not None:
-        return _End(version - is_whole, is_whole, initial)
-    # Nothing of this version was read, so the chunk ends the initial snapshot if it is the first chunk, or if the chunk
-    # before it belongs to the snapshot.
-    if number > 0:
-        before, _, before_initial = read(number - 1)
-        initial = before_initial and version == before + 1
-    else:
-        initial = True
-    return _End(version - 1, True, initial)
+    if initial:
+        return _End(version, is_whole=False, is_initial=True)
+    # A negative index is before the first file of this version. Any other index is inside this version, and the rest of
+    # it may replace rows of this chunk. In both cases, only the previous version was read to its end.
+    is_whole, ends_snapshot = index < 0, False
+    if is_whole and progress.starting_version is None:
+        # The chunk ends the initial snapshot if it is the first one, or if the chunk before it belongs to the snapshot.
+        before, _, before_initial = read(number - 1) if number > 0 else (version - 1, 0, True)
+        ends_snapshot = before_initial and version == before + 1
+    return _End(version - 1, is_whole, is_initial=ends_snapshot)
 
 
 def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -28,7 +27,6 @@ def compare(run: Run, version_col: str | None) -> None:
     """
     spark, source, target = run.spark, run.source, run.target
     _forget_replaced(run, version_col)
-    alone = run.alone_from_now()
     key = list(target.key)
     there, known = source.rows.select(*map(quoted, target.kept)), target.rows(spark)
     keys = there.select(*map(quoted, key))
@@ -38,8 +36,8 @@ def compare(run: Run, version_col: str | None) -> None:
     commit = run.commit()
     with on_disk(_gone(run, keys)) as gone:
         if not gone.isEmpty():
-            _drop(run, gone, commit, alone)
-    run.score_keys(wanted, commit, alone)
+            _drop(run, gone, commit)
+    run.score_keys(wanted, commit)
     if version_col is not None:
         _fill_in(run, there, version_col)
 
@@ -71,13 +69,13 @@ def _gone(run: Run, keys: DataFrame) -> DataFrame:
     return gone.limit(0)
 
 
-def _drop(run: Run, gone: DataFrame, commit: Commit, alone: Callable[[], None]) -> None:
+def _drop(run: Run, gone: DataFrame, commit: Commit) -> None:
     """Drop the scores of rows that are no longer in the source."""
     writer, target, rows = run.writer, run.target, run.source.rows
     column = F.lit(None).cast(rows.schema[writer.column].dataType).alias(writer.column)
     rest = [F.lit(None).cast(target.kept[name]).alias(name) for name in target.kept if name not in target.key]
     rows = changes.said(gone.select("*", *rest, column), "delete")
-    writer.merge(run.spark, rows, commit, run.tally, alone=alone)
+    writer.merge(run.spark, rows, commit, run.tally, alone=run.check_alone)
 
 
 def _changed(run: Run, there: DataFrame, known: DataFrame, version_col: str) -> DataFrame:

@@ -140,7 +140,8 @@ def score_table(
         written=(SCORE, ERROR, MODEL, SCORED_AT, *([EMBEDDING] if with_embedding else [])),
     )
     known = checks.check_target(spark, table, target, is_source=scores is None, shared_keys=shared_keys)
-    is_sampled = (target.model, table.id) not in known.progress
+    progress = known.progress.get((target.model, table.id))
+    is_sampled = progress is None or progress.column != column
     run = Run(
         spark=spark,
         source=table,

@@ -6,7 +6,7 @@ Values are JSON, with percent-encoding of every character that could have a mean
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -45,6 +45,7 @@ class Progress:
             scored again; None if only the commits of scores show it.
         stream: Spark's id of the stream that created the checkpoint; None before its first chunk. If somebody deletes a
             checkpoint, Spark creates it again with another id.
+        column: The source's column that is scored.
     """
 
     checkpoint: str
@@ -57,6 +58,7 @@ class Progress:
     comparing: bool = False
     checked: int | None = None
     stream: str | None = None
+    column: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,13 +227,33 @@ def register(
         raise _foreign(found, scores, source)
 
 
-def save_progress(spark: SparkSession, target: Target, changed: Mapping[str, Progress]) -> None:
-    """Record the progress of the target's model by the source's id.
+def save_progress(
+    spark: SparkSession, target: Target, changed: Mapping[str, Progress], *, known: Mapping[str, Progress]
+) -> None:
+    """Record the progress of the target's model, keyed by source id.
 
-    A chunk that another run is writing at that time then fails to commit.
+    A chunk that is being written at that time fails to commit.
+
+    Args:
+        spark: A session of our own.
+        target: The scores table.
+        changed: The new values.
+        known: The values that they are based on.
+
+    Raises:
+        TableError: A second run has started a new stream over one of the sources.
     """
+
+    def check() -> None:
+        now = load(spark, target.table).of_model(target.model)
+        if any(_checkpoint(now.get(source)) != _checkpoint(known.get(source)) for source in changed):
+            raise TableError(
+                f"scores {target.table!r}: expected only this run to write {target.model}, found that a second run has "
+                "started a new stream; no row was lost or written twice. Run again when that run has finished."
+            )
+
     noted = {_progress(target.model, source): _encoded(asdict(progress)) for source, progress in changed.items()}
-    save(spark, target.table, noted)
+    save(spark, target.table, noted, check)
 
 
 def forget_sources(spark: SparkSession, target: Target, sources: Iterable[str]) -> None:
@@ -239,12 +261,11 @@ def forget_sources(spark: SparkSession, target: Target, sources: Iterable[str]) 
     forget(spark, target.table, [name for id in sources for name in (_progress(target.model, id), f"{_SOURCE}{id}")])
 
 
-def ended_beginnings(spark: SparkSession, target: Target, *, but: str | None = None) -> dict[str, Progress]:
+def ended_beginnings(known: Mapping[str, Progress], *, but: str | None = None) -> dict[str, Progress]:
     """Return the progress of all sources with `began_empty`, except `but`, and set `began_empty` to false in it.
 
     Once this is saved, a running stream cannot commit a chunk without looking up its keys.
     """
-    known = load(spark, target.table).of_model(target.model)
     return {
         source: replace(progress, began_empty=False)
         for source, progress in known.items()
@@ -252,11 +273,11 @@ def ended_beginnings(spark: SparkSession, target: Target, *, but: str | None = N
     }
 
 
-def save(spark: SparkSession, table: str, values: Mapping[str, str]) -> None:
-    """Set properties of a table."""
+def save(spark: SparkSession, table: str, values: Mapping[str, str], check: Callable[[], None] = lambda: None) -> None:
+    """Set properties of a table. `check` may raise an error; it runs before each attempt."""
     if values:
         text = properties_clause(values)
-        committed(lambda: statement(spark, f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES {text}"))
+        committed(lambda: statement(spark, f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES {text}"), check)
 
 
 def forget(spark: SparkSession, table: str, names: Iterable[str]) -> None:
@@ -265,6 +286,10 @@ def forget(spark: SparkSession, table: str, names: Iterable[str]) -> None:
     if listed:
         text = f"ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES IF EXISTS ({listed})"
         committed(lambda: statement(spark, text))
+
+
+def _checkpoint(progress: Progress | None) -> str | None:
+    return None if progress is None else progress.checkpoint
 
 
 def _progress(model: str, source_id: str) -> str:

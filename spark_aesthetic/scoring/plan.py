@@ -95,7 +95,7 @@ class State:
         lost: Facts that replace a lost checkpoint; None before the check.
         fresh: This run started the stream of `progress` and has not read from it yet.
         followed: All changes in the feed were applied before the comparison.
-        reopened: The source was opened again, for the comparison or for missing rows.
+        reopened: The source was opened again in this phase, which will score rows by their keys.
         checked: The keys of the source were checked in this phase.
         compared: The comparison was made.
         missing: Source rows that have neither a score nor a reason; None before they were counted.
@@ -211,7 +211,10 @@ def after(state: State, step: Step, found: Any = None) -> State:
                 return replace(begun, others=replace(state.others, restored=False))
             return _passed(begun) if state.compared and state.phase is Phase.COMPARE else begun
         case Wait() | Do.REOPEN:
-            return replace(state, version=found, reopened=state.reopened or step is Do.REOPEN)
+            reopened = replace(state, version=found, reopened=state.reopened or step is Do.REOPEN)
+            if state.others is None or found == state.version:
+                return reopened
+            return replace(reopened, others=replace(state.others, read_all=False))
         case Do.STREAM:
             return _passed(replace(state, checkpoint=True, fresh=False, followed=bool(found)))
         case Do.CHECK_KEYS:
@@ -227,7 +230,7 @@ def after(state: State, step: Step, found: Any = None) -> State:
 
 
 def _passed(state: State) -> State:
-    return replace(state, phase=Phase(state.phase + 1), checked=False)
+    return replace(state, phase=Phase(state.phase + 1), checked=False, reopened=False)
 
 
 def _look_back(state: State) -> Step | None:
@@ -285,13 +288,17 @@ def _compare(state: State) -> Step | None:
 
 
 def _retry(state: State) -> Step | None:
-    return Do.RETRY if state.asked.retry_failed else None
+    if not state.asked.retry_failed:
+        return None
+    return Do.RETRY if state.reopened else Do.REOPEN
 
 
 def _repair(state: State) -> Step | None:
     """Score missing rows now if the run has no end, because it never reaches the count."""
     took = state.others is not None and state.others.took
-    return Do.SCORE_MISSING if state.asked.endless and took else None
+    if not state.asked.endless or not took:
+        return None
+    return Do.SCORE_MISSING if state.reopened else Do.REOPEN
 
 
 def _stream(state: State) -> Step | None:

@@ -77,21 +77,24 @@ def rescore_from_embeddings(
     tally = Tally()
     newest = _newest(table, key, models)
     rows_read = newest.count()
-    ledger.save_progress(spark, target, ledger.ended_beginnings(spark, target))
+    progress = ledger.load(spark, scores).of_model(target.model)
+    ledger.save_progress(spark, target, ledger.ended_beginnings(progress), known=progress)
     outdated = _outdated(newest, target.rows(spark), key)
-    alone = partial(_check_alone, spark, writer, table, models)
+    alone = partial(_check_alone, spark, writer, table, pinned)
     writer.replace_rows(spark, outdated, writer.commit(table.version), tally, alone=alone)
     return summed_up(tally, model=target.model, began=began, rows_read=rows_read, skipped=rows_read - tally.rows)
 
 
-def _check_alone(spark: SparkSession, writer: Writer, table: Source, models: Sequence[str]) -> None:
+def _check_alone(spark: SparkSession, writer: Writer, table: Source, pinned: Predictor) -> None:
     """Raise TableError if another run has written embeddings, or scores of the model, since the table was opened.
 
     Otherwise the score of a replaced embedding would be newer than the new embedding, so no run would replace it.
     """
+    # The first run of a new model may have started since.
+    models = [writer.target.model, *_of_backbone(ledger.load(spark, writer.target.table), pinned)]
     found = [
         commit for commit in logged(spark, writer.target.identifier, since=table.version)
-        if commit.is_ours and commit.told.get("model") in (*models, writer.target.model)
+        if commit.is_ours and commit.told.get("model") in models
     ]  # fmt: skip
     if found:
         raise TableError(
@@ -102,7 +105,7 @@ def _check_alone(spark: SparkSession, writer: Writer, table: Source, models: Seq
 
 def _with_embeddings(known: Ledger, table: Source, pinned: Predictor) -> list[str]:
     """Return the models with embeddings for the predictor; raise TableError if there are none."""
-    models = [model for model, backbone in known.backbones().items() if backbone == pinned.embedding_id]
+    models = _of_backbone(known, pinned)
     if EMBEDDING not in table.rows.columns or not models:
         raise TableError(
             f"scores {table.table!r}: expected the column {EMBEDDING} with embeddings of {pinned.backbone}, found "
@@ -110,6 +113,10 @@ def _with_embeddings(known: Ledger, table: Source, pinned: Predictor) -> list[st
             "images with --with-embedding first."
         )
     return models
+
+
+def _of_backbone(known: Ledger, pinned: Predictor) -> list[str]:
+    return [model for model, backbone in known.backbones().items() if backbone == pinned.embedding_id]
 
 
 def _checked_key(known: Ledger, table: Source, key: Sequence[str]) -> list[str]:

@@ -54,6 +54,8 @@ class Run:
         shared_keys: Whether equal keys mean the same image in all sources of the scores table.
         progress_file: Stream for the progress.
         tally: Counts of the run.
+        since: The version of the scores table at the last call of `watch`.
+        checkpoint: The name of the checkpoint at that time, or of one that this run has started since.
     """
 
     spark: SparkSession
@@ -70,6 +72,8 @@ class Run:
     shared_keys: bool
     progress_file: TextIO | None
     tally: Tally = field(default_factory=Tally)
+    since: int = -1
+    checkpoint: str | None = None
 
     @property
     def target(self) -> Target:
@@ -126,6 +130,10 @@ class Run:
         """Open the source at its current version."""
         self.source = tables.open_source(self.spark, self.source.table)
 
+    def watch(self) -> None:
+        """Remember the state of the scores, so that `check_alone` detects what other runs write after this call."""
+        self.since, self.checkpoint = tables.current_version(self.spark, self.target.identifier), self._checkpoint()
+
     def has_begun(self, folder: str, progress: Progress) -> bool:
         """Whether the checkpoint exists, and is not one that Spark created again after somebody deleted it."""
         there = stream_of(self.spark, f"{folder}/{progress.checkpoint}")
@@ -133,7 +141,8 @@ class Run:
 
     def begin(self, step: Begin) -> Progress:
         """Start a new stream: from all rows of the source, or from one of its versions."""
-        source, before = self.source, self.known()
+        source, known = self.source, self.ledger().of_model(self.target.model)
+        before = known.get(source.id)
         # Before its first stream, the model had no scores that other writers could have removed.
         looked_at = cast("int | None", self.writer.info.get("checked"))
         progress = Progress(
@@ -149,17 +158,19 @@ class Run:
             location=source.location,
             comparing=step.comparing,
             checked=looked_at if before is None else before.checked,
+            column=self.writer.column,
         )
-        target = self.target
-        ended = ledger.ended_beginnings(self.spark, target, but=source.id)
-        ledger.save_progress(self.spark, target, {**ended, source.id: progress})
+        changed = {**ledger.ended_beginnings(known, but=source.id), source.id: progress}
+        ledger.save_progress(self.spark, self.target, changed, known=known)
+        self.checkpoint = progress.checkpoint
         return progress
 
     def note(self, **changed: Any) -> None:
         """Update fields of the recorded progress, if there is any."""
-        progress = self.known()
+        progress, id = self.known(), self.source.id
         if progress is not None:
-            ledger.save_progress(self.spark, self.target, {self.source.id: replace(progress, **changed)})
+            noted = {id: replace(progress, **changed)}
+            ledger.save_progress(self.spark, self.target, noted, known={id: progress})
 
     def wait_for(self, version: int) -> int:
         """Wait until the source has a version, or the run is to stop; return the current version."""
@@ -214,47 +225,48 @@ class Run:
 
     def score_missing(self) -> None:
         """Score the rows that have neither a score nor a reason."""
-        key, alone = list(self.target.key), self.alone_from_now()
+        self._end_beginnings()
+        key = list(self.target.key)
         keys = self.source.rows.select(*map(quoted, key))
-        self.score_keys(keys.join(self.target.keys(self.spark), key, "left_anti"), self.commit(), alone)
+        self.score_keys(keys.join(self.target.keys(self.spark), key, "left_anti"), self.commit())
 
     def retry_failed(self) -> None:
         """Score the failed rows again."""
-        alone = self.alone_from_now()
         failed = self.target.rows(self.spark).where(F.col(ERROR).isNotNull())
-        self.score_keys(failed.select(*map(quoted, self.target.key)), self.commit(), alone)
+        self.score_keys(failed.select(*map(quoted, self.target.key)), self.commit())
 
-    def alone_from_now(self) -> Callable[[], None]:
-        """Return a function that raises TableError if another run of the model over the source writes after this call.
+    def _end_beginnings(self) -> None:
+        """Make streams look up the keys of their chunks. Without this, a first load would append rows scored here."""
+        known = self.ledger().of_model(self.target.model)
+        ledger.save_progress(self.spark, self.target, ledger.ended_beginnings(known), known=known)
 
-        Missing and failed rows are looked up long before they are written. Another run may score them in between, from
-        a newer image.
+    def check_alone(self) -> None:
+        """Raise TableError if another run of the model over the source has written since the call of `watch`.
+
+        Rows are looked up long before they are written. Another run may score them in between, from a newer image.
         """
-        target, began = self.target, self._checkpoint()
-        since = tables.current_version(self.spark, target.identifier)
-
-        def check() -> None:
-            commits = logged(self.spark, target.identifier, since=since)
-            if self._checkpoint() != began or of_other_runs(commits, self.writer.info):
-                raise TableError(
-                    f"scores {target.table!r}: expected only this run to write {target.model}, found that another run "
-                    "has written some rows; no row was lost or written twice. Run again when that run has finished."
-                )
-
-        return check
+        target = self.target
+        commits = logged(self.spark, target.identifier, since=self.since)
+        if self._checkpoint() != self.checkpoint or of_other_runs(commits, self.writer.info):
+            raise TableError(
+                f"scores {target.table!r}: expected only this run to write {target.model}, found that another run "
+                "has written some rows; no row was lost or written twice. Run again when that run has finished."
+            )
 
     def _checkpoint(self) -> str | None:
         """Return the name of the checkpoint that the scores table records now."""
         progress = self.known()
         return None if progress is None else progress.checkpoint
 
-    def score_keys(self, wanted: DataFrame, commit: Commit, alone: Callable[[], None]) -> None:
+    def score_keys(self, wanted: DataFrame, commit: Commit) -> None:
         """Score the rows of some keys in parts of a chunk's size, so that a killed run leaves fewer for the next one.
 
         Args:
             wanted: The keys.
             commit: The metadata of the commits.
-            alone: Raises an error if another run has written since the keys were looked up.
+
+        Raises:
+            TableError: `check_alone` found another run.
         """
         writer, tally = self.writer, self.tally
         with on_disk(wanted) as wanted:
@@ -268,7 +280,7 @@ class Run:
             with self.shown("scoring keys of", count) as listener:
                 for rows in parts:
                     before = tally.rows
-                    writer.replace_rows(self.spark, rows, commit, tally, alone=alone)
+                    writer.replace_rows(self.spark, rows, commit, tally, alone=self.check_alone)
                     listener.add(tally.rows - before)
 
     def _listener(self, doing: str, rows_to_do: Callable[[], int | None], *, in_one: bool = False) -> ProgressListener:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -224,8 +224,9 @@ class Run:
             elif step is Do.COMPARE:
                 found = yield from self.compare()
             elif step is Do.SCORE_MISSING:
-                alone = self.alone_from_now()
-                found = yield from self.score(self.missing(), alone)
+                self.end_beginnings()
+                yield
+                found = yield from self.score(self.missing())
             else:
                 found = self.done(state, step)
             state = after(state, step, found)
@@ -243,7 +244,9 @@ class Run:
                 until = self.read_until(len(scores.history))
                 if not scores.rows:
                     return Lost(scored=False)
-                shared = source.feed and scores.others(source)
+                shared = (source.feed or ((progress := self.mine) is not None and progress.feed)) and scores.others(
+                    source
+                )
                 told = until is None or (source.current == until if shared else source.only_grown_since(until))
                 return Lost(until=until, only_grown=told)
             case Begin():
@@ -253,6 +256,7 @@ class Run:
             case Refuse():
                 raise RefusedError(step.name)
             case Do.REOPEN:
+                self.watch()
                 self.opened = source.current
                 return self.opened
             case Do.CHECK_KEYS:
@@ -277,24 +281,32 @@ class Run:
         there = {key for key, _ in self.scores.rows}
         return {key: image for key, image in self.source.versions[self.opened].rows.items() if key not in there}
 
-    def alone_from_now(self) -> Callable[[], None]:
-        scores, since, began = self.scores, len(self.scores.history), self.mine and self.mine.checkpoint
+    def watch(self) -> None:
+        self.watched, self.since, self.checkpoint = (
+            self.scores,
+            len(self.scores.history),
+            self.mine and self.mine.checkpoint,
+        )
 
-        def check() -> None:
-            others = [
-                commit for commit in self.scores.history[since:]
-                if commit.told.get("source") == self.source.id and commit.told["run"] != self.id
-            ]  # fmt: skip
-            if self.scores is not scores or others or (self.mine and self.mine.checkpoint) != began:
-                raise RefusedError("another run has written")
+    def check_alone(self) -> None:
+        others = [
+            commit for commit in self.scores.history[self.since:]
+            if commit.told.get("source") == self.source.id and commit.told["run"] != self.id
+        ]  # fmt: skip
+        if self.scores is not self.watched or others or (self.mine and self.mine.checkpoint) != self.checkpoint:
+            raise RefusedError("another run has written")
 
-        return check
+    def end_beginnings(self) -> None:
+        for id, progress in self.scores.progress.items():
+            if progress.began_empty:
+                self.scores.progress[id] = replace(progress, began_empty=False)
+                self.scores.commit(adds_only=True)
 
-    def score(self, rows: dict[int, int], alone: Callable[[], None]) -> Iterator[None]:
+    def score(self, rows: dict[int, int]) -> Iterator[None]:
         """A commit for each row; between a look at the keys and each commit there is time for others."""
         for key, image in rows.items():
             yield
-            alone()
+            self.check_alone()
             self.scores.put(key, image)
             self.scores.commit(**self.told, source_version=self.opened)
 
@@ -358,6 +370,7 @@ class Run:
             checked=self.told.get("checked") if before is None else before.checked,
         )
         scores.commit(adds_only=True)
+        self.checkpoint = scores.progress[source.id].checkpoint
         return scores.progress[source.id]
 
     def compare(self) -> Iterator[None]:
@@ -366,7 +379,7 @@ class Run:
             if progress.location == self.source.location and id != self.source.id:
                 del scores.progress[id]
                 scores.sources.pop(id, None)
-        alone, there = self.alone_from_now(), dict(scores.rows)
+        there = dict(scores.rows)
         wanted = {
             key: image
             for key, image in rows.items()
@@ -375,10 +388,10 @@ class Run:
         gone = set() if scores.others(self.source) else there.keys() - rows.keys()
         if gone:
             yield
-            alone()
+            self.check_alone()
             scores.rows = [row for row in scores.rows if row[0] not in gone]
             scores.commit(**self.told)
-        yield from self.score(wanted, alone)
+        yield from self.score(wanted)
 
     def stream(self, state: State) -> Iterator[None]:
         world, source, progress = self.world, self.source, state.progress

@@ -23,6 +23,8 @@ SEQUENCES = int(ASKED or 300)
 
 PLAIN, REMEDY = Asked(), Asked(reconcile=True, by_version=True)
 WAYS = st.sampled_from([PLAIN, PLAIN, PLAIN, Asked(retry_failed=True), REMEDY])
+# A run without end never comes to its count, so its rows are looked at in the next run that has one.
+ENDLESS = Asked(endless=True)
 KEYS = st.integers(0, 3)
 
 
@@ -125,7 +127,7 @@ class Tables(RuleBasedStateMachine):
         if finished(Run(self.world, self.source, asked)) is None:
             self.check(self.source)
 
-    @rule(asked=WAYS, steps=st.integers(1, 25), other=st.booleans())
+    @rule(asked=WAYS | st.just(ENDLESS), steps=st.integers(1, 25), other=st.booleans())
     def run_and_be_killed(self, asked: Asked, steps: int, other: bool) -> None:
         """Or to its end, or until another run comes between."""
         source = self.other if other and self.other is not None else self.source
@@ -133,16 +135,17 @@ class Tables(RuleBasedStateMachine):
         self.go_on(steps)
 
     @precondition(lambda self: self.paused)
-    @rule(steps=st.integers(1, 25))
-    def go_on(self, steps: int) -> None:
-        """With a run that was slow."""
+    @rule(steps=st.integers(1, 25), last=st.booleans())
+    def go_on(self, steps: int, last: bool = True) -> None:
+        """With a run that was slow, the last one or the first."""
+        at = -1 if last else 0
         try:
             for _ in range(steps):
-                if next(self.paused[-1], "ended") == "ended":
-                    self.paused.pop()
+                if next(self.paused[at], "ended") == "ended":
+                    self.paused.pop(at)
                     return
         except RefusedError:
-            self.paused.pop()
+            self.paused.pop(at)
 
     @precondition(lambda self: self.other is not None)
     @rule()
@@ -227,6 +230,20 @@ def a_shared_key_comes_again_and_the_checkpoint_is_lost(tables: Tables) -> None:
     tables.lose_the_checkpoints()
 
 
+def a_first_load_is_killed_and_a_run_without_end_repairs(tables: Tables) -> None:
+    tables.append({0, 1, 2, 3})
+    tables.run_and_be_killed(asked=PLAIN, steps=10, other=False)
+    tables.take_scores_away({0})
+    tables.run_and_be_killed(asked=ENDLESS, steps=25, other=False)
+    tables.go_on(steps=25)
+
+
+def a_row_is_updated_and_scored_between_the_reopening_and_the_comparison(tables: Tables) -> None:
+    tables.run_and_be_killed(asked=REMEDY, steps=6, other=False)
+    tables.update(key=0, run=True)
+    tables.go_on(steps=25)
+
+
 @pytest.mark.parametrize(
     ("steps", "began"),
     [
@@ -234,6 +251,11 @@ def a_shared_key_comes_again_and_the_checkpoint_is_lost(tables: Tables) -> None:
         (a_row_is_deleted_before_the_stream_begins, {"feed": False, "shared": False, "begun": False}),
         (scores_are_dropped_under_a_slow_run, {"feed": False, "shared": False, "begun": True}),
         (scores_are_restored_twice, {"feed": True, "shared": False, "begun": True}),
+        (a_first_load_is_killed_and_a_run_without_end_repairs, {"feed": False, "shared": False, "begun": False}),
+        (
+            a_row_is_updated_and_scored_between_the_reopening_and_the_comparison,
+            {"feed": True, "shared": False, "begun": True},
+        ),
         (a_shared_key_comes_again_and_the_checkpoint_is_lost, {"feed": True, "shared": True, "begun": True}),
     ],
 )

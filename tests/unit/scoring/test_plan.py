@@ -178,8 +178,11 @@ def test_a_stream_goes_on_or_begins(found: State, step: Step | None) -> None:
 @pytest.mark.parametrize(
     ("found", "step"),
     [
-        (state(Phase.RETRY, asked=Asked(retry_failed=True)), Do.RETRY),
-        (state(Phase.REPAIR, asked=Asked(endless=True), others=Others(took=True)), Do.SCORE_MISSING),
+        # What was looked up is compared with what others write after the source was opened.
+        (state(Phase.RETRY, asked=Asked(retry_failed=True)), Do.REOPEN),
+        (state(Phase.RETRY, asked=Asked(retry_failed=True), reopened=True), Do.RETRY),
+        (state(Phase.REPAIR, asked=Asked(endless=True), others=Others(took=True)), Do.REOPEN),
+        (state(Phase.REPAIR, asked=Asked(endless=True), others=Others(took=True), reopened=True), Do.SCORE_MISSING),
         (state(Phase.COUNT), Do.COUNT),
         (state(Phase.COUNT, missing=0, others=QUIET), Do.NOTE),
         # A row may be missing because it was deleted since the source was opened.
@@ -248,3 +251,11 @@ def test_how_a_chunk_is_written(initial: bool, began_empty: bool, way: Way) -> N
 )
 def test_a_beginning_is_empty_where_no_row_can_be_met(chunk: int, known: int, others: bool, empty: bool) -> None:
     assert begins_empty(chunk=chunk, known=known, others=others) is empty
+
+
+def test_rows_that_come_before_the_source_is_opened_again_are_left_to_the_stream() -> None:
+    found = state(Phase.RETRY, progress(), asked=Asked(retry_failed=True), others=Others(read_all=True))
+    unchanged = after(after(found, Do.REOPEN, 7), Do.RETRY)
+    assert next_step(replace(unchanged, phase=Phase.STREAM))[1] is Do.COUNT
+    grown = after(after(found, Do.REOPEN, 8), Do.RETRY)
+    assert next_step(replace(grown, phase=Phase.STREAM))[1] is Look.CHECKPOINT
