@@ -524,7 +524,7 @@ def test_columns_may_be_called_as_those_of_the_plans(spark: SparkSession) -> Non
     [
         ([(1, "keep"), (2, "maybe")], "id int, label string", {"key": "id"}, "expected keep or drop .* found 'maybe'"),
         ([(1, "keep"), (2, "keep")], "id int, label string", {"key": "id"}, "at least .* found 2 and 0"),
-        ([(1, "keep")], "id int, label string", {}, "expected a column score, or --key"),
+        ([(1, "keep")], "id int, label string", {}, "expected a column score or --key"),
         ([(1, "keep")], "id int, mark string", {"key": "id"}, "labels: no column 'label'"),
         ([(1, "keep")], "no int, label string", {"key": "id"}, "labels: no column 'id'"),
         ([(99.0, "keep"), (98.0, "drop")] * 2, "score double, label string", {}, "expected scores of this table"),
