@@ -100,7 +100,7 @@ class CheckedParams(Params):
 
     def _check(self) -> object:
         """Raise an AestheticError unless the params are valid; `fit` and `transform` take params without a setter."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: AestheticScorer and AestheticEstimator each check their own params
 
 
 class AestheticScorer(

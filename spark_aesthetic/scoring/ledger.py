@@ -261,6 +261,12 @@ def forget_sources(spark: SparkSession, target: Target, sources: Iterable[str]) 
     forget(spark, target.table, [name for id in sources for name in (_progress(target.model, id), f"{_SOURCE}{id}")])
 
 
+def end_beginnings(spark: SparkSession, target: Target) -> None:
+    """Make streams look up the keys of their chunks. Otherwise a first load appends rows that another run scored."""
+    known = load(spark, target.table).of_model(target.model)
+    save_progress(spark, target, ended_beginnings(known), known=known)
+
+
 def ended_beginnings(known: Mapping[str, Progress], *, but: str | None = None) -> dict[str, Progress]:
     """Return the progress of all sources with `began_empty`, except `but`, and set `began_empty` to false in it.
 

@@ -225,7 +225,7 @@ class Run:
 
     def score_missing(self) -> None:
         """Score the rows that have neither a score nor a reason."""
-        self._end_beginnings()
+        ledger.end_beginnings(self.spark, self.target)
         key = list(self.target.key)
         keys = self.source.rows.select(*map(quoted, key))
         self.score_keys(keys.join(self.target.keys(self.spark), key, "left_anti"), self.commit())
@@ -234,11 +234,6 @@ class Run:
         """Score the failed rows again."""
         failed = self.target.rows(self.spark).where(F.col(ERROR).isNotNull())
         self.score_keys(failed.select(*map(quoted, self.target.key)), self.commit())
-
-    def _end_beginnings(self) -> None:
-        """Make streams look up the keys of their chunks. Without this, a first load would append rows scored here."""
-        known = self.ledger().of_model(self.target.model)
-        ledger.save_progress(self.spark, self.target, ledger.ended_beginnings(known), known=known)
 
     def check_alone(self) -> None:
         """Raise TableError if another run of the model over the source has written since the call of `watch`.

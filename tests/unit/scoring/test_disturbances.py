@@ -112,7 +112,7 @@ def test_what_was_restored_before_holds_the_rows_of_that_time(version: int, unti
     history = [
         commit(7, "RESTORE", version="4"),
         commit(6, "RESTORE", version="1"),
-        # Of a run that did not know of the RESTORE before.
+        # This run did not see the RESTORE before it.
         commit(4, told=OWN | {"chunk": 2, "source_version": 9}),
         commit(3, "RESTORE", version="1"),
         commit(2, told=OWN | {"chunk": 1, "source_version": 8}),
@@ -127,7 +127,7 @@ def test_what_was_restored_before_holds_the_rows_of_that_time(version: int, unti
     [
         (OWN | {"run": "mine"}, False),
         (OWN | {"run": "other"}, True),
-        # Of an earlier release.
+        # An earlier release did not name the run.
         (OWN, True),
         (OWN | {"run": "other", "model": "n"}, False),
         (OWN | {"run": "other", "source_id": "t"}, False),

@@ -58,7 +58,7 @@ class Tables(RuleBasedStateMachine):
         if self.other is not None:
             known = self.other.rows
             if not self.source.feed:
-                # Nothing tells of a row that comes again, so shared keys mean one image for all time.
+                # Without a feed, a deleted key must come back with the same image, because nothing reports the change.
                 known, keys = self.shown | known, keys - self.updated
         new = [("insert", key, known.get(key, self.image())) for key in sorted(keys)]
         if new:
@@ -91,7 +91,7 @@ class Tables(RuleBasedStateMachine):
     @rule(keys=st.sets(KEYS, min_size=1, max_size=3))
     def append_to_the_other(self, keys: set[int]) -> None:
         assert self.other is not None
-        # Of an image that was updated in one source, a run over the other one knows nothing.
+        # A run over one source does not see that an image was updated in the other.
         new = [
             ("insert", key, self.shown.get(key, self.image()))
             for key in sorted(keys - set(self.other.rows) - self.updated)
