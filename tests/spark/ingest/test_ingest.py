@@ -410,7 +410,7 @@ def test_a_table_by_name_and_a_pattern_of_names(spark: SparkSession, folder: Pat
     assert spark.table("default.ingested").count() == 4
     assert spark.table("default.ingested_duplicates").count() == 1
     comments = {row.col_name: row.comment for row in spark.sql("DESCRIBE default.ingested").collect()}
-    assert "sha256" in comments["image_id"]
+    assert "SHA-256" in comments["image_id"]
     spark.sql("DROP TABLE default.ingested")
     spark.sql("DROP TABLE default.ingested_duplicates")
 
