@@ -31,6 +31,28 @@ def is_present() -> Column:
     return F.col(CHANGE).isin("insert", "update_postimage")
 
 
+def read_in_part(changes: DataFrame, version: int, keys: DataFrame, key: Sequence[str]) -> DataFrame:
+    """Adapt the changes of a version that is read in several chunks, so that each chunk is right by itself.
+
+    An overwrite deletes all rows and inserts the new ones, in any order. So an insert replaces the row that has the
+    same key, and a delete counts only if the version has no row with its key.
+
+    Args:
+        changes: Rows with `CHANGE` and `VERSION`.
+        version: The version.
+        keys: The keys of all rows of the source at that version.
+        key: Columns that identify a row.
+    """
+    names = list(map(quoted, key))
+    deletes = (F.col(VERSION) == version) & (F.col(CHANGE) == "delete")
+    replaces = (F.col(VERSION) == version) & (F.col(CHANGE) == "insert")
+    rest = changes.where(~deletes).withColumn(CHANGE, F.when(replaces, "update_postimage").otherwise(F.col(CHANGE)))
+    # Without the images, which a delete does not need.
+    deleted = changes.where(deletes).select(*names, CHANGE, VERSION)
+    there = keys.join(F.broadcast(deleted.select(*names)), list(key), "left_semi")
+    return rest.unionByName(deleted.join(there, list(key), "left_anti"), allowMissingColumns=True)
+
+
 def latest(changes: DataFrame, key: Sequence[str], columns: Iterable[str]) -> DataFrame:
     """Reduce the changes to one row per key: the latest values, whether it was deleted, and whether it changed.
 

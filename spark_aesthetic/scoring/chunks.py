@@ -18,14 +18,14 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
-from spark_aesthetic.delta import access, naming, sessions
+from spark_aesthetic.delta import access, naming, sessions, tables
 from spark_aesthetic.delta.commits import logged, scored_at
 from spark_aesthetic.delta.connect import batches_run_elsewhere
 from spark_aesthetic.delta.frames import without
 from spark_aesthetic.delta.java import Py4JNetworkError
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.scoring.changes import FEED
+from spark_aesthetic.scoring.changes import FEED, read_in_part
 from spark_aesthetic.scoring.explained import raise_explained
 from spark_aesthetic.scoring.ledger import Ledger, Progress, load, save_progress
 from spark_aesthetic.scoring.plan import Way, begins_empty, way_of_chunk
@@ -36,6 +36,10 @@ from spark_aesthetic.scoring.writer import Writer, now
 # Spark Connect gives its process for the chunks ten seconds to start, whatever the settings. On a busy machine that is
 # too short. A retry is safe, because no chunk has started by then.
 _SLOW, _STARTS = "Python worker failed to connect back", 3
+
+# Delta writes the changes of these operations to files of their own, and a chunk takes all of them. A DELETE of whole
+# files may take several chunks, but it inserts no row.
+_READ_AS_A_WHOLE = ("MERGE", "UPDATE", "DELETE")
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -169,7 +173,7 @@ class Chunks:
         sessions.describe(spark, f"spark-aesthetic: chunk {number} of {source.identifier}")
         ledger = load(spark, target.table)
         progress = self._alone(ledger)
-        end = _offset(spark, self.checkpoint, number, progress)
+        end = _end_of(spark, self.checkpoint, number, progress)
         time = now()
         told = {"checkpoint": progress.checkpoint, "chunk": number, "whole": end.is_whole}
         commit = replace(
@@ -200,7 +204,22 @@ class Chunks:
             case Way.MERGE_CHANGES:
                 # Another source may still have a row that was deleted from this one.
                 drops, alone = not ledger.others(source), partial(self.check_alone, spark)
+                for version in self._versions_in_part(spark, number):
+                    keys = tables.read_table(spark, source.table, version).select(*map(quoted, target.key))
+                    batch = read_in_part(batch, version, keys, target.key)
                 writer.merge(spark, batch, commit, tally, scored_at=time, drops=drops, alone=alone)
+
+    def _versions_in_part(self, spark: SparkSession, number: int) -> list[int]:
+        """Return the versions of which this chunk may have deletes without the inserts, or the reverse."""
+        if not self.progress.feed:
+            return []
+        ends = [_read_offset(spark, self.checkpoint, at) for at in (number - 1, number) if at >= 0]
+        inside = sorted({end.version for end in ends if end.file >= 0 and not end.is_initial})
+        if not inside:
+            return []
+        found = logged(spark, self.writer.source.identifier, since=inside[0] - 1)
+        whole = {commit.version for commit in found if commit.adds_only or commit.operation in _READ_AS_A_WHOLE}
+        return [version for version in inside if version not in whole]
 
     def _stream(self, spark: SparkSession, progress: Progress) -> str:
         """Return Spark's id of the running stream.
@@ -265,25 +284,39 @@ class _End(NamedTuple):
     is_initial: bool
 
 
-def _offset(spark: SparkSession, checkpoint: str, number: int, progress: Progress) -> _End:
+class _Offset(NamedTuple):
+    """Delta's offset: up to which file of which version a chunk reads.
+
+    Attributes:
+        version: A version of the source.
+        file: The index of the last file; a negative number is before the first file.
+        is_initial: Whether the version is the snapshot that the stream began with.
+    """
+
+    version: int
+    file: int
+    is_initial: bool
+
+
+def _read_offset(spark: SparkSession, checkpoint: str, number: int) -> _Offset:
+    # The lines are the version of the format, the metadata of the batch and Delta's offset.
+    lines = access.files_reader(spark).text(f"{checkpoint}/offsets/{number}").collect()
+    offset = json.loads(lines[2][0])
+    return _Offset(int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"]))
+
+
+def _end_of(spark: SparkSession, checkpoint: str, number: int, progress: Progress) -> _End:
     """Read where a chunk ends from the checkpoint."""
-
-    def read(number: int) -> tuple[int, int, bool]:
-        # The lines are the version of the format, the metadata of the batch and Delta's offset.
-        lines = access.files_reader(spark).text(f"{checkpoint}/offsets/{number}").collect()
-        offset = json.loads(lines[2][0])
-        return int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"])
-
-    version, index, initial = read(number)
+    version, file, initial = _read_offset(spark, checkpoint, number)
     if initial:
         return _End(version, is_whole=False, is_initial=True)
-    # A negative index is before the first file of this version. Any other index is inside this version, and the rest of
-    # it may replace rows of this chunk. In both cases, only the previous version was read to its end.
-    is_whole, ends_snapshot = index < 0, False
+    # After a file, the chunk may not have read all of the version, and the rest may replace rows of the chunk. So only
+    # the version before was surely read to its end.
+    is_whole, ends_snapshot = file < 0, False
     if is_whole and progress.starting_version is None:
         # The chunk ends the initial snapshot if it is the first one, or if the chunk before it belongs to the snapshot.
-        before, _, before_initial = read(number - 1) if number > 0 else (version - 1, 0, True)
-        ends_snapshot = before_initial and version == before + 1
+        before = _read_offset(spark, checkpoint, number - 1) if number > 0 else _Offset(version - 1, 0, True)
+        ends_snapshot = before.is_initial and version == before.version + 1
     return _End(version - 1, is_whole, is_initial=ends_snapshot)
 
 

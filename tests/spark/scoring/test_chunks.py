@@ -176,6 +176,57 @@ def test_a_change_data_feed_is_followed(
     assert score(spark, path, scores).chunks == 0
 
 
+def overwrite(spark: SparkSession, path: str) -> None:
+    """Other images for most rows; 0 to 2 go, 20 to 24 come."""
+    rows(spark, range(3, 25), shift=2).repartition(3).write.format("delta").mode("overwrite").save(path)
+
+
+def go_and_come(spark: SparkSession, path: str) -> None:
+    """A row that an overwrite takes away comes back as another one, and one that it brings goes."""
+    overwrite(spark, path)
+    append(spark, path, range(2), shift=5)
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id IN (5, 24)")
+    append(spark, path, range(5, 6), shift=7)
+
+
+def restore(spark: SparkSession, path: str) -> None:
+    """Version 0 again, from which all rows had gone one way or the other."""
+    overwrite(spark, path)
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE id < 12")
+    spark.sql(f"RESTORE TABLE delta.`{path}` TO VERSION AS OF 0")
+
+
+def truncate(spark: SparkSession, path: str) -> None:
+    """All rows go, and half of them come back as others."""
+    spark.sql(f"TRUNCATE TABLE delta.`{path}`")
+    rows(spark, range(10), shift=3).repartition(3).write.format("delta").mode("append").save(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "files"),
+    [
+        (go_and_come, 2),
+        *(
+            pytest.param(changed, files, marks=pytest.mark.long)
+            for changed in (overwrite, go_and_come, restore, truncate)
+            for files in (1, 3)
+        ),
+    ],
+)
+def test_an_overwrite_that_takes_several_chunks_is_followed(
+    spark: SparkSession, source: Callable[..., str], scores: str, changed: Callable[..., None], files: int
+) -> None:
+    path = source(**{FEED: "true"})
+    score(spark, path, scores)
+    changed(spark, path)
+    done = score(spark, path, scores, max_files_per_chunk=files)
+    assert (done.chunks or 0) > 2
+    assert_all_scored(spark, path, scores)
+    # The stream alone did it: no row was scored a second time because its score was missing.
+    commits = sa.history(spark, scores).where("rows_written > 0 OR rows_deleted > 0")
+    assert commits.where("chunk IS NULL").count() == 0
+
+
 @pytest.mark.long
 def test_reconcile_takes_over_what_the_feed_tells(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
     path = source(**{FEED: "true"})
