@@ -46,7 +46,7 @@ def main(model: str, batch_rows: int, cores: int) -> None:
         return run
 
     def inferring(encode: Callable[[torch.Tensor], object], loops: int) -> Callable[[str, str], float]:
-        """Make a run of one loop with matrix products on all cores, or of one loop per core."""
+        """Return a run of `loops` concurrent loops, each with matrix products on its share of the cores."""
 
         def run(data: str, out: str) -> float:
             count = pq.read_table(data, columns=["name"]).num_rows

@@ -1,4 +1,4 @@
-"""Measure the cost of choosing a cut: calibrate ten million scores on two cores.
+"""Measure the cost of choosing a score threshold: calibrate ten million scores on two cores.
 
     python benchmarks/calibration.py [--rows 10000000] [--repeats 3]
 

@@ -1,6 +1,6 @@
 """Compare Pillow alone with this package: the damage that each detects, false alarms, and CPU time.
 
-    python benchmarks/damage.py [--seconds 20]
+    python benchmarks/damage.py [--seconds 5]
 
 A damaged file counts as found if it gets a reason instead of pixels. It counts as spoiled if it decodes and more than a
 tenth of its 224 x 224 pixels are off by more than 16 of 255. Times are CPU times of this thread, compared by the median

@@ -4,7 +4,7 @@
 
 It measures two paths: decoded pixels to embeddings (a head adds next to nothing), and JPEG bytes (640x480) to scores by
 the engine as a Spark worker runs it. The limit is the measured rate of the tower's largest matrix product alone. On a
-CPU the script runs with few images, as a check of itself.
+CPU the script runs with few images, as a self-check.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 clip-retrieval reads files, not tables, so the images are written to a folder before the clock starts. It returns
 embeddings in float16, so scores differ in the fourth decimal; NumPy applies the head. One process runs the model with a
 thread per core, and a decoding process per core feeds it. Its two processes for statistics are disabled: they import
-everything again in each run, which takes half a minute on two cores, most of a contest but nothing in a job of hours.
+everything again in each run. That takes half a minute on two cores: most of a contest, but little in a job of hours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Serve Daft: a class, as documented for models, made once in each process, with one process per core."""
+"""Serve Daft: a class, as documented for models, created once in each process, with one process per core."""
 
 from __future__ import annotations
 

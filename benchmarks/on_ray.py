@@ -18,7 +18,8 @@ class Scorer:
     def __init__(self, model: str, processes: int) -> None:
         self.model = model
         peer_model.load(model)
-        # Daft's processes begin with their first batch. Here one actor may get all batches, so each begins at once.
+        # Daft's processes call `begin` with their first batch. In Ray one actor may get all batches, so each actor
+        # calls it when it starts.
         peer_model.begin(model, processes)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ import spark_aesthetic as sa
 
 
 def main(model: str, batch_rows: int, cores: int) -> None:
-    """Serve all of them; `model` is a folder that `inputs.write_model` wrote, with predictor.json added."""
+    """Serve the contestants; `model` is a folder that `inputs.write_model` wrote, with predictor.json added."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
     conf = Path(__file__).parents[1] / "conf" / "local.conf"
     builder = SparkSession.builder.master(f"local[{cores}]").config("spark.ui.enabled", "false")

@@ -1,4 +1,4 @@
-"""CLIP and a linear head as users of open_clip write it; all peers use this, with this package's weights."""
+"""CLIP and a linear head, written as users of open_clip do; all peers use them, with this package's weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(folder: str) -> Any:
 
 
 def begin(folder: str, processes: int) -> None:
-    """Note that this process has loaded the model; on its first call, wait until all processes have.
+    """Record that this process has loaded the model; on its first call, wait until all processes have.
 
     Without the wait, the second process would load its imports and model while the first is timed.
     """

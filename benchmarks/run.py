@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--contests embeddings large small tiny vit-l-14] [--repeats 3] [--work FOLDER]
 
-Each contestant runs in a process that stays, so the times are of the steady state, after a small run that loads its
-model. In each round all contestants run one after the other, so that a noisy neighbour slows all of them. Ratios are
+Each contestant runs in a long-lived process, and a small run loads its model first, so the times are of the steady
+state. In each round all contestants run one after the other, so that a noisy neighbour slows all of them. Ratios are
 taken within a round. The script prints a table for each contest and writes benchmarks/results.json.
 """
 
@@ -54,7 +54,7 @@ class Contest:
         contestants: Names of the contestants, by the script that serves them.
         rows: Number of rows; `rows / copies` images are different.
         copies: Copies of each image in the table; more than one if a run would otherwise take only a second.
-        limits: Contestants that only show what is possible. All except these are this package and its peers.
+        limits: Contestants that only measure an upper limit. The remaining ones are this package and its peers.
     """
 
     unit: str

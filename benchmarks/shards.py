@@ -1,6 +1,6 @@
-"""Compare our source of shards with Python's tarfile, and measure the memory of an export.
+"""Compare our data source for shards with Python's tarfile, and measure the memory of an export.
 
-    python benchmarks/shards.py [--megabytes 512] [--repeats 3]
+    python benchmarks/shards.py [--megabytes 512] [--repeats 3] [--only read]
 
 Reading: one shard, one core (local[1]), from the page cache. Three readers take turns in one process: a loop over
 tarfile that reads every file and keeps none, the same loop as the simplest Python data source into Spark's null sink,

@@ -1,3 +1,3 @@
-"""The version, for the package and for what builds it."""
+"""The version, which the package and its build read."""
 
 __version__ = "0.1.0"

@@ -102,7 +102,7 @@ def check_file(path: str, option: str, *, overwrite: bool) -> None:
 
 
 def check_writable(folder: str, option: str) -> None:
-    """Check that a folder can be written, with a file that is deleted at once, before work is done that would be lost.
+    """Check that a folder can be written, before work is done that would be lost: create a file and delete it.
 
     Raises:
         OptionError: The folder cannot be created or written, or its file system is not installed.

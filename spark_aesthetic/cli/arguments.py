@@ -41,8 +41,8 @@ class Parser(argparse.ArgumentParser):
             without: Parameters that are not options of the job.
             one_of: Options that exclude each other.
             needs_one: Whether one of the options in `one_of` is required.
-            **differs: Arguments of `add_argument` that replace the function's, by parameter; `flags` replaces
-                --its-name. A name that is not a parameter adds an option.
+            **differs: By parameter, arguments of `add_argument` that replace those derived from the function; `flags`
+                replaces --its-name. A name that is not a parameter adds an option.
         """
         declared = _declared(called)
         options = {name: option for name, option in declared.items() if name not in without}

@@ -32,7 +32,7 @@ def train_head_arguments() -> argparse.Namespace:
     Raises:
         OptionError: An option is missing, unknown or invalid.
     """
-    arguments = Parser(prog="train_head", description="Fit a head to ratings of images by their CLIP embeddings.")
+    arguments = Parser(prog="train_head", description="Fit a head that predicts ratings from CLIP embeddings.")
     arguments.add_argument("--table", required=True, metavar="TABLE_OR_PATH", help="Delta table with the rated images.")
     arguments.take(
         AestheticEstimator,
@@ -50,7 +50,7 @@ def train_head_arguments() -> argparse.Namespace:
 
 
 def train_head_once() -> HeadReport:
-    """Run train_head once, as the command line says."""
+    """Run train_head once with the options of the command line."""
     args = train_head_arguments()
     estimator = AestheticEstimator(
         inputCol=args.embedding_col,
@@ -94,7 +94,7 @@ def calibrate_arguments() -> argparse.Namespace:
 
 
 def calibrate_once() -> Calibration:
-    """Run calibrate once, as the command line says."""
+    """Run calibrate once with the options of the command line."""
     args = calibrate_arguments()
     if args.out is not None:
         files.check_file(args.out, "--out", overwrite=True)
@@ -128,7 +128,7 @@ def curate_arguments() -> argparse.Namespace:
 
 
 def curate_once() -> Kept:
-    """Run curate once, as the command line says."""
+    """Run curate once with the options of the command line."""
     args = curate_arguments()
     spark = session("curate")
     own = {
@@ -150,7 +150,7 @@ def review_arguments() -> argparse.Namespace:
     Raises:
         OptionError: An option is missing, unknown or invalid.
     """
-    # This module needs Jinja2 and Pillow, which the other jobs run without.
+    # The import is here because this module needs Jinja2 and Pillow, which the other jobs do not need.
     from spark_aesthetic.pages.review import review
 
     arguments = Parser(prog="review", description="Write a page to look at scored images and label them.")
@@ -165,7 +165,7 @@ def review_arguments() -> argparse.Namespace:
 
 
 def review_once() -> Result:
-    """Run review once, as the command line says."""
+    """Run review once with the options of the command line."""
     args = vars(review_arguments())
     from spark_aesthetic.pages.review import review
 
@@ -208,7 +208,7 @@ def ingest_arguments() -> argparse.Namespace:
 
 
 def ingest_once() -> IngestSummary:
-    """Run ingest_images once, as the command line says."""
+    """Run ingest_images once with the options of the command line."""
     args = ingest_arguments()
     # `ingest_images` checks this too. Here the message can name --allow, and no session has started yet.
     allowed_for(format_of(args.source, format=args.format, uri_col=args.uri_col), args.allow, "--allow")
@@ -238,6 +238,6 @@ def export_arguments() -> argparse.Namespace:
 
 
 def export_once() -> ExportSummary:
-    """Run export_webdataset once, as the command line says."""
+    """Run export_webdataset once with the options of the command line."""
     args = export_arguments()
     return _export_webdataset(session("export_webdataset"), **vars(args))

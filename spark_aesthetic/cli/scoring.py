@@ -61,7 +61,7 @@ def score_table_arguments() -> argparse.Namespace:
 
 
 def score_once() -> Summary:
-    """Run score_table once, as the command line says."""
+    """Run score_table once with the options of the command line."""
     args = score_table_arguments()
     spark = session("score_table")
     if args.rescore_from_embeddings:
@@ -96,7 +96,7 @@ def score_stream_arguments() -> argparse.Namespace:
 
 
 def score_on_and_on() -> Summary:
-    """Run score_stream until SIGTERM, as the command line says."""
+    """Run score_stream until SIGTERM, with the options of the command line."""
     args = vars(score_stream_arguments()) | {"progress_file": Stderr()}
     spark = session("score_stream")
     return _score_table(spark, **args, stopping=stop_on_sigterm(spark))

@@ -62,7 +62,7 @@ class _OnSignal:
 
 
 def stop_on_sigterm(spark: SparkSession) -> Callable[[], bool]:
-    """Keep SIGTERM from ending this process and the JVM; return a function that says whether either received it."""
+    """Keep SIGTERM from ending this process and the JVM; return a function that reports whether either received it."""
     seen = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: seen.set())
     context = spark.sparkContext

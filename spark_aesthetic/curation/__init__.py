@@ -1,1 +1,1 @@
-"""From scores to a training set: labels, cuts, quality, export."""
+"""From scores to a training set: labels, thresholds, quality, export."""

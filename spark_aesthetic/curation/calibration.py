@@ -1,4 +1,4 @@
-"""Choose a cut, count the rows that it keeps, and estimate its precision and recall from labels."""
+"""Choose a score threshold (a cut), count the rows that it keeps, and estimate its precision and recall from labels."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """The cut of a table, or of one group of its rows.
+    """The score threshold of a table, or of one group of its rows.
 
     Attributes:
         group: Values of the columns of `by`, as text; empty without `by`.
         value: Rows with this score or a higher one are kept. None without a target, or if the group has no score.
-        kept: Exact number of rows that the cut keeps.
+        kept: Exact number of rows that the threshold keeps.
         share: `kept` as a share of the scored rows.
         distribution: Distribution of the scores.
         evidence: Estimates from the labels; None without labels.
@@ -64,15 +64,15 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Calibration:
-    """A cut, how it was chosen, and what it keeps.
+    """A score threshold, or one for each group: how it was chosen, and how many rows it keeps.
 
     Attributes:
         model: Model of the scores, as in `aesthetic_model`; None if the table has no model.
         score_col: Column of the scores.
-        by: Columns that divide the table into groups; each group has its own cut.
+        by: Columns that divide the table into groups; each group has its own threshold.
         target: The option that was given: keep, top_k, min_score, precision, recall, or None.
         wanted: The value of that option.
-        cuts: One cut for each group, in sorted order; a single cut if `by` is empty.
+        cuts: One `Cut` for each group, in sorted order; a single one if `by` is empty.
         labels_without_score: Labels left out because no row has their key, or the row has no score. None without
             labels.
         labels_repeated: Labels left out because they repeat another label of the same row. None without labels.
@@ -89,7 +89,7 @@ class Calibration:
 
     @property
     def cut(self) -> Cut:
-        """The only cut, for a calibration without groups.
+        """The only `Cut`, for a calibration without groups.
 
         Raises:
             OptionError: The calibration has groups.
@@ -151,30 +151,32 @@ def calibrate(
     key: str | Sequence[str] | None = None,
     bin_width: float = BIN_WIDTH,
 ) -> Calibration:
-    """Choose a cut by at most one target, and count the rows that it keeps.
+    """Choose a score threshold (a cut) by at most one target, and count the rows that it keeps.
 
     One pass over the score columns counts the scores in bins of about 0.001 points. With `key`, a second pass looks up
     the scores of the labels. Both passes run during the call; if the frame computes the scores, write it to a table
-    first. A cut from a target is the edge of a bin, so the rows that it keeps are counted exactly, and it is at most
-    one bin width below the exact cut. Shares are of scored rows: rows without a score are counted by reason and never
-    kept.
+    first. A threshold from a target is the edge of a bin, so the rows that it keeps are counted exactly, and it is at
+    most one bin width below the exact threshold. Shares are of scored rows: rows without a score are counted by reason
+    and never kept.
 
     Labels are judgements of single rows, as the review page writes them. Each label is weighted by the number of table
-    rows with similar scores. A sample that is denser around the cut therefore estimates the precision and recall of
-    the whole table, if the labelled rows were chosen only by their score. `Evidence.covered` gives the share of rows
+    rows with similar scores. A sample that is denser around the threshold therefore estimates the precision and recall
+    of the whole table, if the labelled rows were chosen only by their score. `Evidence.covered` gives the share of rows
     that the labels cover.
 
     Args:
         scores_df: Scores of one model, with the columns of a scores table.
         labels: A DataFrame, or a CSV file with a header on storage that Spark reads. Columns: `label` (string; "keep",
             "drop" or null; null is ignored), and those of `key`, or `score` without `key`. At most a million rows.
-        keep: Choose the highest cut that keeps at least this share of the scored rows, above 0 and up to 1.
-        top_k: Choose the highest cut that keeps at least this many rows; `curate` with `top_k` keeps exactly this many.
-        min_score: Use this score as the cut.
-        precision: Choose the lowest cut at which, by the labels, at least this share of the kept rows is worth keeping.
-        recall: Choose the highest cut that, by the labels, keeps at least this share of the rows worth keeping.
-        by: Columns that divide the table into groups; each group gets its own cut, from its own labels. Each group
-            needs a few thousand counts on the driver, so choose columns with few values.
+        keep: Choose the highest threshold that keeps at least this share of the scored rows, above 0 and up to 1.
+        top_k: Choose the highest threshold that keeps at least this many rows; `curate` with `top_k` keeps exactly this
+            many.
+        min_score: Use this score as the threshold.
+        precision: Choose the lowest threshold at which, by the labels, at least this share of the kept rows is worth
+            keeping.
+        recall: Choose the highest threshold that, by the labels, keeps at least this share of the rows worth keeping.
+        by: Columns that divide the table into groups; each group gets its own threshold, from its own labels. Each
+            group needs a few thousand counts on the driver, so choose columns with few values.
         score_col: Numeric column of the scores.
         key: Columns that labels and scores share. With `key`, the scores of the labels come from `scores_df`, and
             labels that agree on one row count once.
@@ -182,13 +184,13 @@ def calibrate(
             for very many groups.
 
     Returns:
-        The cuts and the rows that they keep; see `Calibration`.
+        The thresholds and the numbers of rows that they keep; see `Calibration`.
 
     Raises:
         OptionError: Several targets were given, one is outside its range, or one needs labels and has none.
         TableError: A column is missing or has the wrong type; the scores are of several models; a label is neither
             keep nor drop; one row has both; there are too many labels, or fewer than two keep or two drop (also in a
-            group); no cut reaches the precision.
+            group); no threshold reaches the precision.
     """
     given = {"keep": keep, "top_k": top_k, "min_score": min_score, "precision": precision, "recall": recall}
     target, wanted = _target(given, has_labels=labels is not None)
@@ -252,7 +254,7 @@ def _cuts(
     wanted: float | None,
     kind: DataType,
 ) -> tuple[Cut, ...]:
-    """Choose a cut for each group of the scores, from the labels of that group."""
+    """Choose a threshold for each group of the scores, from the labels of that group."""
     if labelled is not None:
         strangers = sorted(map(str, labelled.groups.keys() - counted.keys()))
         if strangers:
@@ -306,10 +308,10 @@ def _cut_reaching(points: Sequence[Point], target: str, wanted: float, group: Gr
     if not reached:
         best = max(points, key=lambda point: point.precision)
         raise TableError(
-            f"{target}={wanted}{of_group(group)}: expected a cut that reaches it by the labels, found "
-            f"{best.precision:.3f} at best, at the cut {best.cut:.3f}. Ask for less, or label more rows."
+            f"{target}={wanted}{of_group(group)}: expected a threshold that reaches it by the labels, found "
+            f"{best.precision:.3f} at best, at the threshold {best.cut:.3f}. Ask for less, or label more rows."
         )
-    # The highest cuts keep few labels and may reach the precision by chance. The lowest cut rests on the most labels.
+    # The highest thresholds keep few labels and may reach the precision by chance. The lowest rests on the most labels.
     return min(reached) if target == "precision" else max(reached)
 
 
@@ -381,9 +383,9 @@ def _lines_of(cut: Cut) -> Iterator[str]:
     if cut.value is not None and cut.share is not None:
         yield f"cut {cut.value:.4f} keeps {cut.kept:,} of {of.scored:,}, {cut.share:.2%}"
     elif of.scored:
-        yield "kept from " + ", ".join(f"{at:g}: {share:.2%}" for at, share in of.shares.items())
+        yield "kept at or above " + ", ".join(f"{at:g}: {share:.2%}" for at, share in of.shares.items())
     if cut.evidence is not None:
-        yield f"by {cut.evidence.keep} labels keep and {cut.evidence.drop} drop: AUC {cut.evidence.auc}"
+        yield f"labels: {cut.evidence.keep} keep, {cut.evidence.drop} drop; AUC {cut.evidence.auc}"
         if cut.evidence.recall is not None:
             yield f"precision {cut.evidence.precision or 'unknown: no label above it'}, recall {cut.evidence.recall}"
         if cut.evidence.covered < 0.99:

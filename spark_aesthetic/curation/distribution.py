@@ -1,4 +1,4 @@
-"""Summarise a histogram for a user who chooses a cut: quantiles, shares above cuts, and rows without a score."""
+"""Summarise a histogram for a user who chooses a threshold: quantiles, shares above it, and rows without a score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Distribution:
         greatest: The highest score; None without a score.
         mean: The mean score; None without a score.
         quantiles: Scores by the share of scored rows below them, exact to half a bin width (0.0005 by default).
-        shares: Exact shares of scored rows at or above evenly spaced cuts, by cut.
+        shares: Exact shares of scored rows at or above evenly spaced thresholds, by threshold.
     """
 
     rows: int
@@ -44,7 +44,7 @@ def distribution_of(histogram: Histogram) -> Distribution:
     shares: dict[float, float] = {}
     if histogram.least is not None and histogram.greatest is not None:
         quantiles = dict(zip(QUANTILES, map(float, histogram.quantiles(QUANTILES)), strict=True))
-        # About 16 to 32 cuts, each at the edge of a bin: 2, 2.5, 3 … for scores from 1 to 10.
+        # About 16 to 32 thresholds, each at the edge of a bin: 2, 2.5, 3 … for scores from 1 to 10.
         spread = max(histogram.greatest - histogram.least, histogram.width)
         step = max(2.0 ** math.ceil(math.log2(spread / 32)), histogram.width)
         first, last = math.floor(histogram.least / step), math.floor(histogram.greatest / step)

@@ -1,4 +1,4 @@
-"""Estimate precision, recall, ROC curve and AUC of a cut from labelled rows, with 95% confidence intervals."""
+"""Estimate precision, recall, ROC curve and AUC of a score threshold from labels, with 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Interval(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One cut by the labels: the share of kept rows that are good, of good rows kept, and of bad rows kept."""
+    """A threshold (`cut`) with its precision, recall and false positive rate, estimated from the labels."""
 
     cut: float
     precision: float
@@ -60,10 +60,11 @@ class Evidence:
         covered: Share of the table's scored rows at or above the lowest labelled score. Recall and AUC describe only
             these rows.
         auc: Probability that a row to keep scores higher than a row to drop.
-        precision: Share of the kept rows that are worth keeping; None without a cut, or if no label is at or above it.
-        recall: Share of the rows worth keeping that the cut keeps; None without a cut.
-        curve: At most 200 points, from the highest cut to the lowest: `recall` over `false_positive_rate` is the ROC
-            curve.
+        precision: Share of the kept rows that are worth keeping; None without a threshold, or if no label is at or
+            above it.
+        recall: Share of the rows worth keeping that the threshold keeps; None without a threshold.
+        curve: At most 200 points, from the highest threshold to the lowest: `recall` over `false_positive_rate` is the
+            ROC curve.
     """
 
     keep: int
@@ -141,7 +142,7 @@ def _expit(logit: float) -> float:
 
 
 def weights_of(scores: Floats, histogram: Histogram) -> Floats:
-    """Return how many table rows each label represents, so that labels may be denser around a cut than elsewhere.
+    """Return how many table rows each label represents, so that labels may be denser around a threshold than elsewhere.
 
     The weight is the number of table rows per label in each band of the score, from the lowest label up
     (poststratification). For a uniform random sample, the weights are equal up to chance.

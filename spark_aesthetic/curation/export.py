@@ -149,8 +149,8 @@ class _Sample:
         image: Column with the image bytes, as `F.col` takes it.
         called: Name of the image column in the output.
         rest: By name, structs to write without their fields of bytes.
-        wide: The columns in `others` that are too wide to broadcast beyond some hundred thousand rows: the embeddings
-            of the scores.
+        wide: The columns in `others` that are too wide to broadcast for more than a few hundred thousand rows: the
+            embeddings of the scores.
     """
 
     key_col: str | None
@@ -288,7 +288,7 @@ def _others(rows: DataFrame, columns: Sequence[str], left_out: Sequence[str], ke
 
 
 def _called(rows: DataFrame, others: Sequence[str], image_col: str) -> str:
-    """Choose a free name with which the data source derives the image file's extension from its bytes."""
+    """Choose a free name for the image column for which the data source derives the file extension from the bytes."""
     taken = [name for name in others if has_column(BY_CONTENT, name)]
     free = lacking(taken, BY_CONTENT)
     of_bytes = [name for name in taken if isinstance(rows.schema[name].dataType, BinaryType)]

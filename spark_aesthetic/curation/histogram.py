@@ -62,7 +62,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def above(self, cuts: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Count the rows at or above each cut; the bin that a cut divides is not counted."""
+        """Count the rows at or above each threshold; a bin that a threshold divides is not counted."""
         reversed_sums = np.concatenate([[0], np.cumsum(self.counts[::-1])])
         below = np.searchsorted(self.bins * self.width, cuts, side="left")
         sums: npt.NDArray[np.int64] = reversed_sums[len(self.bins) - below]

@@ -1,4 +1,4 @@
-"""Write the rows that a cut keeps to a Delta table."""
+"""Write the rows at or above a score threshold (a cut) to a Delta table."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def read_scores(
         spark: A session with Delta Lake.
         scores: Delta table with the scores, by catalog name, or by path (anything with a slash).
         model: The `aesthetic_model` of the scores to use, if the table has several models.
-        by: Columns that divide the table into groups; each group gets its own cut.
+        by: Columns that divide the table into groups; each group gets its own threshold.
         table: Delta table with the columns of `by` that the scores do not have, joined by `key`.
         key: Columns that together identify a row.
 
@@ -116,7 +116,7 @@ def write_kept(
     score_col: str = SCORE,
     mode: KeptMode = "errorifexists",
 ) -> Kept:
-    """Write the rows at or above a cut to a Delta table, in one commit.
+    """Write the rows at or above a score threshold (a cut) to a Delta table, in one commit.
 
     Without `table`, the output has the rows of the scores. With it, the output has the rows of that table and the
     columns of the scores, which replace scores that it already has; arrays and bytes of the scores, such as embeddings,
@@ -130,7 +130,7 @@ def write_kept(
         calibration: The calibration to apply, as for `curate`. It also chooses the model if the scores have several.
         wanted: Without `calibration`, a value for min_score, keep or top_k, as for `curate`.
         model: The `aesthetic_model` of the scores to use, if the table has several models.
-        by: Columns that divide the table into groups; each group gets its own cut.
+        by: Columns that divide the table into groups; each group gets its own threshold.
         key: Columns that together identify a row.
         table: Delta table to copy rows from, such as the table of the images; joined to the scores by `key`.
         score_col: Column of the scores.
@@ -247,7 +247,7 @@ def _write(spark: SparkSession, rows: DataFrame, out: str, told: Mapping[str, ob
     except AnalysisException as error:
         if mode == "errorifexists" and tables.is_delta(spark, out):
             raise TableError(
-                f"--out {out!r}: expected no table there, found one that was made since this run began. Replace it "
+                f"--out {out!r}: expected no table there, found one that was created since this run began. Replace it "
                 "with --overwrite."
             ) from error
         raise

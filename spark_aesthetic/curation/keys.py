@@ -31,7 +31,7 @@ def check_keys(rows: DataFrame, key: Sequence[str], called: str, remedy: str) ->
         rows: The rows.
         key: Columns that together identify a row.
         called: The name of the rows in an error, such as "the scores".
-        remedy: A sentence for the error: what to do about a key with several rows.
+        remedy: A sentence for the error that states what to do about a repeated key.
 
     Raises:
         TableError: A key is null or repeated. The message gives the number of rows with a null, or names up to three

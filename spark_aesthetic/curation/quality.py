@@ -16,7 +16,7 @@ from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.options import number
 from spark_aesthetic.scoring.target import SCORE
 
-# Published data sets use these cuts.
+# Published data sets use these thresholds.
 CUTS = (4.5, 5.0, 5.5, 6.0, 6.25, 6.5, 7.0)
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
@@ -30,14 +30,14 @@ def describe_scores(df: DataFrame, *, score_col: str = SCORE, cuts: Sequence[flo
     Args:
         df: Scores of one or several models, with the columns of a scores table.
         score_col: Numeric column of the scores.
-        cuts: Cuts at which to compute `shares`.
+        cuts: Score thresholds at which to compute `shares`.
 
     Returns:
         model (string; null if the table has no model), rows (bigint), scored (bigint; rows with a finite score),
         unscored (`map<string, bigint>`: rows without one by `aesthetic_error`, "not finite" or "unscored"), least,
         greatest and mean (double; null without a score), quantiles (`map<double, double>`: 0.01 to 0.99; within 0.0005
-        of the exact quantiles with NumPy's default interpolation), shares (`map<double, double>`: for each cut, the
-        share of the scored rows that `curate(min_score=cut)` keeps).
+        of the exact quantiles with NumPy's default interpolation), shares (`map<double, double>`: for each of `cuts`,
+        the share of the scored rows that `curate(min_score=cut)` keeps).
 
     Raises:
         TableError: A column is missing, or the scores are not numbers.
@@ -75,7 +75,7 @@ def _counted(df: DataFrame, score_col: str, cuts: Sequence[float]) -> DataFrame:
     """Aggregate by model: counts and sums, quantiles of the bins' middles, and the rows at or above each cut."""
     rows, edge = F.col("rows"), F.col("bin") * F.lit(BIN_WIDTH)
     has_score = F.col("bin").isNotNull()
-    # A cut at the edge of a bin needs only the counts of the bins. Each other cut costs a comparison per row.
+    # A threshold at the edge of a bin needs only the counts of the bins. Any other one costs a comparison per row.
     between = [cut for cut in cuts if not (cut / BIN_WIDTH).is_integer()]
     above = [
         F.sum(f"reaching_{between.index(cut)}") if cut in between else F.sum(F.when(edge >= F.lit(cut), rows))
@@ -180,7 +180,7 @@ def _drift(old: Histogram, new: Histogram) -> Drift:
 
 def _kolmogorov(statistic: float) -> float:
     """Return the probability of a larger statistic under Kolmogorov's limit distribution."""
-    # Below 0.2, 100 terms of the series do not suffice, and the probability is 1 to 12 digits.
+    # Below 0.2, 100 terms of the series are too few, but the probability there is 1 to 12 digits.
     if statistic < 0.2:
         return 1.0
     terms = ((-1.0) ** (at - 1) * math.exp(-2 * (at * statistic) ** 2) for at in range(1, 101))

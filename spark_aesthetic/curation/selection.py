@@ -1,4 +1,4 @@
-"""Keep the rows at or above a cut."""
+"""Keep the rows at or above a score threshold (a cut)."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ def curate(
     key: str | Sequence[str] | None = None,
     score_col: str = SCORE,
 ) -> DataFrame:
-    """Keep the rows at or above a cut, or exactly a number of the best rows.
+    """Keep the rows at or above a score threshold (a cut), or an exact number of the best rows.
 
-    Null, NaN and infinite scores are never kept. A score that equals the cut is kept, whatever the type of the column:
-    5.1 as FLOAT reaches 5.1. With a calibration or `min_score` the result is a lazy filter, and Spark can skip files by
+    Null, NaN and infinite scores are never kept. A score that equals the threshold is kept in every type of column: 5.1
+    as FLOAT reaches 5.1. With a calibration or `min_score` the result is a lazy filter, and Spark can skip files by
     their statistics. With `keep` and `top_k` the call counts the scores once, and the result filters `df` twice: for
-    the rows clearly above the cut, and for the few rows in the bin of the last kept row, which are sorted. Write the
-    scores to a table first, and join wide rows afterwards.
+    the rows clearly above the threshold, and for the few rows in the bin of the last kept row, which are sorted. Write
+    the scores to a table first, and join wide rows afterwards.
 
     Args:
         df: Scores of one model.
-        calibration: Keep the rows at or above the cut of their group in this calibration.
+        calibration: Keep the rows at or above the threshold of their group in this calibration.
         min_score: Keep the rows with at least this score.
         keep: Keep this share of the scored rows, above 0 and up to 1, rounded up to a whole row.
         top_k: Keep this many rows, or all scored rows if there are fewer.
-        by: With `keep` and `top_k`: columns that divide the table into groups; that much of each group is kept.
+        by: With `keep` and `top_k`: columns that divide the table into groups; this share or number of rows is kept in
+            each group.
         key: With `keep` and `top_k`: columns that identify a row. Among equal scores, the first rows in the order of
             the key are kept. A calibration or `min_score` does not need it.
         score_col: Column of the scores. A calibration sets `score_col` and `by`.
@@ -57,8 +58,8 @@ def curate(
         OptionError: Not exactly one of the first four is given; `keep` or `top_k` has no `key`; a value is outside its
             range; `by` or `score_col` differs from the calibration.
         TableError: A column is missing; `keep` or `top_k` is used with scores of several models.
-        pyspark.errors.PySparkException: When the frame is evaluated: the calibration is of a different model than a
-            row, or has no cut for its group.
+        pyspark.errors.PySparkException: When the frame is evaluated: a row has a different model than the calibration,
+            or the calibration has no threshold for the row's group.
 
     Examples:
         >>> rows = spark.createDataFrame([(1, 5.5), (2, 6.5), (3, None), (4, 6.5)], "id int, aesthetic_score float")
@@ -90,7 +91,7 @@ def _at_cuts(df: DataFrame, calibration: Calibration) -> DataFrame:
     if not known:
         raise OptionError("calibration: expected one with a cut, found none. Give calibrate a target such as keep=0.1.")
     score = F.col(quoted(calibration.score_col))
-    # No row below the lowest cut is kept; a constant lets Spark skip files by their statistics.
+    # No row below the lowest threshold is kept; a constant lets Spark skip files by their statistics.
     kept = df.where(is_score(score) & reaches(df, calibration.score_col, min(known.values())))
     if calibration.model is not None and has_column(df.columns, MODEL):
         message = F.concat(

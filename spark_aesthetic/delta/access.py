@@ -55,7 +55,7 @@ def reaching(
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether an error says that a table, a schema or a path does not exist, or that a folder has no data files."""
+    """Whether an error means that a table, a schema or a path does not exist, or that a folder has no data files."""
     condition = (error.getCondition() or "") if isinstance(error, PySparkException) else ""
     missing = ("NOT_FOUND", "MISSING_DELTA_TABLE", "PATH_DOES_NOT_EXIST", "UNABLE_TO_INFER_SCHEMA")
     return any(name in condition for name in missing)

@@ -1,4 +1,4 @@
-"""Commits to Delta tables: retry them after a conflict, make them exactly once, and list them."""
+"""Commit to Delta tables: retry after a conflict, commit exactly once, and list the commits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Commit:
     """The metadata of a commit, and the transaction id by which Delta ignores a repeated commit.
 
     Attributes:
-        info: Where the rows come from, as JSON in the table's history.
+        info: Delta's userMetadata: JSON that records in the table's history where the rows come from.
         application: Delta's txnAppId. Delta ignores a commit with an application and a number that it already has.
         number: Delta's txnVersion, which identifies the chunk.
     """
@@ -68,7 +68,10 @@ def is_conflict(error: Exception) -> bool:
 
 
 def committed(commit: Callable[[], Done], check: Callable[[], object] = lambda: None, also: Sequence[str] = ()) -> Done:
-    """Commit, and retry after a conflict or an error with a text of `also`. Before each try, `check` may raise."""
+    """Commit, and retry after a conflict or after an error that contains a text of `also`.
+
+    `check` runs before each attempt and may raise an error.
+    """
     for attempt in range(ATTEMPTS):
         check()
         try:
@@ -95,14 +98,14 @@ def merge_into(spark: SparkSession, table: str, rows: DataFrame, clauses: str, c
     """MERGE rows into a table.
 
     Args:
-        spark: A session of our own, in which the rows were made.
+        spark: The session from `own_session` in which the rows were created.
         table: The table as an SQL identifier.
         rows: The rows, which the clauses call `scored`.
         clauses: The rest of the statement after USING, which calls the table `target`.
         commit: The metadata of the commit.
 
     Returns:
-        Delta's row of counts; an empty list if this commit was already made.
+        Delta's row of counts; an empty list if the table already has this commit.
     """
     view = f"_aesthetic_{uuid4().hex}"
     rows.createTempView(view)
@@ -119,7 +122,7 @@ class Logged:
 
     Attributes:
         version: The table version that it created.
-        at: When it was made.
+        at: The time of the commit.
         operation: Delta's name of the operation, such as WRITE or MERGE.
         parameters: Delta's parameters of the operation.
         metrics: Delta's metrics of the operation.
@@ -211,7 +214,7 @@ _TOLD = (
 
 
 def history(spark: SparkSession, scores: str) -> DataFrame:
-    """List the commits that wrote scores, with the run that made each of them.
+    """List the commits that wrote scores, with the model, the options and the source of each.
 
     Args:
         spark: A session with Delta Lake.

@@ -123,9 +123,10 @@ def set_job_property(spark: SparkSession, name: str, value: str | None) -> None:
 
 
 def task_counter(spark: SparkSession) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
-    """Give a function that returns the finished and all tasks of the largest running stage, while the context is open.
+    """Provide a function that returns the number of finished tasks and of all tasks in the largest running stage.
 
-    In a classic session it covers the jobs of this thread, on Connect those of the session.
+    The function works while the context is open. In a classic session it counts the jobs of this thread, on Connect
+    those of the session.
     """
     return (_connects_count if is_remote() else _own_count)(spark)
 

@@ -1,4 +1,4 @@
-"""Questions about the types of Spark's columns."""
+"""Inspect the types of Spark's columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that a table can take what is going to be written: column types, column names and table properties."""
+"""Check that the rows of a job can be written to a table: column types, column names and table properties."""
 
 from __future__ import annotations
 

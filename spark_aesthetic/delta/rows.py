@@ -120,7 +120,7 @@ def rows_of_chosen(
 
     Args:
         source: The table at its pinned version, or None if it is not a Delta table.
-        rows: The rows of the table, with the columns as the reader names them.
+        rows: The rows of the table, with at least the columns `own`.
         chosen: The columns `key`, and narrow columns that are not in `own`. Each key occurs once.
         count: The number of chosen keys.
         key: Columns that together identify a row on both sides.

@@ -14,7 +14,7 @@ from spark_aesthetic.errors import TableError, nearest
 
 
 def spelled(rows: DataFrame, column: str) -> str:
-    """A top-level column's name as the schema spells it, or `column` itself if the schema has no such column."""
+    """Return a top-level column's name as the schema spells it, or `column` itself if the schema has no such column."""
     return column_named(rows.columns, column) or column
 
 
@@ -62,7 +62,7 @@ def type_at(schema: StructType, column: str) -> DataType | None:
 
 
 def field_type(schema: StructType, name: str) -> DataType | None:
-    """The type of a field by its name, or None if there is no such field."""
+    """Return the type of a field by its name, or None if there is no such field."""
     found = column_named(schema.names, name)
     return None if found is None else {field.name: field.dataType for field in schema}[found]
 

@@ -2,7 +2,7 @@
 
 Delta reads some options of a commit, and Spark's parser reads some of its rules, from the session's settings. In the
 user's session these settings would affect every other thread: Delta could then ignore an append of the user as a
-repeated commit. The copy has the session's temporary views, current schema and settings, except those below.
+repeated commit. The copy has the session's temporary views, current schema and settings, except those in `_OWN`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _OWN: Mapping[str, str | None] = {
 
 _DESCRIPTION = "spark.job.description"
 
-# Marks a session of our own. Copies that Spark makes of it for a stream have the mark too.
+# This setting marks a session from `own_session`. Copies that Spark makes of it for a stream have the mark too.
 _MARK = "spark.aesthetic.ownSession"
 
 
@@ -71,9 +71,9 @@ def own_session(spark: SparkSession) -> Iterator[SparkSession]:
 
 
 def in_own_session(job: Job) -> Job:
-    """Make a function, which takes a session first, run in a copy of that session; its result must not be lazy.
+    """Decorate a function to run in a copy of the session that is its first argument; its result must not be lazy.
 
-    If a disk is full, the error is one line.
+    A full disk is reported as a ResourceError of one line.
     """
 
     @wraps(job)
@@ -85,7 +85,7 @@ def in_own_session(job: Job) -> Job:
 
 
 def statement(spark: SparkSession, text: str) -> list[Row]:
-    """Run a statement in a session of our own and return its rows.
+    """Run a statement in a session from `own_session` and return its rows.
 
     The text may contain names of tables and columns in backquotes, and values encoded by `text_literal`. Nothing else
     in it may come from data, a path or a property.

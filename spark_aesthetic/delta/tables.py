@@ -116,13 +116,13 @@ def write_table(writer: DataFrameWriter, table: str) -> None:
 
 
 def current_version(spark: SparkSession, name: str) -> int:
-    """The number of a table's newest version."""
+    """Return the number of a table's newest version."""
     version: int = statement(spark, f"DESCRIBE HISTORY {name} LIMIT 1")[0].version
     return version
 
 
 def is_delta(spark: SparkSession, table: str) -> bool:
-    """Whether a Delta table exists there; raises the errors of `detail`."""
+    """Whether a Delta table has this name or path; raises the errors of `detail`."""
     return detail(spark, table) is not None
 
 

@@ -127,7 +127,7 @@ def image_embedding(
 
     Returns:
         `array<float>`. Null if the image is null, cannot be decoded, or has more than `max_pixels`, or if the embedding
-        is not finite. The reason is lost: `score_image` of this column gives "null".
+        is not finite. The reason is lost: `score_image` on this column returns the error "null".
 
     Raises:
         OptionError: No such model or weights, a misspelt option or a value outside its range. Model and weights are
@@ -223,7 +223,7 @@ def aesthetic_score_from_embedding(
 
     Raises:
         PredictorError: No such predictor.
-        WeightsError: The head's file is missing or has another checksum.
+        WeightsError: The head's file is missing or does not match its checksum.
         pyspark.errors.AnalysisException: The column has another type; raised when Spark analyses the query.
 
     Examples:
@@ -278,7 +278,7 @@ def _once(column: Column, expression: Callable[[Column], Column]) -> Column:
 def as_array(embedding: ColumnOrName, vector: bool) -> Column:
     """Convert a column of arrays or ml Vectors to array<float>. Null stays null.
 
-    A column of another type, such as text, fails when Spark analyses the query. So do ml Vectors without `vector`.
+    A column of another type, such as text, or of ml Vectors without `vector`, fails when Spark analyses the query.
     """
     column = _column(embedding)
     if vector:
@@ -294,7 +294,8 @@ def _native_score(array: Column, head: Head, normalize: bool) -> Column:
     # weights, and each query would take seconds to plan.
     weight = F.from_json(F.lit(head.weight_text), "array<float>")
     checked = _of_right_length(array, head)
-    # Spark would compute an expression again in a branch of a CASE, so each guard is an operand that may be null.
+    # Spark would compute an expression again in a branch of a CASE. Therefore each guard is an operand that is null if
+    # the embedding cannot be scored.
     if normalize:
         # This function computes product and norm in one pass over the embedding.
         similarity = F.call_function("vector_cosine_similarity", checked, weight)

@@ -90,8 +90,8 @@ def create_function_ddl(
 
     Run it once in a catalog, and everyone who queries the catalog can call the function. It takes `ARRAY<FLOAT>` or
     `ARRAY<DOUBLE>` and returns FLOAT, which is null wherever `aesthetic_score_from_embedding` is. Its comment names the
-    model, its checksums and its licence. There, `_` replaces non-ASCII characters and characters that could have a
-    meaning in SQL, such as quotes, backslashes and `$`.
+    model, its checksums and its licence. In the comment, `_` replaces non-ASCII characters and characters that could
+    have a meaning in SQL, such as quotes, backslashes and `$`.
 
     Args:
         name: The name of the function in SQL, such as "main.images.aesthetic_score_from_embedding".
@@ -136,12 +136,12 @@ def _ddl(statement: str, name: str, expression: str, comment: str) -> str:
 
 
 def _comment(pinned: Predictor) -> str:
-    """The COMMENT of a function, without any character that could have a meaning in SQL.
+    """Return the COMMENT of a function, without any character that could have a meaning in SQL.
 
     Spark substitutes `${…}` in any SQL text, and its settings decide what a backslash or a doubled quote means.
     """
     packaged = PACKAGED_HEADS.get(pinned.head_weights.removeprefix(PACKAGED))
-    licence = "as its publisher says" if packaged is None else packaged.licence
+    licence = "see its publisher" if packaged is None else packaged.licence
     comment = (
         f"Aesthetic score of CLIP {pinned.backbone} embeddings: {pinned.model_id}, head sha256 {pinned.head_sha256}, "
         f"backbone sha256 {pinned.backbone_sha256}, licence of the head: {licence}. {_MADE}"

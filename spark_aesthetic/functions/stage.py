@@ -41,7 +41,7 @@ _DEFAULTS = {_OPTIONS[field.name]: field.default for field in fields(Options)}
 
 
 def make_param(name: str, doc: str, converter: Any) -> Param[Any]:
-    """Make a param for the body of a stage's class."""
+    """Create a param, which a stage's class assigns to a class attribute."""
     return Param(Params._dummy(), name, doc, typeConverter=converter)
 
 
@@ -99,7 +99,7 @@ class CheckedParams(Params):
         return self
 
     def _check(self) -> object:
-        """Raise an AestheticError unless the params are valid; `fit` and `transform` take params without a setter."""
+        """Raise an AestheticError unless the params are valid; `fit` and `transform` also take params directly."""
         raise NotImplementedError  # abstract: AestheticScorer and AestheticEstimator each check their own params
 
 

@@ -33,7 +33,7 @@ def runs_natively(head: Head) -> bool:
 
 
 def score_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:
-    """The UDF behind `aesthetic_score`."""
+    """Return the UDF behind `aesthetic_score`."""
 
     def aesthetic_score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return (frame["score"] for frame in worker.score_images(batches, pinned, options))
@@ -42,7 +42,7 @@ def score_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:
 
 
 def embedding_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLike:
-    """The UDF behind `clip_embedding`."""
+    """Return the UDF behind `clip_embedding`."""
 
     def clip_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return (frame["embedding"] for frame in worker.clip_embeddings(batches, pinned, options))
@@ -51,7 +51,7 @@ def embedding_udf(pinned: Predictor, options: Options) -> UserDefinedFunctionLik
 
 
 def encoder_udf(name: EncoderName, normalize: bool, options: Options) -> UserDefinedFunctionLike:
-    """The UDF behind `image_embedding`."""
+    """Return the UDF behind `image_embedding`."""
 
     def image_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return (frame["embedding"] for frame in worker.embed_images(batches, name, normalize, options))
@@ -60,7 +60,7 @@ def encoder_udf(name: EncoderName, normalize: bool, options: Options) -> UserDef
 
 
 def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
-    """The UDF behind `score_image`."""
+    """Return the UDF behind `score_image`."""
     model = pinned.model_id
     schema = StructType([*_result_fields(with_embedding), StructField("model", StringType())])
 
@@ -71,7 +71,7 @@ def score_image_udf(pinned: Predictor, with_embedding: bool, options: Options) -
 
 
 def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDefinedFunctionLike:
-    """The UDF of a job over images: score and error as in `score_image`, and the cost columns."""
+    """Return the UDF of a job over images: score and error as in `score_image`, and the cost columns."""
     spent = [StructField(name, DoubleType()) for name in costs.NAMES]
     schema = StructType([*_result_fields(with_embedding), *spent])
 
@@ -82,7 +82,7 @@ def job_udf(pinned: Predictor, with_embedding: bool, options: Options) -> UserDe
 
 
 def vector_udf(pinned: Predictor, normalize: bool, model_path: str | None) -> UserDefinedFunctionLike:
-    """The UDF that returns score and error of embeddings where Spark's own functions cannot."""
+    """Return the UDF that returns score and error of embeddings where Spark's own functions cannot."""
 
     def score_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return worker.score_vectors(batches, pinned, normalize, model_path)
@@ -91,7 +91,7 @@ def vector_udf(pinned: Predictor, normalize: bool, model_path: str | None) -> Us
 
 
 def vector_score_udf(pinned: Predictor, model_path: str | None) -> UserDefinedFunctionLike:
-    """The UDF that returns only the score of embeddings where Spark's own functions cannot."""
+    """Return the UDF that returns only the score of embeddings where Spark's own functions cannot."""
 
     def aesthetic_score_from_embedding(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return (frame["score"] for frame in worker.score_vectors(batches, pinned, True, model_path))

@@ -35,7 +35,7 @@ def image_side(architecture: str) -> int:
 
 
 def embedding_dimension(architecture: str) -> int:
-    """Return the length of the embeddings that a backbone makes.
+    """Return the length of the embeddings that a backbone computes.
 
     Raises:
         PredictorError: The architecture is unknown or not supported.
@@ -64,7 +64,7 @@ def rewritten_shape(architecture: str) -> Shape | None:
 
 
 def empty_tower(architecture: str, dtype: str = "float32") -> torch.nn.Module:
-    """Make open_clip's image tower on torch's meta device, with shapes and types but without memory.
+    """Build open_clip's image tower on torch's meta device, with shapes and types but without memory.
 
     In float16 and bfloat16 the layer norms keep their weights and their arithmetic in float32, as in open_clip.
 

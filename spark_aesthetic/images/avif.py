@@ -51,7 +51,7 @@ def fault(data: bytes, max_pixels: int) -> str | None:
         The damage after the header, such as `truncated AVIF`; None if this pass detects none.
 
     Raises:
-        Refused: The file is damaged, has more parts than any encoder writes, or has a picture of more pixels.
+        Refused: The file is damaged, has more parts than any encoder writes, or has a picture with more pixels.
     """
     file = _File(data)
     found = None
@@ -233,10 +233,10 @@ class _File:
             raise Refused("too many boxes")
 
 
-# Kinds of units: a sequence header; a frame header alone, with its tiles, or repeated.
+# Types of OBUs: a sequence header; a frame header alone, with its tiles, or repeated.
 _SEQUENCE, _FRAMES = 1, (3, 6, 7)
 
-# Kinds of frames.
+# Types of frames.
 _KEY, _SWITCH = 0, 3
 
 # The value in a sequence header that leaves a setting to each frame.
@@ -256,7 +256,7 @@ class _Bits:
         return self.value >> self.left & ((1 << count) - 1) if self.left >= 0 else 0
 
     def skip_exp_golomb(self) -> None:
-        """Skip a number with a length that its leading zeros state."""
+        """Skip an Exp-Golomb number. The number of its leading zeros gives its length."""
         zeros = 0
         while zeros < 32 and not self.take():
             zeros += 1

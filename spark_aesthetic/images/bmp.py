@@ -44,7 +44,7 @@ def plain(data: bytes, max_pixels: int) -> bytes:
 
 
 def _expanded(data: bytes, at: int, width: int, size: int, *, pairs: bool) -> bytearray:
-    """Return the pixels of a file, row by row. A run ends with its row, as in Pillow."""
+    """Return the pixels of a file, row by row. A run longer than its row is truncated, as in Pillow."""
     pixels, across, runs = bytearray(), 0, 0
     while len(pixels) < size and at + 1 < len(data):
         count, value = data[at], data[at + 1]

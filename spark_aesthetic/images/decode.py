@@ -77,8 +77,9 @@ def decode(
         max_pixels: Most pixels of an image according to its header, and after resizing, which enlarges a very long and
             thin image.
         fast: Let libjpeg shrink a JPEG while decoding, and resize only the crop.
-        holding: Makes a context manager for the most bytes that decoding takes. It is exited when they are freed.
-        preprocess: Makes the pixels from the decoded image instead, for encoders with their own preprocessing.
+        holding: Returns a context manager that reserves the most bytes that decoding takes. It is exited when they are
+            freed.
+        preprocess: Computes the pixels from the decoded image instead, for encoders with their own preprocessing.
 
     Returns:
         uint8 of shape (side, side, 3), RGB, row-major, or the result of `preprocess`; or a `Rejection`. A damaged file
@@ -88,7 +89,8 @@ def decode(
         return NULL
     if not data:
         return EMPTY
-    # The bytes are released after the image object, because Pillow frees its memory and a WebP's canvases with it.
+    # The reservation ends after the image object is deleted, because only then does Pillow free the image's memory and
+    # a WebP's canvases.
     with ExitStack() as held:
         return _decode(data, side, max_pixels, fast, lambda taken: held.enter_context(holding(taken)), preprocess)
 
@@ -190,8 +192,8 @@ def read_header(data: bytes | None) -> Header | Rejection:
 def _rejection(data: bytes, name: str, error: Exception) -> Rejection:
     if isinstance(error, Refused):
         return Rejection(f"decode: {error}")
-    # Pillow prints its warning once. To silence it would take a filter for the whole process, or one that is not
-    # thread-safe. If a filter turns the warning into an error, all images of so many pixels are refused.
+    # Pillow prints its warning once. Silencing it would take a filter for the whole process, or one that is not
+    # thread-safe. If a filter turns the warning into an error, all images with so many pixels are refused.
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return TOO_MANY_PIXELS
     if isinstance(error, UnidentifiedImageError):
@@ -211,7 +213,7 @@ _RGB_BYTES = 4
 
 
 def _held_bytes(image: Image.Image, file: Plain, data: bytes) -> int:
-    """Bytes held at every decoded size: the plain file, and at most 16 bits per pixel and channel in libjpeg."""
+    """Bytes held even if a JPEG is shrunk: the plain file, and libjpeg's coefficients of 16 bits per pixel and band."""
     coefficients = image.width * image.height * 2 * len(image.getbands()) if file.several_scans else 0
     return coefficients + (0 if file.data is data else len(file.data))
 
@@ -263,7 +265,7 @@ def _square(image: Image.Image, width: int, height: int, side: int, *, boxed: bo
 
 
 def _damaged(data: bytes, name: str, message: str) -> Rejection:
-    # libwebp does not say why it refuses a file, but a RIFF file states its length.
+    # libwebp reports no reason for refusing a file, but a RIFF file states its length.
     cut_off = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     word = "truncated" if cut_off or "truncated" in message.lower() else "damaged"
     return Rejection(f"decode: {word} {name}")

@@ -29,7 +29,7 @@ def normalize(pixels: torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[
 
 @dataclass
 class Limits:
-    """Limits of the device's memory, learned when it ran out. They live as long as the model, across tasks.
+    """Limits that were set when the device ran out of memory. They stay with the model across tasks.
 
     Attributes:
         rows: Most images in one forward pass.
@@ -48,7 +48,7 @@ class Encoder:
         dimension: Length of the embeddings.
         row_bytes: Approximate memory of the activations of one image in a forward pass.
         limits: Limits of the device's memory, as far as they are known.
-        preprocess: Makes uint8 pixels of a fixed shape from a decoded image; None is OpenAI's preprocessing for CLIP.
+        preprocess: Converts a decoded image to uint8 pixels of a fixed shape; None is OpenAI's preprocessing for CLIP.
     """
 
     # Whether embeddings are scaled to unit length.

@@ -68,9 +68,9 @@ _MAGIC = (
 
 _RIFF = {b"WEBP": ("WEBP", "webp"), b"AVI ": ("AVI", "avi")}
 
-# Brands of an ISO file that is an image. A file of an unknown brand is a video.
+# Brands of ISO files that are images. A file of an unknown brand is reported as MP4.
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"avci", b"avcs", b"jpeg")
-# These brands name only the container. The compatible brands name the coding.
+# These brands name only the container. The file's compatible brands name the codec.
 _ANY_HEIF = (b"mif1", b"mif2", b"msf1", b"miaf")
 
 _NETPBM = {b"1": "PBM", b"4": "PBM", b"2": "PGM", b"5": "PGM", b"3": "PPM", b"6": "PPM", b"7": "PAM"}
@@ -86,7 +86,7 @@ _SVG_WITHIN = 4096
 
 
 def sniff(data: bytes) -> str | None:
-    r"""Return the format of an image file by its first bytes, in Pillow's name if it is in `READ`; None if unknown.
+    r"""Return the format of an image file by its first bytes; None if unknown. Names in `READ` are Pillow's.
 
     Examples:
         >>> sniff(b"GIF89a"), sniff(b"\x00\x00\x00\x18ftypheic"), sniff(b"hello")

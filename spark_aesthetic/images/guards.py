@@ -1,8 +1,8 @@
 """Reduce an image file to the parts that its pixels need, within limits, before a decoder reads it.
 
-Decoders read metadata, comments and frames that are not needed, some of them one by one in Python, and their limits, if
-any, apply to the whole process. They get a file with the picture alone, and a file with more parts than any encoder
-writes is refused. Each part of a file is read once.
+Decoders also read metadata, comments and frames that the pixels do not need, some of them one by one in Python. Their
+own limits, if any, apply to the whole process. This module therefore passes on only the picture, and refuses a file
+with more parts than any encoder writes. It reads each part once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Plain(NamedTuple):
 
     Attributes:
         data: The same picture without most other data.
-        several_scans: Whether it is a JPEG of several scans. libjpeg then holds all its coefficients at once.
+        several_scans: Whether it is a JPEG of several scans. libjpeg then holds all its coefficients in memory.
         fault: The damage after the header, such as `truncated PNG`; None if this pass detects none.
     """
 
@@ -43,8 +43,8 @@ def plain(data: bytes, name: str, *, max_pixels: int = 0, header_only: bool = Fa
     Args:
         data: The bytes of a whole file.
         name: Its format, one of `formats.READ`.
-        max_pixels: An image with more pixels is not expanded, and the caller must refuse it; 0 if only the header is
-            needed.
+        max_pixels: Most pixels of a picture; 0 if only the header is needed. An AVIF with more is refused. A BMP with
+            more is returned unexpanded, and the caller must refuse it.
         header_only: Stop at the first pixels if that saves time.
 
     Raises:
@@ -115,7 +115,7 @@ _GIF_HEAD_BYTES = 10 + 768 + 1
 
 
 def _gif(data: bytes, header_only: bool) -> Plain:
-    """Return the header and the file from its first picture on, with the extension that sets its transparency."""
+    """Keep the header, the extensions that set transparency, and everything from the first picture on."""
     start = at = 13 + (3 << (data[10] % 8 + 1) if data[10:11] >= b"\x80" else 0) if len(data) > 12 else len(data)
     ranges, blocks = [(0, start)], 0
     while found := _GIF_PART.search(data, at):

@@ -17,7 +17,7 @@ def read_headers(images: pd.Series) -> pd.DataFrame:
 
 
 def header_of(data: bytes | None) -> tuple[int | None, int | None, str | None, str | None]:
-    """Return width, height and format of an image file, and None; or three times None, and the reason.
+    """Return (width, height, format, None), or (None, None, None, reason) if the header cannot be read.
 
     Raises:
         MissingDependencyError: Pillow or simplejpeg is not installed.

@@ -22,7 +22,7 @@ from spark_aesthetic.images.refused import Refused
 _MAX_SEGMENTS = 16_384
 
 # libjpeg visits all coefficients of a scan's channels: 0.6 ms per megapixel. A scan of three channels counts as three.
-# Common encoders come to 14 for colour and 24 for CMYK.
+# Files of common encoders count as 14 for colour and 24 for CMYK.
 _MAX_SCANS = 200
 _MAX_SCANS_OF_LARGE = 32
 _MAX_SCANNED_PIXELS = 2_000_000_000
@@ -54,7 +54,7 @@ class Jpeg(NamedTuple):
 
     Attributes:
         data: The same picture with a plain header, without metadata and without data after its end.
-        several_scans: Whether the file has several scans. libjpeg then holds all its coefficients at once.
+        several_scans: Whether the file has several scans. libjpeg then holds all its coefficients in memory.
     """
 
     data: bytes
@@ -116,7 +116,7 @@ def decoded(data: bytes, image: Image.Image) -> Image.Image | None:
     """Decode a plain JPEG file without a copy. The pixels equal Pillow's bit by bit.
 
     Args:
-        data: A file that `plain` made.
+        data: A file from `plain`.
         image: The same file opened by Pillow. If it has a `draft`, the pixels get that size.
 
     Returns:

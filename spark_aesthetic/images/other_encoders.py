@@ -42,7 +42,7 @@ def check(name: EncoderName) -> None:
     """Check that a model and its weights exist, without loading them.
 
     Raises:
-        OptionError: They do not exist; the message names the nearest.
+        OptionError: They do not exist; the message suggests similar names.
     """
     if not isinstance(name.model_name, str):
         raise OptionError(f"model_name={name.model_name!r}: expected the name of a model of timm or open_clip. {_ALL}")
@@ -55,7 +55,7 @@ def check(name: EncoderName) -> None:
 
 
 def _is_of_timm(name: EncoderName) -> bool:
-    # Both libraries have some of the names. A tag in `pretrained` means open_clip.
+    # Some names exist in both libraries. A tag in `pretrained` means open_clip.
     tags = open_clip.list_pretrained_tags_by_model(name.model_name)
     return name.pretrained not in tags and timm.is_model(name.model_name.split(".")[0])
 
@@ -111,7 +111,7 @@ def _check_open_clip(name: EncoderName) -> None:
 
 
 def _close(wrong: str, known: list[str]) -> list[str]:
-    """Return the five nearest of a thousand names: first by spelling, then those that contain `wrong`."""
+    """Return up to five names: first those with a similar spelling, then those that contain `wrong`."""
     by_spelling = get_close_matches(wrong, known, n=5, cutoff=0.6)
     holding = [model for model in known if wrong and wrong.lower() in model.lower()]
     return list(dict.fromkeys([*by_spelling, *holding]))[:5]
@@ -144,7 +144,7 @@ def load_encoder(name: EncoderName, *, unit: bool, device: str, dtype: str) -> E
         dtype: The dtype of weights and arithmetic.
 
     Raises:
-        OptionError: There is no such model.
+        OptionError: The model does not exist.
         WeightsError: The weights cannot be loaded, or do not fit the model.
     """
     encoder = copy(_load(name, device, dtype))
@@ -229,7 +229,7 @@ def _loading(name: EncoderName) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             yield
-    # The libraries share no base exception for a hub that cannot be reached, tensors of another shape and the like.
+    # The libraries share no base exception for failures such as an unreachable hub or tensors of the wrong shape.
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(

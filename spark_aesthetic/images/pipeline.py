@@ -40,8 +40,8 @@ _BATCH_ROWS_GPU = 256
 
 # These limits keep the memory besides the model below 1 GB. They apply, in this order, to files that wait for a thread,
 # images being decoded, decoded pixels that wait for a batch or the device (with a GPU 340 rows of 224 pixels, on a CPU
-# far fewer), and on a CPU the activations of all threads. An image above its limit is decoded alone, such as a WebP of
-# more than 20 megapixels, which takes up to 20 bytes per pixel.
+# far fewer), and on a CPU the activations of all threads. An image that needs more than the limit for decoding is
+# decoded alone, such as a WebP of more than 20 megapixels, which takes up to 20 bytes per pixel.
 _FILE_BYTES = 64 << 20
 _DECODING_BYTES = 384 << 20
 _PIXEL_BYTES = 256 << 20
@@ -93,8 +93,8 @@ def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str
     """Load a pinned predictor's model, once per process.
 
     Raises:
-        WeightsError: A file is missing, has another checksum, or does not fit the architecture; or the head does not
-            fit the backbone.
+        WeightsError: A file is missing, does not match its checksum, or does not fit the architecture; or the head does
+            not fit the backbone.
     """
     encoder = load_encoder(predictor, device=device, dtype=dtype, model_path=model_path)
     head = weights.load_head(predictor, model_path)
@@ -105,11 +105,11 @@ def load_model(predictor: Predictor, *, device: str, dtype: str, model_path: str
 def load_encoder(predictor: Predictor, *, device: str, dtype: str, model_path: str | None) -> ImageEncoder:
     """Load the pinned backbone of a predictor, once per process.
 
-    The cache key is the content of the weights, not an object. A notebook cell that runs again loads nothing, and
-    predictors with the same backbone share it.
+    The cache key is the content of the weights, not an object. A notebook cell that runs again therefore loads nothing,
+    and predictors with the same backbone share one encoder.
 
     Raises:
-        WeightsError: A file is missing, has another checksum, or does not fit the architecture.
+        WeightsError: A file is missing, does not match its checksum, or does not fit the architecture.
     """
     prepared = weights.prepared_path(predictor, dtype)
     if not cache.is_whole(prepared):
@@ -156,7 +156,7 @@ class Pipeline:
             fitting = _ACTIVATION_BYTES // (self.encoder.row_bytes * options.num_threads)
             self._fitting_rows = max(1, min(self.batch_rows, fitting))
         self._budget = Budget(_DECODING_BYTES)
-        # Each batch on the device holds one permit. If a batch runs out of memory, it takes all and tries again alone.
+        # Each batch on the device holds one permit. A batch that runs out of memory takes all permits and tries again.
         self._passing = Semaphore(self._passes)
         self._taking_all = Lock()
 
@@ -278,7 +278,7 @@ class Pipeline:
                 self._passing.release(held)
 
     def _encoded(self, pixels: list[Pixels], stages: Stages, *, alone: bool = False) -> npt.NDArray[np.float32] | None:
-        """Return the embeddings, or None if the device's memory did not suffice, with other batches or `alone`."""
+        """Return the embeddings, or None if the device's memory ran out. `alone` keeps other batches off the device."""
         with self._pass(alone):
             return self._attempted(pixels, stages)
 
@@ -294,7 +294,7 @@ class Pipeline:
             # OutOfMemoryError is a RuntimeError; this is its name before torch 2.5.
             if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(w in str(error) for w in _NO_MEMORY):
                 raise
-            # The traceback keeps the tensors of this attempt alive, so the caller makes the next one.
+            # The traceback keeps the tensors of this attempt alive until this returns, so the caller tries again.
             return None
         return encoded
 

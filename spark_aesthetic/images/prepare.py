@@ -39,8 +39,8 @@ def check(predictor: Predictor, model_path: str | None = None) -> None:
 
     Raises:
         PredictorError: The backbone's architecture is unknown or not supported, or untrained weights are malformed.
-        WeightsError: A file is missing, has another checksum, or does not fit the architecture; or the head does not
-            fit the backbone.
+        WeightsError: A file is missing, does not match its checksum, or does not fit the architecture; or the head does
+            not fit the backbone.
     """
     head = weights.load_head(predictor, model_path)
     weights.check_dimension(predictor, head, architectures.embedding_dimension(predictor.backbone))
@@ -55,8 +55,8 @@ def prepare(predictor: Predictor, *, dtype: str, model_path: str | None = None) 
     """Return the path of a pinned predictor's prepared backbone, written under a file lock if missing or damaged.
 
     Raises:
-        WeightsError: The weights file is missing, has another checksum, or does not fit the architecture; or this user
-            cannot write to the cache, or other users can.
+        WeightsError: The weights file is missing, does not match its checksum, or does not fit the architecture; or
+            this user cannot write to the cache, or other users can.
     """
     target = weights.prepared_path(predictor, dtype)
     # A filled cache may be read-only, so nothing is locked or written before this check.
@@ -117,7 +117,7 @@ def _fitting(tensors: Tensors, architecture: str, path: Path) -> dict[str, torch
         there = tuple(found[wrong[0]].shape) if wrong[0] in found else "nothing"
         raise WeightsError(
             f"{path}: expected the image tower of {architecture}, but {len(wrong)} of {len(shapes)} tensors are "
-            f"missing or have another shape, first {first}, found {there}. Name the file's architecture as backbone."
+            f"missing or have the wrong shape, first {first}, found {there}. Name the file's architecture as backbone."
         )
     return {name: found[name].contiguous() for name in shapes}
 

@@ -14,13 +14,13 @@ from spark_aesthetic.images.refused import Refused
 # Strips or tiles. Pillow decodes each with a call in Python that takes 15 us.
 _MAX_STRIPS = 65_536
 
-# Strips may share bytes, and each is decoded separately: 1 MB of empty deflate blocks takes 1.5 ms. Blank tiles of a
-# normal file share a few bytes, up to this many in total.
+# Strips may share bytes, and each is decoded separately: 1 MB of empty deflate blocks takes 1.5 ms. In a normal file,
+# all blank tiles may refer to the same few bytes; their lengths add up to at most this.
 _MAX_SHARED_BYTES = 64 << 20
 
 _MAX_TAGS = 4096
 
-# Most bytes of a tag that the picture needs. The largest, except the positions of strips, is a palette of 16 bits.
+# Most bytes of a tag that the picture needs. The largest, except the positions of strips, is a 16-bit palette.
 _MAX_TAG_BYTES = 1 << 20
 
 # The tags that the decoders read, including the orientation. Metadata, which may be most of a file, is dropped.

@@ -8,7 +8,7 @@ The rewrites are equal in exact arithmetic; in float32 they change an embedding 
 - The weight and bias of a layer norm are folded into the matrix that follows it.
 - QuickGELU `x * sigmoid(1.702 x)` is `silu(1.702 x) / 1.702`, and both factors are folded into the matrices around it:
   one pass over the widest activations instead of three.
-- Only the class token leaves the last block, so its query, its projection and its MLP are computed for one token.
+- Only the class token of the last block is used, so that block's query, projection and MLP are computed for one token.
 
 This module needs only torch: a worker with prepared weights never imports open_clip, which takes longer than torch.
 """
@@ -26,7 +26,8 @@ from torch.nn import functional
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-# This is subtracted from pixels. It is exact in every dtype, and spares half precision a large common offset.
+# This is subtracted from all pixels. The result is exact in every dtype. Without it, a large offset that all pixels
+# share would cost accuracy in half precision.
 _GREY = 128
 
 # The factor in the sigmoid of QuickGELU, OpenAI's approximation of GELU.
@@ -64,7 +65,7 @@ class _Block(NamedTuple):
 
 
 def rewrite(tensors: Mapping[str, torch.Tensor], shape: Shape, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Convert a tower's tensors in open_clip's names to the tensors of `VisionTower`.
+    """Convert a tower's tensors, with open_clip's names, to the tensors of `VisionTower`.
 
     The arithmetic is done in float64, so that each result is rounded once. Tensors that are used once per image
     instead of once per layer (position embedding, first norm, projection) are at least float32.

@@ -27,7 +27,8 @@ _BLANKS = (bytes(32), b"\xff" * 32)
 # An animation's canvas may have this many pixels, or four times those of its first picture if that is more.
 _MAX_CANVAS_PIXELS = 16_000_000
 
-# Data of libwebp's encoder end within two bytes of the last bit, those of libvpx within four, so this cuts needed bits.
+# libwebp's encoder writes at most two bytes after the last needed bit, and libvpx at most four. Without the last 16
+# bytes, the data therefore lack needed bits.
 _CUT = 16
 
 

@@ -45,7 +45,7 @@ class Duplicates:
         return tables.read_table(spark, self.name) if tables.is_delta(spark, self.name) else None
 
     def first(self, rows: DataFrame, *, changed: bool) -> DataFrame:
-        """Return the least path of each `image_id` that the table does not contain."""
+        """Return the first path, in sort order, of each `image_id` that the table does not contain."""
         there = self.table.snapshot().select("path", "image_id")
         if changed:
             # The old version of a file does not make its new version a copy.
@@ -75,7 +75,7 @@ class Duplicates:
             again = f"WHEN MATCHED AND target.{URL} IS NOT NULL THEN UPDATE SET {VERSION} = '{_AGAIN}' "
         self._merge(lost, f"ON target.image_id = scored.image_id {again}WHEN MATCHED THEN DELETE")
         if gone is not None:
-            # Reading these shards finds their copies anew.
+            # Reading these shards again finds their copies.
             own = rows.select(URL).distinct()
             self._merge(own, f"ON target.{URL} = scored.{URL} WHEN MATCHED THEN DELETE")
 

@@ -69,7 +69,7 @@ class ImageSource(Protocol):
         """Return the columns of `READ`, `texts` and `further`. An entry that cannot be read may have no row."""
 
     def mend(self, entries: Sequence[Entry], read: DataFrame, errors: Set[str]) -> DataFrame | None:
-        """Repair the rows in a slower way that few entries need; None if no error requires it.
+        """Return the rows after a slower repair that few entries need; None if no error requires it.
 
         `read` also has the column `header`.
         """

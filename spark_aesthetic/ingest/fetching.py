@@ -90,8 +90,8 @@ def fetch(address: str, allowed: Allowed, limits: Limits) -> Found:
 class _Room:
     """Memory shared by the files being fetched. Above the limit, only the file that holds the most gets more.
 
-    A file only grows until it ends, so that file keeps its turn, and a slow server cannot overtake a nearly complete
-    file.
+    The held memory of a file only grows, so this file remains the largest until it is complete. A slow server therefore
+    cannot block a nearly complete file.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Ingest images from files, shards or addresses into a Delta table, in chunks, each once, with unchanged bytes.
+"""Ingest images from files, shards or addresses into a Delta table: each image once, in chunks, with unchanged bytes.
 
 The table itself records which images were ingested. A run lists the source without image bytes, skips entries that the
 table has with the same path, time and length, and reads only the rest. Each chunk is one commit, so a killed run loses
@@ -50,7 +50,8 @@ class IngestSummary:
         replaced: Rows that were replaced because their file was modified or was tried again.
         removed: Rows of samples that a modified shard no longer contains.
         unchanged: Samples of modified shards with unchanged rows.
-        duplicates: Rows of this run with the same bytes as an earlier row, or as a row of this run with a lesser path.
+        duplicates: Rows of this run with the same bytes as an earlier row, or as a row of this run with a path that
+            sorts before theirs.
         left_out: Duplicates that were written to the `_duplicates` table instead of the table (`keep_once`).
         failed: Rows with an error, including rows that were left out.
         failed_by_reason: The same, counted by `error`.
@@ -120,8 +121,8 @@ def ingest_images(
             addresses.
         glob: A pattern that file names in a folder must match, such as "*.{jpg,png}".
         keep_once: Keep one row for images with the same bytes: the row that is already in the table, or the one with
-            the least path. Copies are listed without their bytes in a table of the same name with the suffix
-            `_duplicates`.
+            the first path in sort order. Copies are listed without their bytes in a table of the same name with the
+            suffix `_duplicates`.
         max_file_bytes: Larger files are not read. Use bytes, or text such as "128m". In shards this limits each file of
             a sample, and the maximum is "512m".
         max_bytes_per_chunk: The approximate size of the images in one commit. Use bytes, or text such as "8g". A chunk

@@ -134,7 +134,7 @@ def _expected(roots: list[str], folder: str, glob: str | None, passed_over: Pass
 
 
 def _files(path: str, inside: str, passed_over: PassedOver, seen: set[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
-    """Yield everything below a path except folders, and whether Spark treats it as hidden."""
+    """Yield the path of everything below a path except folders, and whether Spark treats it as hidden."""
     if leads_out(path, inside):
         passed_over.add(LINK, path)
         return

@@ -18,8 +18,8 @@ class Limits:
         file_bytes: Larger files are not read.
         patience_s: Seconds allowed until the first byte, and for each later pause between bytes.
         least_rate: Minimum average rate in bytes per second, after `patience_s`.
-        total_s: Seconds after which an address is given up at any rate. Waiting for memory may extend this by at most
-            the same time.
+        total_s: Seconds after which an address is given up, however fast it is. Waiting for memory may extend this by
+            at most the same time.
         unseen_bytes: Block size of the stores' file systems; received bytes become visible one block at a time.
         held_bytes: Memory in bytes for all files being fetched by a task. Above it, only the file that holds the most
             continues.

@@ -91,8 +91,8 @@ class Run:
             return listed, iter(())
         # This machine's clock may be behind that of an earlier run.
         self.generation = max(int(1000 * self.began.timestamp()), self.table.last_generation() + 1)
-        # After this commit, Delta drops the commits of older runs because their transaction numbers are lower. It also
-        # adds the missing columns, which MERGE cannot do.
+        # After this commit, Delta drops the commits of older runs because their transaction numbers are lower. The
+        # commit also adds the missing columns, which MERGE cannot do.
         self.table.append(there.limit(0).select("*", *self._missing()), self.mark, 0)
         self.began_at = self.table.version()
         if self.began_at == before + 1:
@@ -162,7 +162,7 @@ class Run:
         return rows.unionByName(self._described(unread.withColumn("header", F.lit(None).cast(headers.HEADER))))
 
     def _counts(self, rows: DataFrame) -> list[Row]:
-        """Count rows and bytes and return the least path, per error and, for shards, per shard."""
+        """Count rows and bytes and return the first path in sort order, per error and, for shards, per shard."""
         by = ["error", *([URL] if URL in self.source.texts else [])]
         told = [F.count(F.lit(1)).alias("rows"), F.sum("length").alias("bytes"), F.min("path").alias("path")]
         # The table gets a text column only when a row has a value for it.
@@ -228,13 +228,15 @@ class Run:
             copies = count - kept.count()
             by_path = marked(rows, kept, None)
             if changed:
-                # This precedes the images: if the run is killed in between, copies are read again and not lost.
+                # This runs before the images are written: if the run is killed in between, copies are read again, not
+                # lost.
                 self.duplicates.forget(rows, kept, gone)
                 self._replace(marked(rows, kept, gone), number)
             else:
                 self.table.append(by_path.where(f"NOT {DROPPED}").drop(DROPPED), self.mark, number)
             if copies:
-                # This follows the images: if the run is killed in between, a file is read again and not lost.
+                # This runs after the images are written: if the run is killed in between, a file is read again, not
+                # lost.
                 self.duplicates.add(by_path.where(DROPPED).drop(DROPPED, "image"))
         return copies
 
@@ -249,7 +251,7 @@ class Run:
 
 
 def _versioned(rows: DataFrame, entries: list[Entry], counts: list[Row]) -> DataFrame:
-    """Set each shard's version on its row with the least path."""
+    """Set each shard's version on its row with the first path in sort order."""
     least: dict[str, str] = {}
     for row in counts:
         least[row[URL]] = min(row.path, least.get(row[URL], row.path))

@@ -248,7 +248,7 @@ class Shards:
         samples = reader.option("maxMemberBytes", self.max_file_bytes).load(path)
         image = F.coalesce(*_IMAGES)
         length = F.length(image).cast("bigint").alias("length")
-        # Name the limit as the user of `ingest_images` does.
+        # The option has this name in `ingest_images`.
         told = F.replace(F.col(ERROR), F.lit("maxMemberBytes"), F.lit("max_file_bytes"))
         error = F.coalesce(told, F.when(image.isNull(), NO_IMAGE))
         return samples.select(

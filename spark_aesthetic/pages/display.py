@@ -37,7 +37,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Bar:
-    """The rows with a score from `low` up to the next bar: their number, and that number over the highest bar's."""
+    """The number of rows with a score from `low` up to the next bar, also as a share of the highest bar's number."""
 
     low: float
     rows: int
@@ -79,7 +79,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     and the images of the chosen rows once. Write the scores to a table first, or each read scores the images again.
 
     Args:
-        df: Rows with an image and a score. If the column `aesthetic_model` names an untrained model, the page says so.
+        df: Rows with an image and a score. If the column `aesthetic_model` names an untrained model, a warning appears.
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
         score_col: Numeric column of the scores.
         n: The largest number of images, at least 1. With 1, the best image is shown. Only one image per score is shown.

@@ -27,7 +27,7 @@ Picture = tuple[str | None, str | None]
 
 def thumbnail_udf() -> Any:
     """Make the UDF that turns a column of image files into a struct of `thumbnail` and `reason`."""
-    # Workers import this module too and have no session, so the UDF cannot be made on import.
+    # Workers import this module too and have no session, so the UDF cannot be created on import.
     make_udf: Any = pandas_udf
     return make_udf(thumbnails, "thumbnail binary, reason string")
 

@@ -1,4 +1,4 @@
-"""`review`: write a page on which people look at scored images, move the cut and label images."""
+"""`review`: write a page on which people look at scored images, move the threshold (the cut) and label images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Review:
     Attributes:
         out: The path or address of the page.
         model: The `aesthetic_model` of its scores, or None if the table does not name it.
-        cut: The page's initial cut.
+        cut: The page's initial threshold.
         scored: Rows with a score. The histogram counts all of them.
         unscored: Rows without a score, by reason.
         shown: Images on the page.
@@ -68,7 +68,7 @@ def review(
     source: str | None = None,
     overwrite: bool = False,
 ) -> Review:
-    """Write one HTML file on which people look at scored images, move the cut and label images.
+    """Write one HTML file on which people look at scored images, move the threshold (the cut) and label images.
 
     The page shows the histogram of all scores and a sample of images in bands of scores. With `cut`, bands nearer to it
     get more images; without, all bands get equally many. The sample depends only on the rows, the options and the seed.
@@ -85,12 +85,12 @@ def review(
         out: The file to write: a path on the driver, dbfs:/, or an address that fsspec supports. Missing folders are
             created.
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
-        score_col: Column of the scores, float or double.
-        cut: The initial cut, rounded to hundredths. By default it keeps half of the rows.
+        score_col: Column of the scores, of any numeric type.
+        cut: The initial score threshold, rounded to hundredths. By default it keeps half of the rows.
         n: The number of images to show, from 1 to 10,000.
         seed: Seed of the sample.
         model: The `aesthetic_model` to show. Give it if the scores are of several models.
-        source: The origin of the rows, as the page states it. By default it is the name or path in `images`.
+        source: The origin of the rows, to show on the page. By default it is the name or path in `images`.
         overwrite: Replace the file `out` if it exists.
 
     Returns:

@@ -50,10 +50,10 @@ def review_page(
         sample: The rows of these images, and the histogram of all scores.
         key: Names of the key columns.
         score_col: Name of the column of scores.
-        source: The origin of the rows, as the page states it, or None.
+        source: The origin of the rows, to show on the page, or None.
     """
-    # The browser stores labels under this hash, so the same page made again finds them and a page with other images or
-    # scores does not.
+    # The browser stores labels under this hash. A page that is created again with the same images and scores therefore
+    # finds them, and a page with different ones does not.
     content = json.dumps([sample.model, list(key), [(tile.key, tile.score) for tile in tiles]])
     histogram = sample.histogram
     tick = readable_width(len(histogram.counts), _MAX_TICKS)
@@ -67,7 +67,7 @@ def review_page(
             "id": sha256(content.encode()).hexdigest()[:12],
             "key": list(key),
             "score": quoted(score_col) if not score_col.isidentifier() else score_col,
-            # Spark takes the literal 5.10 for greater than the FLOAT 5.1, so the literal needs the scores' type.
+            # For Spark, the literal 5.10 is greater than the FLOAT 5.1, so the literal needs the scores' type.
             "suffix": "F" if sample.is_float else "",
             "cut": min(max(sample.cut, low), high),
             "first": histogram.first,

@@ -17,7 +17,7 @@ from spark_aesthetic.delta.identity import has_null
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import TableError
 
-# The histogram's bins are as wide as the steps of the cut, so the page's counts of kept rows are exact.
+# The histogram's bins are as wide as the steps of the threshold, so the page's counts of kept rows are exact.
 BINS_PER_POINT = 100
 
 # Scores beyond ±100 points count as ±100, so that an outlier cannot make the histogram large.
@@ -53,7 +53,7 @@ class Hundredths:
 
 @dataclass(frozen=True)
 class Section:
-    """A band: its `rows` have a score from `low` to below `high`, in hundredths; the page shows `quota` of them."""
+    """A band of scores from `low` to below `high`, in hundredths: the page shows `quota` of its `rows` rows."""
 
     low: int
     high: int
@@ -70,7 +70,7 @@ class Sample:
         histogram: All scores of that model.
         unscored: Rows without a score, by reason.
         is_float: Whether the scores are of the type FLOAT.
-        cut: The cut in hundredths.
+        cut: The threshold in hundredths.
         bands: The bands, from the lowest score to the highest.
         seed: The seed of the sample.
         rows: The sampled rows, from the highest score to the lowest, with the columns key (struct), text (the key
@@ -90,7 +90,7 @@ class Sample:
 def draw(
     scores: DataFrame, key: Sequence[str], score_col: str, *, cut: float | None, n: int, seed: int, model: str | None
 ) -> Sample:
-    """Count all scores and sample rows in bands; without `cut`, it is the median and all bands weigh the same."""
+    """Count all scores and sample rows in bands. Without `cut`, the median is used and all bands weigh the same."""
     columns = _columns(scores, key, score_col)
     model, histogram, unscored = _distribution(columns, model)
     cut_bin = histogram.quantile(0.5) if cut is None else round(cut * BINS_PER_POINT)
@@ -170,13 +170,13 @@ def _bands(histogram: Hundredths, n: int, cut: int | None) -> list[Section]:
     starts = [min(histogram.first, edges[0]), *edges[1:]]
     ends = [*edges[1:], max(histogram.first + len(histogram.counts), edges[-1] + width)]
     rows = [histogram.between(*edge) for edge in zip(starts, ends, strict=True)]
-    # The weight falls with the distance from the cut, in bands.
+    # The weight falls with the distance from the threshold, in bands.
     weights = [1.0 if cut is None else 1 / (1 + abs(edge // width - cut // width)) for edge in edges]
     return [Section(*band) for band in zip(starts, ends, rows, _quotas(rows, weights, n), strict=True)]
 
 
 def _quotas(rows: Sequence[int], weights: Sequence[float], n: int) -> list[int]:
-    """Share out `n` by weight; what exceeds a band's rows goes to the other bands."""
+    """Divide `n` among the bands by weight. No quota exceeds its band's rows; the rest goes to the other bands."""
     quotas = [0] * len(rows)
     left, weight_left = n, sum(weights)
     for at in sorted(range(len(rows)), key=lambda at: rows[at] / weights[at]):

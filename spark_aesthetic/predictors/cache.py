@@ -42,7 +42,7 @@ def cache_path() -> Path:
 
 
 def cache_dir() -> Path:
-    """Make the cache folder if it is missing, and check that this user, and nobody else, can write to it.
+    """Create the cache folder if it is missing, and check that this user, and nobody else, can write to it.
 
     Raises:
         WeightsError: This user cannot write to the folder, or other users can.
@@ -75,19 +75,19 @@ def check_private(path: Path) -> None:
         else:
             continue
         raise WeightsError(
-            f"cache of weights: expected {str(place)!r} to be writable by the user with the id {os.geteuid()} alone, "
-            f"found {found}, so that others could replace the weights. {_REMEDY}"
+            f"cache of weights: expected {str(place)!r} to be writable only by the user with the id {os.geteuid()}, "
+            f"because other users could replace the weights, found {found}. {_REMEDY}"
         )
 
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the file lock of a target in the cache. Its folder is made if it is missing.
+    """Hold the file lock of a target in the cache. Its folder is created if it is missing.
 
     Other processes of the node wait, and log a warning with the path of the lock every 30 seconds.
 
     Raises:
-        WeightsError: The lock cannot be acquired there, or other users can write to the cache.
+        WeightsError: The lock cannot be acquired, or other users can write to the cache.
     """
     lock = FileLock(f"{target}.lock")
     _make(target.parent)
@@ -176,7 +176,7 @@ def _is_shared(folder: Path) -> bool:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder of the cache. All users may read it, because root may have filled it in a container's image."""
+    """Create a folder of the cache. All users may read it, because root may have filled it in a container's image."""
     try:
         for place in (*reversed(folder.parents), folder):
             if not place.exists():

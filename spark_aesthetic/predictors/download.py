@@ -35,7 +35,7 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
     Raises:
         WeightsError: The folder cannot be written to, or its disk is full.
         WeightsNotFoundError: The URL cannot be read to its end; the part is kept.
-        ChecksumError: The complete file has another checksum; the part is deleted.
+        ChecksumError: The complete file does not match its checksum; the part is deleted.
     """
     if is_fetched(target, sha256):
         return target
@@ -47,7 +47,7 @@ def download(url: str, target: Path, *, sha256: str | None) -> Path:
             _log.warning("%s does not have the sha256 %s; downloading it again", target, sha256)
         part = target.with_name(target.name + ".part")
         if sha256 is None:
-            # Without a checksum nothing would detect that the URL serves another file now.
+            # Without a checksum nothing would detect that the URL now serves a different file.
             part.unlink(missing_ok=True)
         found = _fetch(url, part)
         if sha256 is not None and found != sha256:
@@ -91,9 +91,9 @@ def _fetch(url: str, part: Path) -> str:
             # fsspec's default cache for http, "bytes", drops blocks before they are read and requests them again.
             return _continue(url, part, client_kwargs=client, cache_type="readahead")
         except ValueError:
-            # fsspec raises ValueError if a server answers a range request with the whole file or says that it does not
-            # support ranges. It also does so for an invalid URL; then this second attempt fails before it changes the
-            # part.
+            # fsspec raises ValueError if a server answers a range request with the whole file or reports that it has no
+            # support for ranges. It also does so for an invalid URL; then this second attempt fails before it changes
+            # the part.
             return _continue(url, part, anew=True, client_kwargs=client, block_size=0)
     # fsspec's file systems share no base exception (OSError, aiohttp.ClientError, botocore's, ...).
     except Exception as error:

@@ -98,7 +98,7 @@ def from_tensors(tensors: Tensors, *, source: str, activation: str | None = None
             published architecture.
 
     Raises:
-        WeightsError: The tensors do not form a head, or neither `activation` nor the positions tell the activation.
+        WeightsError: The tensors do not form a head, or neither `activation` nor the positions give the activation.
 
     Examples:
         >>> one = from_tensors({"weight": np.ones((1, 4)), "bias": np.zeros(1)}, source="example")

@@ -1,6 +1,6 @@
 """Predictors: which backbone, which head, and where their weights come from.
 
-A predictor is a recipe, not a model: it is small, frozen and picklable. The driver makes it, and the workers
+A predictor is a recipe, not a model: it is small, frozen and picklable. The driver creates it, and the workers
 build the model from it. Nothing here reads a weights file.
 """
 
@@ -17,7 +17,7 @@ from spark_aesthetic.errors import PredictorError, nearest
 
 DEFAULT = "laion-aesthetics-v2"
 
-# Weights made from a seed instead of read from a file. Their scores mean nothing.
+# Weights generated from a seed instead of read from a file. Their scores mean nothing.
 UNTRAINED = "untrained:"
 # Folded affine heads in the package (spark_aesthetic/predictors/heads).
 PACKAGED = "package:"
@@ -79,8 +79,8 @@ class Predictor:
             )
         if self.untrained != self.name.startswith("untrained-"):
             raise PredictorError(
-                f"predictor {self.name!r}: expected a name that begins with 'untrained-' for weights 'untrained:…' and "
-                "for no others, so that nobody takes such scores for real. Rename it."
+                f"predictor {self.name!r}: expected a name that begins with 'untrained-' if and only if weights are "
+                "'untrained:…', so that nobody mistakes such scores for real ones. Rename it."
             )
 
     @property
@@ -172,7 +172,7 @@ def resolve(predictor: str | Predictor) -> Predictor:
     """Return the predictor for a predictor, its name, or the path of its JSON file.
 
     Raises:
-        PredictorError: There is no such name or file, or the argument is of another type.
+        PredictorError: The name or file does not exist, or the argument has the wrong type.
 
     Examples:
         >>> resolve("laion-aesthetics-v2").backbone

@@ -92,8 +92,8 @@ def backbone_file(predictor: Predictor, model_path: str | None = None) -> Path:
     """Return the verified weights file of a predictor's trained backbone, after a download if necessary.
 
     Raises:
-        WeightsNotFoundError: The file is missing and cannot be downloaded; the message says where to put it.
-        ChecksumError: The file has another checksum.
+        WeightsNotFoundError: The file is missing and cannot be downloaded; the message lists where to put it.
+        ChecksumError: The file does not match its checksum.
     """
     return _find(predictor.backbone_weights, predictor.backbone_sha256, model_path)
 
@@ -102,7 +102,7 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
     """Load the head of a pinned predictor. Needs torch only for a .pth file.
 
     Raises:
-        WeightsError: The file is missing, has another checksum, or holds no head.
+        WeightsError: The file is missing, does not match its checksum, or holds no head.
     """
     source = predictor.head_weights
     if source.startswith(UNTRAINED):
@@ -121,7 +121,7 @@ def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
 
 
 def check_dimension(predictor: Predictor, head: Head, dimension: int) -> None:
-    """Check that a predictor's head takes embeddings of the length that its backbone makes.
+    """Check that a predictor's head takes embeddings of the length that its backbone computes.
 
     Raises:
         WeightsError: The lengths differ.
@@ -182,10 +182,10 @@ def _kinds(loaded: object) -> str:
 
 
 def read_head(path: Path, *, sha256: str | None) -> Head:
-    """Compare the checksum of a file, and read a head from it.
+    """Check a file against its checksum, and read a head from it.
 
     Raises:
-        ChecksumError: The file has another checksum.
+        ChecksumError: The file does not match its checksum.
         WeightsError: The file holds no head.
     """
     _verify(path, sha256)

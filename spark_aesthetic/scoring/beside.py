@@ -46,7 +46,7 @@ from spark_aesthetic.scoring.target import ERROR, SCORED_AT
 
 _log = logging.getLogger("spark_aesthetic")
 
-# Commits of the scores table that are read first. Delta reads one file per commit.
+# This many of the newest commits of the scores table are read first. Delta reads one file per commit.
 _LAST_COMMITS = 50
 
 # Number of keys in a warning.
@@ -65,7 +65,7 @@ def bring_up_to_date(run: Run, asked: Asked, version_col: str | None) -> int | N
         The number of source rows that already had a score or a reason and were left alone; None if the run was stopped.
 
     Raises:
-        TableError: The source has changed in a way that cannot be followed, or another run is writing the same scores.
+        TableError: The source's changed rows cannot be identified, or another run is writing the same scores.
     """
     spark, source, target = run.spark, run.source, run.target
     try:
@@ -88,7 +88,8 @@ class Steps:
         run: The run.
         folder: The folder of all checkpoints.
         version_col: The column with the rows' versions, or None.
-        looked_at: The version of the scores table up to which its history was checked, if scores may be missing.
+        looked_at: The version of the scores table up to which its history was checked; None unless other writers may
+            have removed scores.
         shared: Whether other sources also have rows in the scores table.
         skipped: Rows that the run left alone; None if it was stopped.
     """
@@ -140,7 +141,8 @@ class Steps:
             case Do.STREAM:
                 return self._streamed(state)
             case Do.REOPEN:
-                # In this order: a row that changes in between is read as it is now, and its score is noticed.
+                # In this order, a row that changes between the two calls is read with its new values, and a score that
+                # another run writes for it is detected.
                 run.watch()
                 run.reopen()
                 run.rows_read = run.source.rows.count()
@@ -174,7 +176,7 @@ class Steps:
         return True
 
     def _warn_of_updates(self, error: SourceChangedError) -> None:
-        _log.warning("%s (only --version-col detects rows that were updated since then)", error)
+        _log.warning("%s (without --version-col, this run does not detect rows that were updated since then)", error)
 
     def _others(self, progress: Progress | None) -> Others:
         """Check what other writers did to the scores since the last run."""
@@ -226,7 +228,7 @@ class Steps:
         run = self.run
         has_feed = run.source.feed or (state.progress is not None and state.progress.feed)
         if has_feed and run.ledger().others(run.source):
-            # A deleted row keeps its score for the other sources, and a new row may have come under its key.
+            # A deleted row keeps its score for the other sources, and a new row may have been inserted with its key.
             return run.current_version() == until
         return run.only_grown_since(until)
 
@@ -235,11 +237,13 @@ class Steps:
         match why:
             case Refuse.RESTORED:
                 until = None if state.others is None else state.others.until
+                changed = "no record of the source version that the restored scores are from"
+                if until is not None:
+                    changed = f"source rows that were updated or deleted since version {until} of the source"
                 return SourceChangedError(
                     f"scores {target.table!r}: expected scores that were not restored to an older version, found a "
-                    f"RESTORE and source rows that were updated or deleted since version {until} of the source. Run "
-                    "once with --reconcile and --version-col (a column that changes with the image), or delete the "
-                    "scores of this model to score all rows again."
+                    f"RESTORE and {changed}. Run once with --reconcile and --version-col (a column that changes with "
+                    "the image), or delete the scores of this model to score all rows again."
                 )
             case Refuse.COMPARISON_STOPPED:
                 return SourceChangedError(
@@ -281,7 +285,7 @@ class Steps:
         if self.shared:
             # Other sources have rows there too, so only the keys show which rows belong to this source.
             counted = source.rows.select(*key).join(counted, list(target.key), "left")
-        # Without groups there is no shuffle. Reasons are rare, so they are counted only if a row has failed.
+        # Without GROUP BY, no rows are shuffled. Reasons are rare, so they are counted only if a row has failed.
         found = counted.agg(
             F.count_if(new).alias("new"), F.count_if(~new).alias("old"), F.count_if(new.isNull()).alias("missing"),
             F.count_if(new & F.col(ERROR).isNotNull()).alias("failed"),
@@ -300,7 +304,7 @@ class Steps:
             self.run.note(checked=self.looked_at)
 
     def _tell_of_repeated_keys(self, missing: int) -> None:
-        """Warn of repeated keys, which have the score of their first row, or else of rows without a score."""
+        """Warn of keys that belong to several rows; if no key does, warn of rows without a score."""
         source, key = self.run.source, list(map(quoted, self.run.target.key))
         groups = source.rows.groupBy(*key).agg(F.count(F.lit(1)).alias("_aesthetic_rows")).where("_aesthetic_rows > 1")
         repeated = groups.count()

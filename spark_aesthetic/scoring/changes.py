@@ -32,10 +32,10 @@ def is_present() -> Column:
 
 
 def read_in_part(changes: DataFrame, version: int, keys: DataFrame, key: Sequence[str]) -> DataFrame:
-    """Adapt the changes of a version that is read in several chunks, so that each chunk is right by itself.
+    """Adapt the changes of a version that is read in several chunks, so that each chunk can be merged by itself.
 
-    An overwrite deletes all rows and inserts the new ones, in any order. So an insert replaces the row that has the
-    same key, and a delete counts only if the version has no row with its key.
+    An overwrite deletes all rows and inserts the new ones, in any order. Therefore an insert replaces the score with
+    the same key, and a delete counts only if the source at that version has no row with its key.
 
     Args:
         changes: Rows with `CHANGE` and `VERSION`.
@@ -47,7 +47,7 @@ def read_in_part(changes: DataFrame, version: int, keys: DataFrame, key: Sequenc
     deletes = (F.col(VERSION) == version) & (F.col(CHANGE) == "delete")
     replaces = (F.col(VERSION) == version) & (F.col(CHANGE) == "insert")
     rest = changes.where(~deletes).withColumn(CHANGE, F.when(replaces, "update_postimage").otherwise(F.col(CHANGE)))
-    # Without the images, which a delete does not need.
+    # A delete does not need the image.
     deleted = changes.where(deletes).select(*names, CHANGE, VERSION)
     there = keys.join(F.broadcast(deleted.select(*names)), list(key), "left_semi")
     return rest.unionByName(deleted.join(there, list(key), "left_anti"), allowMissingColumns=True)

@@ -55,7 +55,7 @@ def check_combination(
     """Check that the options of a run fit together.
 
     Raises:
-        OptionError: An option would have no effect in a run without end.
+        OptionError: An option would have no effect in a run with `every`.
         TableError: An option is missing, or requires another option.
     """
     if (image_col is None) == (embedding_col is None):
@@ -100,7 +100,7 @@ def check_session(spark: SparkSession, *, every: str | None, view: str | None, c
 
 
 def check_interval(spark: SparkSession, every: str) -> None:
-    """Raise OptionError unless Spark accepts the interval between two looks for new rows."""
+    """Raise OptionError unless Spark accepts the interval between two checks for new rows."""
     start = "TIMESTAMP '2000-01-01'"
     # A month has no fixed length, so Spark's triggers do not accept it.
     fits = f"{start} + at >= {start} AND extract(MONTH FROM at) = 0 AND extract(YEAR FROM at) = 0"
@@ -130,7 +130,7 @@ def check_weights(predictor: Predictor, model_path: str | None) -> None:
     Raises:
         MissingDependencyError: The extra "image" is not installed.
         PredictorError: The architecture does not exist.
-        WeightsError: A file is missing, has another checksum or does not fit.
+        WeightsError: A file is missing, does not match its checksum, or does not fit the architecture.
     """
     missing = [name for name in ("torch", "torchvision", "open_clip", "PIL", "simplejpeg") if find_spec(name) is None]
     if missing:

@@ -1,8 +1,8 @@
 """Score chunk by chunk: Structured Streaming from a Delta table of images or embeddings to a scores table.
 
-Spark's checkpoint records the next chunk, and Delta's transaction numbers prevent a second commit of a chunk. Both
-survive a kill at any moment: the next run scores the interrupted chunk again from the same rows, and commits it unless
-it was already committed.
+A chunk is one micro-batch. Spark's checkpoint records the next chunk, and Delta's txnAppId and txnVersion prevent a
+second commit of a chunk. Both survive a kill at any moment: the next run scores the interrupted chunk again from the
+same rows, and commits it unless it was already committed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from spark_aesthetic.scoring.tally import Tally
 from spark_aesthetic.scoring.target import ERROR, SCORED_AT
 from spark_aesthetic.scoring.writer import Writer, now
 
-# Spark Connect gives its process for the chunks ten seconds to start, whatever the settings. On a busy machine that is
-# too short. A retry is safe, because no chunk has started by then.
+# Spark Connect gives the process that writes the chunks ten seconds to start, and no setting changes this. On a busy
+# machine that is too short. A retry is safe, because no chunk has started by then.
 _SLOW, _STARTS = "Python worker failed to connect back", 3
 
 # Delta writes the changes of these operations to files of their own, and a chunk takes all of them. A DELETE of whole
@@ -89,7 +89,7 @@ class Chunks:
             spark: The session.
             where: Which rows of the source are scored; None scores all.
             limits: Delta's options that limit a chunk.
-            every: Look for new rows at this interval without end; None ends when no row is left.
+            every: Look for new rows at this interval until the run is stopped; None ends when no row is left.
         """
         progress, source = self.progress, self.writer.source
         reader = spark.readStream.format("delta").options(**limits)
@@ -125,7 +125,7 @@ class Chunks:
     def _written_elsewhere(self) -> Callable[[DataFrame, int], None]:
         """Return the function for Spark Connect, which sends it once per query to a process beside the server.
 
-        The counts of that process do not come back; see `count_committed`.
+        The counts of that process are lost; see `count_committed`.
         """
         sent = replace(self, tally=Tally(), stopping=never)
 
@@ -186,7 +186,7 @@ class Chunks:
         if tally.known is None:
             tally.known = target.rows(spark).count()
             stream = self._stream(spark, progress)
-            # A killed run may have committed this chunk. Delta would ignore it, but only after all the work.
+            # A killed run may have committed this chunk. Delta would ignore it, but only after it was scored again.
             if tally.known > 0 and target.has(spark, progress.checkpoint, number):
                 return
             if begins_empty(chunk=number, known=tally.known, others=bool(ledger.others(source))):
@@ -210,7 +210,7 @@ class Chunks:
                 writer.merge(spark, batch, commit, tally, scored_at=time, drops=drops, alone=alone)
 
     def _versions_in_part(self, spark: SparkSession, number: int) -> list[int]:
-        """Return the versions of which this chunk may have deletes without the inserts, or the reverse."""
+        """Return the source versions from which this chunk may have deletes without the inserts, or the reverse."""
         if not self.progress.feed:
             return []
         ends = [_read_offset(spark, self.checkpoint, at) for at in (number - 1, number) if at >= 0]
@@ -238,7 +238,7 @@ class Chunks:
     def _note_empty(self, spark: SparkSession, known: Progress, stream: str) -> Progress:
         """Record that the model had no row before its first chunk, unless another source was added."""
         progress = self._save(spark, known, replace(known, began_empty=True, stream=stream))
-        # If another source was added before this save, its run did not see it.
+        # A run that added another source before this save did not reset `began_empty`, which was still false.
         if load(spark, self.writer.target.table).others(self.writer.source):
             progress = self._save(spark, progress, replace(progress, began_empty=False))
         return progress
@@ -310,8 +310,8 @@ def _end_of(spark: SparkSession, checkpoint: str, number: int, progress: Progres
     version, file, initial = _read_offset(spark, checkpoint, number)
     if initial:
         return _End(version, is_whole=False, is_initial=True)
-    # After a file, the chunk may not have read all of the version, and the rest may replace rows of the chunk. So only
-    # the version before was surely read to its end.
+    # If the offset is after a file, the rest of the version may be unread, and may replace rows of the chunk. Only the
+    # version before is certain to be read to its end.
     is_whole, ends_snapshot = file < 0, False
     if is_whole and progress.starting_version is None:
         # The chunk ends the initial snapshot if it is the first one, or if the chunk before it belongs to the snapshot.
@@ -324,7 +324,7 @@ def wait(chunks: Chunks, query: StreamingQuery, poll_seconds: float = 1.0) -> No
     """Wait for a query to end; stop it between two chunks if the run is to stop, or at once after an interrupt.
 
     Raises:
-        TableError: The source has changed in a way that cannot be followed, or another run is writing the same scores.
+        TableError: The source's changed rows cannot be identified, or another run is writing the same scores.
     """
     try:
         while not query.awaitTermination(poll_seconds):  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ _log = logging.getLogger("spark_aesthetic")
 
 
 def compare(run: Run, version_col: str | None) -> None:
-    """Score what is missing or changed, and drop the scores of deleted rows.
+    """Score the rows that have no score or have changed, and drop the scores of deleted rows.
 
     Args:
         run: The run, with the source opened for the comparison.
@@ -56,7 +56,7 @@ def _forget_replaced(run: Run, version_col: str | None) -> None:
 
 
 def _gone(run: Run, keys: DataFrame) -> DataFrame:
-    """Return the keys of scores without a source row, or none if other sources may still have such rows."""
+    """Return the keys of scores without a source row, or no key if other sources may still have such rows."""
     source, target = run.source, run.target
     gone = target.keys(run.spark).join(keys, list(target.key), "left_anti")
     others = run.ledger().others(source)
@@ -79,7 +79,7 @@ def _drop(run: Run, gone: DataFrame, commit: Commit) -> None:
 
 
 def _changed(run: Run, there: DataFrame, known: DataFrame, version_col: str) -> DataFrame:
-    """Return the keys of rows with a version that differs from the one of their score."""
+    """Return the keys of rows with a version that differs from the one stored beside their score."""
     key, version = list(run.target.key), quoted(version_col)
     before = known.select(*map(quoted, key), F.col(version).alias("_aesthetic_before"))
     before = before.where(F.col("_aesthetic_before").isNotNull())

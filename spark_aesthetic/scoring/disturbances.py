@@ -1,7 +1,7 @@
 """Detect what other writers did to a scores table; pure functions of its history, without Spark.
 
 Spark's checkpoint records which rows of the source were read, not whether their scores still exist. Other writers may
-delete scores or restore the table, which the checkpoint does not notice. The history of the table shows it.
+delete scores or restore the table. Only the history of the table shows this.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def checked_until(commits: Sequence[Logged], model: str, source_id: str, noted: 
 
 
 def taken_away(commits: Sequence[Logged], since: int) -> list[Logged]:
-    """Return commits that may have removed scores, made by other writers after version `since`."""
+    """Return the commits of other writers after version `since` that may have removed scores."""
     return [commit for commit in commits if commit.version > since and not commit.is_ours and not commit.adds_only]
 
 
@@ -53,13 +53,13 @@ def read_until(commits: Sequence[Logged], model: str, source_id: str) -> int | N
 
 
 def has_read_all(commits: Sequence[Logged], model: str, source_id: str, *, checkpoint: str, version: int) -> bool:
-    """Whether the newest chunk among some commits, the newest first, read a version of the source to its end.
+    """Whether the newest chunk in a list of commits read a version of the source to its end.
 
     Args:
-        commits: The newest commits of the scores table.
+        commits: The newest commits of the scores table, newest first.
         model: The model's id.
         source_id: Delta's id of the source.
-        checkpoint: The name of the checkpoint. A chunk of another one says nothing of what this one has read.
+        checkpoint: The name of the checkpoint. A chunk of a different one does not show what this one has read.
         version: The version of the source.
     """
     chunks = (commit.told for commit in commits if _is_of(commit, model, source_id) and "chunk" in commit.told)
@@ -71,7 +71,7 @@ def restored_until(commits: Sequence[Logged], model: str, source_id: str, versio
     """Return a source version up to which the scores in one version of the scores table include every change.
 
     Args:
-        commits: The whole history.
+        commits: The history of the scores table, newest first.
         model: The model's id.
         source_id: Delta's id of the source.
         version: The version of the scores table; -1 if it is unknown.
@@ -84,9 +84,9 @@ def restored_until(commits: Sequence[Logged], model: str, source_id: str, versio
         restored = max((commit for commit in before if commit.operation == "RESTORE"), key=_version, default=None)
         if restored is None:
             return read_until(before, model, source_id)
-        # Chunks after that RESTORE do not count, because their run may not have known of it.
+        # Chunks after that RESTORE do not count, because their run may not have detected it.
         version = _restored(restored)
-    # If the history is whole, every score is from its first chunk or a later one.
+    # If the history begins with version 0, every score is from its first chunk or a later one.
     return min(_chunks(commits, model, source_id), default=None) if commits[-1].version == 0 else None
 
 

@@ -26,7 +26,7 @@ def raise_explained(error: Exception, *, source: str, scores: str, failure: Exce
 
 
 def _told(error: Exception) -> AestheticError | None:
-    """Rebuild an error of ours from its text, because Spark Connect passes on only the text from a chunk's process."""
+    """Rebuild an error of this package from its text, which is all that Spark Connect returns if a chunk fails."""
     found = re.search(rf"{errors.__name__}\.(\w+): (.+)", str(error))
     kind = getattr(errors, found[1], None) if found is not None else None
     return kind(found[2]) if found is not None and kind is not None else None
@@ -48,8 +48,8 @@ def _explained(error: Exception, source: str, scores: str) -> AestheticError | N
     if any(name in text for name in _CHANGED):
         return SourceChangedError(
             f"source {source}: expected only new rows, found rows that were updated, deleted or overwritten, and no "
-            "change data feed. Run once with --reconcile (only --version-col detects updated rows); to use a feed from "
-            "then on, first run ALTER TABLE … SET TBLPROPERTIES (delta.enableChangeDataFeed = true)"
+            "change data feed. Run once with --reconcile (add --version-col to detect updated rows); to use a feed "
+            "from then on, first run ALTER TABLE … SET TBLPROPERTIES (delta.enableChangeDataFeed = true)"
         )
     if any(name in text for name in _GONE):
         return SourceChangedError(

@@ -26,12 +26,12 @@ from spark_aesthetic.scoring.writer import SCORED, now
 
 _log = logging.getLogger("spark_aesthetic")
 
-# Attempts per run, because the source may be updated meanwhile.
+# Attempts per run. A run starts again if the source was updated while it was scored.
 _ATTEMPTS = 3
 
 
 def score_in_place(run: Run) -> tuple[int, int]:
-    """Score the source in its own columns.
+    """Score the source, and write the scores into its own columns.
 
     Returns:
         The size in bytes of the files that the commit rewrites, and the number of rows that were left alone.

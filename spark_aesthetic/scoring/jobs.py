@@ -73,8 +73,9 @@ def score_table(
     aesthetic_model (string). The chunks go to a staging table beside it, and one MERGE on the key then copies the
     scores. Delta rewrites the files of those rows, including the image bytes.
 
-    New rows are detected by the source's commits. Updated and deleted rows are followed if the source has a change data
-    feed; without one the run stops with an error that says so. A row that failed counts as scored: it keeps its reason.
+    New rows are detected by the source's commits. Updates and deletes are applied if the source has a change data feed;
+    without one they stop the run with an error. A row that failed counts as scored: it is not scored again unless
+    `retry_failed` is set.
 
     Args:
         spark: A session with Delta Lake.
@@ -84,7 +85,7 @@ def score_table(
         embedding_col: Column of CLIP embeddings, as `array<float>`, `array<double>` or ml Vector. The job normalises
             them.
         scores: Delta table for the scores, by name or by path. Without it the scores go into `source` itself.
-        view: View of source and scores that is created or replaced. It requires `scores`.
+        view: Name of a view that joins source and scores. The view is created or replaced. It requires `scores`.
         view_model: The `aesthetic_model` that the view shows, or "all" for separate columns of each model. The default
             is the model of this run.
         predictor: Name of a predictor, or the path of its JSON file. In Python also a `Predictor`.
@@ -93,13 +94,13 @@ def score_table(
             table.
         max_bytes_per_chunk: Approximate size of the source's files in one commit, in bytes or as text such as "8g".
         max_files_per_chunk: Maximum number of the source's files in one commit, if that limit is reached first.
-        reconcile: First compare the keys of source and scores. Score what is missing or changed, drop the scores of
-            deleted rows, and read no image except those to score.
+        reconcile: First compare the keys of source and scores. Score the rows that have no score (with `version_col`
+            also changed rows), and drop the scores of deleted rows. Only the images to score are read.
         version_col: Column of the source that changes whenever the image does. It is stored beside the score, so that
             `reconcile` detects changed rows without a change data feed.
         retry_failed: Also score the rows that failed before.
-        shared_keys: Equal keys mean the same image in all sources of `scores`, so a row is skipped if another source
-            brought its score. Without this option, a scores table of another source is refused.
+        shared_keys: Equal keys mean the same image in all sources of `scores`, so a row is skipped if its key has a
+            score from another source. Without this option, a scores table of another source is refused.
         dry_run: Check everything and count the rows, without writing.
         every: Run until stopped, and look for new rows at this interval, such as "1 minute".
         stopping: Called before each chunk (not on Spark Connect) and each second between chunks; returns whether to
@@ -112,8 +113,8 @@ def score_table(
 
     Raises:
         AestheticError: One of its subclasses, before any work, if source, columns, types, key, weights, options or
-            devices are wrong. During the work a TableError, if the source has changed in a way that cannot be followed,
-            or if another run is writing the same scores.
+            devices are wrong. During the work a TableError, if the source's changed rows cannot be identified, or if
+            another run is writing the same scores.
     """
     began, key = time.monotonic(), identity.key_names(key)
     checked = Options.of(score_table, **options)
@@ -180,7 +181,7 @@ def score_table(
 
 
 def _looked_at(run: Run, began: float, *, retry_failed: bool) -> Summary:
-    """Count what a run would do."""
+    """Return the summary of a dry run, which counts the rows that a run would score."""
     identity.check_key_values(run.source.rows, run.target.key)
     to_score = run.count_unscored(retry_failed=retry_failed)
     return Summary(
@@ -201,7 +202,8 @@ def _columns(
     kept = [*key, *([] if version_col is None else [checks.version_column(rows, version_col, key)])]
     if column in kept:
         raise TableError(
-            f"--key, --version-col: expected other columns than the scored one, found {column!r} twice. Rename it."
+            f"--key, --version-col: expected other columns than the scored one, found {column!r} twice. Name another "
+            "column."
         )
     return key, kept, column
 
@@ -217,7 +219,8 @@ def _struct(
 ) -> Column:
     """Check the weights, and return a struct column of score, error and optionally embedding and costs.
 
-    The first run over a source reads a sample of its embeddings, because a predictor of another backbone scores none.
+    The first run over a source checks a sample of its embeddings, because none can be scored if they are of another
+    backbone.
     """
     if image_col is not None:
         inputs.warn_of_large_batches(rows.sparkSession)

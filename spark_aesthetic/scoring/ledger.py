@@ -1,6 +1,7 @@
-"""The ledger of a scores table, kept in its table properties: its key, its sources, and the progress over each source.
+"""The ledger of a scores table: its key, its sources, and how far each model has read each source.
 
-Values are JSON, with percent-encoding of every character that could have a meaning in SQL.
+The ledger is stored in the table properties. Values are JSON, with percent-encoding of every character that could
+have a meaning in SQL.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from spark_aesthetic.delta.tables import Origin
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.scoring.target import MODEL, Target
 
-# The prefix of our properties of a scores table.
+# The prefix of the table properties that this package sets.
 _PREFIX = "spark_aesthetic."
 _KEY, _SOURCE = f"{_PREFIX}key", f"{_PREFIX}source/"
 
@@ -33,16 +34,17 @@ class Progress:
     Attributes:
         checkpoint: Name of the checkpoint's folder; each new stream has its own.
         generation: A number that grows with each new stream, so that Delta ignores chunks of an earlier one.
-        began_empty: Whether the model had no row here before its first chunk. Chunks of the initial snapshot then meet
-            no existing key.
+        began_empty: Whether the model had no row in the scores table before its first chunk. Chunks of the initial
+            snapshot are then appended without a lookup of their keys.
         feed: Whether the source's change data feed is read instead of its files.
-        starting_version: The source version at which the stream starts; None is all of its rows and later changes.
+        starting_version: The source version at which the stream starts; None reads all rows of the source and then
+            later changes.
         backbone: The architecture and checksum of the backbone, which determine the embeddings of this model.
-        location: The source's folder. A table that replaces the source there has a new id, but is the same to its
-            users.
+        location: The source's folder. It identifies a source that was dropped and created again there, which has a
+            new id.
         comparing: Whether a comparison of keys has started and has not finished.
-        checked: The version of the scores table up to which other writers removed no scores, or removed scores were
-            scored again; None if only the commits of scores show it.
+        checked: The version of the scores table up to which all scores that other writers removed were scored again;
+            None if only the metadata of commits records it.
         stream: Spark's id of the stream that created the checkpoint; None before its first chunk. If somebody deletes a
             checkpoint, Spark creates it again with another id.
         column: The source's column that is scored.
@@ -90,7 +92,7 @@ class Ledger:
 
     @classmethod
     def of(cls, known: Mapping[str, str]) -> Ledger:
-        """Read the properties of a scores table."""
+        """Parse the properties of a scores table."""
         sources: dict[str, KnownSource] = {}
         progress: dict[tuple[str, str], Progress] = {}
         for name, text in known.items():
@@ -183,7 +185,7 @@ def check_key(ledger: Ledger, scores: str, key: Sequence[str]) -> None:
     """Raise TableError unless a scores table has this key."""
     if not ledger.has_key(key):
         raise TableError(
-            f"--key {', '.join(key)}: expected the key of the scores {scores!r}, {', '.join(ledger.key or ())}, found "
+            f"--key {', '.join(key)}: expected {', '.join(ledger.key or ())}, the key of the scores {scores!r}, found "
             "another key. Pass the key of the scores, or choose another scores table."
         )
 
@@ -191,14 +193,14 @@ def check_key(ledger: Ledger, scores: str, key: Sequence[str]) -> None:
 def _foreign(ledger: Ledger, scores: str, source: Origin) -> TableError:
     known = ", ".join(sorted({repr(other.table) for other in ledger.others(source)}))
     return TableError(
-        f"--scores {scores!r}: expected only scores of {source.table!r}, found scores of {known}, where equal keys "
-        "may mean other images. Give each source its own scores table, or pass --shared-keys (shared_keys=True) if "
-        "equal keys mean the same image in all of them."
+        f"--scores {scores!r}: expected only scores of {source.table!r}, found scores of {known}, in which an "
+        "equal key may belong to a different image. Give each source its own scores table, or pass --shared-keys "
+        "(shared_keys=True) if equal keys mean the same image in all of them."
     )
 
 
 def described(source: Origin, key: Sequence[str]) -> dict[str, str]:
-    """Return the properties of a new scores table for a source."""
+    """Return the table properties that record the key and a source."""
     known = KnownSource(table=source.table, location=source.location)
     return {_KEY: _encoded(list(key)), f"{_SOURCE}{source.id}": _encoded(asdict(known))}
 
@@ -232,13 +234,13 @@ def save_progress(
 ) -> None:
     """Record the progress of the target's model, keyed by source id.
 
-    A chunk that is being written at that time fails to commit.
+    A chunk that another run is writing at the same time fails to commit.
 
     Args:
-        spark: A session of our own.
+        spark: A session from `own_session`.
         target: The scores table.
-        changed: The new values.
-        known: The values that they are based on.
+        changed: The new progress.
+        known: The progress from which the new one was derived.
 
     Raises:
         TableError: A second run has started a new stream over one of the sources.
@@ -262,13 +264,16 @@ def forget_sources(spark: SparkSession, target: Target, sources: Iterable[str]) 
 
 
 def end_beginnings(spark: SparkSession, target: Target) -> None:
-    """Make streams look up the keys of their chunks. Otherwise a first load appends rows that another run scored."""
+    """Make running streams look up the keys of their chunks.
+
+    Without this, the stream of an initial snapshot would append rows that the calling run has scored.
+    """
     known = load(spark, target.table).of_model(target.model)
     save_progress(spark, target, ended_beginnings(known), known=known)
 
 
 def ended_beginnings(known: Mapping[str, Progress], *, but: str | None = None) -> dict[str, Progress]:
-    """Return the progress of all sources with `began_empty`, except `but`, and set `began_empty` to false in it.
+    """Return the progress of each source that has `began_empty`, except `but`, with `began_empty` set to false.
 
     Once this is saved, a running stream cannot commit a chunk without looking up its keys.
     """

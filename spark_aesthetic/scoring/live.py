@@ -28,9 +28,9 @@ _LIVE_EVERY_SECONDS, _LOG_EVERY_SECONDS, _TOLD_WITHIN_SECONDS = 1.0, 60.0, 5.0
 
 
 class Tasks:
-    """The progress of one pass over rows by its finished tasks, because Spark counts rows only at the end of a pass.
+    """Counts the finished tasks of one pass over rows, because Spark reports the rows only at the end of a pass.
 
-    Nothing is known of a pass in another process, such as a chunk on Spark Connect.
+    The tasks of a pass in another process, such as a chunk on Spark Connect, cannot be counted.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Tasks:
         self._ended = False
 
     def count(self) -> tuple[int, int] | None:
-        """Return the finished and all tasks of the running pass; None if there is no pass or nothing is known."""
+        """Return the number of finished tasks and of all tasks in the running pass; None if it is unknown."""
         counted = self._count
         if counted is None:
             return None
@@ -67,7 +67,7 @@ class Tasks:
 
 
 class ProgressListener(StreamingQueryListener):
-    """Follows one streaming query, which Spark reports once per chunk, or passes that call `add`.
+    """Shows the progress of a streaming query, which Spark reports once per chunk, or of work that calls `add`.
 
     Delta's source does not report the bytes that are left, so bytes are estimated from rows and the table's mean size
     of a row. Within a chunk, rows are estimated from the share of finished tasks and the expected rows of a chunk.
@@ -134,7 +134,7 @@ class ProgressListener(StreamingQueryListener):
             self._ended.set()
 
     def close(self) -> None:
-        """End the line after Spark has reported the last chunk, which it does with a delay."""
+        """Wait for Spark's report of the last chunk, which comes with a delay, and end the line."""
         if self._run_id is None:
             self._ended.set()
         self._ended.wait(_TOLD_WITHIN_SECONDS)

@@ -1,6 +1,6 @@
-"""Decide what a run over a scores table does next; pure functions of what is known, without Spark.
+"""Decide the next step of a run that fills a scores table. These are pure functions of a `State`, without Spark.
 
-`next_step` names a step, the run executes it, and `after` adds the result to the state. Each case can be read and
+`next_step` returns a step, the run executes it, and `after` adds the result to the state. Each case can be read and
 tested as a value, and a simulated run makes the same decisions as a real one.
 """
 
@@ -21,7 +21,7 @@ class Asked:
         reconcile: Compare all keys of source and scores.
         by_version: Also compare the versions of the rows (`--version-col`).
         retry_failed: Score failed rows again.
-        endless: Look for new rows without end (`--every`).
+        endless: Look for new rows until the run is stopped (`--every`).
     """
 
     reconcile: bool = False
@@ -37,9 +37,10 @@ class Others:
     Attributes:
         took: They may have removed scores.
         restored: They restored an older version, so a score may be of an older image.
-        until: The source version up to which the restored scores had been read; None if no chunk shows it.
+        until: The source version up to which the restored scores include every change; None if the history does not
+            show it.
         current: No source row was updated or deleted since that version, or the model has no score.
-        read_all: The last chunk read the source to its end, and the source still has that version.
+        read_all: The last chunk read the source to its end, and the source has had no commit since.
     """
 
     took: bool = False
@@ -51,12 +52,12 @@ class Others:
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Facts from the histories of source and scores that replace a lost checkpoint.
+    """Facts from the Delta histories of source and scores, used in place of a lost checkpoint.
 
     Attributes:
         scored: The model has rows in the scores table.
-        until: The source version that was read last; None if there is no chunk.
-        known: The history of the scores is complete, or has a chunk.
+        until: The source version up to which the last chunk read; None if the history has no chunk.
+        known: The history of the scores table is complete or has a chunk, so it shows how far the source was read.
         only_grown: No source row was updated or deleted since that version.
     """
 
@@ -87,18 +88,18 @@ class State:
         asked: The user's options.
         version: The source version that the run has opened.
         progress: The model's progress over the source in the scores table; None if it never started.
-        replaced: The scores table has an earlier table at the source's location.
+        replaced: The model has scored an earlier table at the source's location.
         phase: The current phase.
-        stopping: The run is to stop.
+        stopping: The run was asked to stop.
         others: Effects of other writers on the scores; None before the check.
         checkpoint: The checkpoint of `progress` exists; None before the check.
         lost: Facts that replace a lost checkpoint; None before the check.
         fresh: This run started the stream of `progress` and has not read from it yet.
         followed: All changes in the feed were applied before the comparison.
-        reopened: The source was opened again in this phase, which will score rows by their keys.
+        reopened: In this phase, the source was opened again at its current version.
         checked: The keys of the source were checked in this phase.
-        compared: The comparison was made.
-        missing: Source rows that have neither a score nor a reason; None before they were counted.
+        compared: The keys of source and scores were compared.
+        missing: Number of source rows that have neither a score nor a reason; None before they were counted.
         repaired: The missing rows were scored.
     """
 
@@ -132,15 +133,16 @@ class Do(Enum):
     """A step without parameters.
 
     Attributes:
-        STREAM: Score chunk after chunk until no row is left, or without end. Returns whether it was read to its end.
+        STREAM: Score chunk after chunk until no row is left, or with `--every` until the run is stopped. Returns
+            whether the source was read to its end.
         REOPEN: Open the source at its current version. Returns that version.
         CHECK_KEYS: Raise an error unless each source row has a unique key.
         COMPARE: Drop scores of deleted rows, and score rows that have no score or a changed version.
         END_COMPARISON: Record that the comparison has finished.
         RETRY: Score failed rows again.
         SCORE_MISSING: Score the rows that have neither a score nor a reason.
-        COUNT: Count what the run wrote and left alone. Returns the number of rows that have neither a score nor a
-            reason.
+        COUNT: Count the rows that the run wrote and those that it left alone. Returns the number of rows that have
+            neither a score nor a reason.
         NOTE: Warn of repeated keys, and record how far the history was checked.
     """
 
@@ -160,7 +162,7 @@ class Begin:
     """Start a new stream, which ends every other run of this model over the source. Returns the new progress.
 
     Attributes:
-        starting_version: The source version at which it starts; None is all rows and later changes.
+        starting_version: The source version at which it starts; None reads all current rows and then later changes.
         feed: Whether to read the change data feed; None reads it if the source has one.
         comparing: A comparison has started and has not finished.
     """
@@ -178,7 +180,7 @@ class Wait:
 
 
 class Refuse(Enum):
-    """Why a run stops: nothing shows which scores are of older images."""
+    """Why a run stops with an error: scores may be of older images, and nothing records which."""
 
     RESTORED = auto()
     COMPARISON_STOPPED = auto()
@@ -191,7 +193,7 @@ Step: TypeAlias = Look | Do | Begin | Wait | Refuse
 
 
 def next_step(state: State) -> tuple[State, Step | None]:
-    """Return the state in the phase of the next step, and that step; None instead of a step ends the run."""
+    """Advance the state to the next phase that has a step; return both, and None as the step if the run has ended."""
     while state.phase is not Phase.END:
         step = _STEPS[state.phase](state)
         if step is not None:
@@ -201,7 +203,7 @@ def next_step(state: State) -> tuple[State, Step | None]:
 
 
 def after(state: State, step: Step, found: Any = None) -> State:
-    """Return the state after a step that `next_step` named, with the result of the step."""
+    """Return the state after a step that `next_step` returned; `found` is the result of the step."""
     match step:
         case Look():
             return replace(state, **{step.name.lower(): found})
@@ -234,7 +236,7 @@ def _passed(state: State) -> State:
 
 
 def _look_back(state: State) -> Step | None:
-    """After a RESTORE, start again from the source version that the restored scores include."""
+    """After a RESTORE of the scores table, read the source again from the version that its scores include."""
     others, progress = state.others, state.progress
     if others is None:
         return Look.OTHERS
@@ -255,7 +257,7 @@ def _follow(state: State) -> Step | None:
     if not state.asked.reconcile or progress is None or not progress.feed:
         return None
     if progress.starting_version is None and not state.fresh:
-        # A comparison that was stopped started this stream, and nothing was read from it.
+        # An interrupted comparison started this stream, and nothing has been read from it.
         if progress.comparing:
             return None
         if state.checkpoint is None:
@@ -271,7 +273,7 @@ def _follow(state: State) -> Step | None:
 
 
 def _compare(state: State) -> Step | None:
-    """Compare the keys. Until the end, a mark in the progress makes later runs repeat a stopped comparison."""
+    """Compare the keys. The progress has `comparing` until the end, so later runs repeat an interrupted comparison."""
     progress = state.progress
     if not state.asked.reconcile:
         return Refuse.COMPARISON_STOPPED if progress is not None and progress.comparing else None
@@ -294,7 +296,7 @@ def _retry(state: State) -> Step | None:
 
 
 def _repair(state: State) -> Step | None:
-    """Score missing rows now if the run has no end, because it never reaches the count."""
+    """In a run with `--every`, score missing rows now, because it never reaches the phase COUNT."""
     took = state.others is not None and state.others.took
     if not state.asked.endless or not took:
         return None
@@ -316,7 +318,8 @@ def _stream(state: State) -> Step | None:
     if progress is not None and progress.starting_version is not None:
         if state.version < progress.starting_version:
             return Wait(progress.starting_version) if state.asked.endless and not state.stopping else None
-        # Start there again with a new checkpoint name, because it identifies chunks. Existing keys are merged.
+        # Start again at that version. The checkpoint gets a new name, because the name identifies chunks. Rows with
+        # existing keys are merged.
         again = Begin(starting_version=progress.starting_version, feed=progress.feed, comparing=progress.comparing)
         return Do.STREAM if state.fresh else again
     if state.fresh:
@@ -330,7 +333,7 @@ def _stream(state: State) -> Step | None:
             return Refuse.NO_HISTORY
         if state.lost.scored and state.lost.until is not None and not state.lost.only_grown:
             return Refuse.CHECKPOINT_LOST
-    # Later chunks look up their keys in the scores. The keys of the first rows are checked here, all at once.
+    # All keys of the source are checked once, here. Later chunks look up their keys in the scores table.
     return Begin() if state.checked else Do.CHECK_KEYS
 
 
@@ -377,7 +380,7 @@ def begins_empty(*, chunk: int, known: int, others: bool) -> bool:
 
     Args:
         chunk: The number of the run's first chunk; 0 is the first chunk of the stream.
-        known: Rows that the model has in the scores table.
+        known: Number of rows that the model has in the scores table.
         others: Whether other sources have rows there too, possibly with equal keys.
     """
     return chunk == 0 and known == 0 and not others

@@ -37,8 +37,8 @@ def rescore_from_embeddings(
 ) -> Summary:
     """Score the embeddings in a scores table with another head, in one commit, without opening an image.
 
-    The newest embedding of each key counts, from any model with the predictor's backbone. An existing score of this
-    model is replaced only if it is older than the embedding. It is kept if its embedding no longer exists.
+    Each key gets the score of its newest embedding from any model with the predictor's backbone. An existing score of
+    this model is replaced only if it is older than the embedding. A score is kept if its embedding no longer exists.
 
     Args:
         spark: A session with Delta Lake.

@@ -43,13 +43,13 @@ class Run:
         spark: The session.
         source: The source as it was last opened.
         writer: Scores rows and writes them.
-        where: In place, which rows of the source are scored; None with a scores table.
+        where: For a run in place, the condition for source rows to score; None for a run with a scores table.
         stopping: Called before each chunk (not on Spark Connect) and between chunks; returns whether to stop.
         folder: Folder for checkpoints; None puts them inside the scores table's folder.
         max_bytes_per_chunk: Delta's maxBytesPerTrigger.
         max_files_per_chunk: Delta's maxFilesPerTrigger, or None.
-        rows_read: Rows of the source when it was last opened for a count or a comparison.
-        every: Interval of a run without end, or None.
+        rows_read: Number of rows of the source when they were last counted.
+        every: Interval between two checks for new rows, in a run that continues until it is stopped, or None.
         backbone: The architecture and checksum of the backbone, which determine the embeddings of the model.
         shared_keys: Whether equal keys mean the same image in all sources of the scores table.
         progress_file: Stream for the progress.
@@ -147,7 +147,7 @@ class Run:
         looked_at = cast("int | None", self.writer.info.get("checked"))
         progress = Progress(
             checkpoint=uuid4().hex[:12],
-            # The clock in milliseconds, because a staging table does not keep its last generation.
+            # Generations start at the time in milliseconds, because a staging table does not keep its last generation.
             generation=max(int(1000 * time.time()), 0 if before is None else before.generation + 1),
             # The first chunk decides this. By then, no run that this one replaces can commit.
             began_empty=False,
@@ -179,15 +179,14 @@ class Run:
         return current
 
     def stream(self, folder: str, progress: Progress) -> None:
-        """Score chunk after chunk until no row is left, or without end.
+        """Score chunk after chunk until no row is left, or with `every` until the run is stopped.
 
         Args:
             folder: The folder of all checkpoints.
             progress: Where to start or continue.
 
         Raises:
-            TableError: The source has changed in a way that cannot be followed, or another run is writing the same
-                scores.
+            TableError: The source's changed rows cannot be identified, or another run is writing the same scores.
         """
         spark = self.spark
         limits = {"maxBytesPerTrigger": str(self.max_bytes_per_chunk)}
@@ -254,7 +253,7 @@ class Run:
         return None if progress is None else progress.checkpoint
 
     def score_keys(self, wanted: DataFrame, commit: Commit) -> None:
-        """Score the rows of some keys in parts of a chunk's size, so that a killed run leaves fewer for the next one.
+        """Score the rows of some keys in parts of a chunk's size, so that the next run repeats little after a kill.
 
         Args:
             wanted: The keys.

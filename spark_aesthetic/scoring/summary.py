@@ -24,7 +24,8 @@ class Summary:
         seconds: Wall-clock time of the run.
         chunks: Commits of scores in this run.
         dropped: Scores that were dropped because their rows are no longer in the source.
-        bytes_rewritten: In place, the size in bytes of the source's files with rows to score, which the commit rewrote.
+        bytes_rewritten: For a run in place, the size in bytes of the source's files that have rows to score. The commit
+            rewrote these files.
         stages: For images, the seconds that the workers' threads spent to decode, to transfer to the device, to infer,
             and to wait for Spark. Threads work in parallel, so the sum may exceed `seconds`.
         peak_memory_bytes: For images, the largest resident memory of one worker, including shared pages.

@@ -18,7 +18,7 @@ class Tally:
     """The counts of a run so far.
 
     Attributes:
-        known: Rows that the model had when the stream's first chunk began; None before that.
+        known: Number of rows that the model had before the stream's first chunk in this run; None before that chunk.
         times: The `aesthetic_scored_at` of each commit, which is the time when its scoring began.
         rows: Rows that this run has scored, or that failed.
         failed: Failed rows by reason.

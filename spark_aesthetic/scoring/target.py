@@ -41,10 +41,10 @@ TYPES: dict[str, DataType] = {
 CHANGED, DELETED = "_aesthetic_changed", "_aesthetic_deleted"
 
 COMMENTS = {
-    SCORE: "Predicted visual appeal, about 1 (poor) to 10 (fine), never clamped; null where aesthetic_error says why",
+    SCORE: "Predicted visual appeal, about 1 (poor) to 10 (fine), never clamped; null if aesthetic_error has a reason",
     ERROR: "Why the row has no score; null where it has one",
-    MODEL: "Predictor that made the row: its name, @, and 12 digits that stand for its weights",
-    SCORED_AT: "When the chunk that holds the row began to be scored",
+    MODEL: "Predictor that scored the row: its name, @, and 12 hexadecimal digits that identify its weights",
+    SCORED_AT: "Time at which scoring of the chunk with this row began",
     EMBEDDING: "CLIP image embedding of unit length, from which other heads can score without the image",
 }
 
@@ -106,14 +106,14 @@ class Target:
         """Create the table with its comments if it does not exist; otherwise add missing columns.
 
         Args:
-            spark: A session of our own.
+            spark: A session from `own_session`.
             told: Properties for a new table.
 
         Returns:
-            What `tables.detail` says of the table.
+            The table's DESCRIBE DETAIL.
 
         Raises:
-            TableError: The table fails `check`, or the folder has files that are no Delta table.
+            TableError: The table fails `check`, or the folder has files that do not belong to a Delta table.
         """
         found = tables.detail(spark, self.table)
         self.check(spark, found)
@@ -133,7 +133,7 @@ class Target:
         place, remedy = f"scores {self.table!r}", "grant access to it, or choose another place"
         try:
             with access.reaching(place, remedy, errors=(Py4JJavaError,)):
-                # Several runs may create the table at once. A run may see the folder of another run before its first
+                # Several runs may create the table at once. A run may see the folder of another run before it has a
                 # commit, or may not see the table yet.
                 committed(lambda: statement(spark, create), also=occupied[:1])
                 committed(lambda: properties(spark, self.identifier), also=occupied[1:])
@@ -155,12 +155,12 @@ class Target:
         return self.rows(spark).select(*map(quoted, self.key))
 
     def append(self, rows: DataFrame, commit: Commit) -> None:
-        """Append rows with new keys in one commit; does nothing if this commit was already made."""
+        """Append rows with new keys in one commit; does nothing if the table already has this commit."""
         writer = rows.write.format("delta").mode("append").options(**commit.options())
         tables.write_table(writer, self.table)
 
     def has(self, spark: SparkSession, checkpoint: str, chunk: int) -> bool:
-        """Whether a chunk is among the last commits, which include that of a killed run."""
+        """Whether the last commits include a chunk, for example one that a killed run has committed."""
         last = logged(spark, self.identifier, last=_LAST_COMMITS)
         return any((commit.told.get("checkpoint"), commit.told.get("chunk")) == (checkpoint, chunk) for commit in last)
 
@@ -173,7 +173,7 @@ class Target:
         inserts_only: bool,
         bounds: tuple[int | str, int | str] | None = None,
     ) -> tuple[int, int, int] | None:
-        """Insert, update or delete rows in one commit; does nothing if this commit was already made.
+        """Insert, update or delete rows in one commit; does nothing if the table already has this commit.
 
         Args:
             spark: The session.
@@ -184,7 +184,7 @@ class Target:
             bounds: Least and greatest value of the first key column, with which Delta skips files of the table.
 
         Returns:
-            The number of inserted, updated and deleted rows; None if this commit was already made.
+            The number of inserted, updated and deleted rows; None if the table already has this commit.
         """
         columns = list(map(quoted, self.types))
         updates = [f"{name} = scored.{name}" for name in columns]

@@ -1,4 +1,4 @@
-"""Views of a source with its scores, and the models in them."""
+"""Create views that join a source with its scores, and list the models of a scores table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def models_of(spark: SparkSession, scores: str) -> list[str]:
 
 
 def check_shown(shown: str, models: Sequence[str]) -> None:
-    """Raise TableError unless a view can show this: one of the models, or all."""
+    """Raise TableError unless `shown` is one of the models or "all"."""
     if shown not in (ALL, *models):
         raise TableError(f"--view-model: no model {shown!r} in the scores: {nearest(shown, [*models, ALL])}")
 

@@ -54,7 +54,7 @@ class Writer:
 
     @staticmethod
     def told(pinned: Predictor, source: Origin) -> dict[str, object]:
-        """Return the metadata of every commit of one run: the model that made the scores, and the source."""
+        """Return the metadata of every commit of one run: the model that computes the scores, and the source."""
         return {
             "spark_aesthetic": spark_aesthetic.__version__,
             "model": pinned.model_id,
@@ -70,7 +70,7 @@ class Writer:
         return (*self.target.kept, self.column)
 
     def telling(self, **told: object) -> Writer:
-        """Return the same writer with more metadata for every commit."""
+        """Return a copy of the writer with more metadata for every commit."""
         return replace(self, info={**self.info, **told})
 
     def commit(self, version: int, **told: object) -> Commit:
@@ -112,7 +112,7 @@ class Writer:
             still_new: Raises an error if the keys are no longer new; called before each attempt to commit.
         """
         with self.kept(rows, tally) as (kept, counts):
-            # The files of an OPTIMIZE have no new row.
+            # An OPTIMIZE of the source gives a chunk without rows.
             if counts.rows == 0:
                 return
             made = self.made(kept, scored_at)
@@ -153,7 +153,8 @@ class Writer:
         rows = rows.withColumn(self.column, F.when(changes.is_present(), F.col(quoted(self.column))))
         with self.kept(rows, tally, CHANGE, VERSION) as (kept, counts):
             if counts.rows == 0:
-                # If another run wrote in this JVM, Spark computed the rows again from the new scores.
+                # If another run in this JVM has written these keys, Spark computes the persisted rows again from the
+                # new scores, and finds none.
                 alone()
                 return
             key, made = self.target.key, self.made(kept, scored_at, CHANGE, VERSION)

@@ -68,7 +68,7 @@ class AestheticEstimator(
     infinity, or if its rating is null, NaN or infinite. The report counts these rows by reason.
 
     Args:
-        inputCol: Column of CLIP embeddings: `array<float>`, `array<double>` or ml Vector, of any length above zero.
+        inputCol: Column of CLIP embeddings: `array<float>`, `array<double>` or ml Vector, with any norm above zero.
         labelCol: Numeric column of ratings. Several rows may rate one image.
         outputCol: Column of scores (float) that the returned scorer adds.
         name: Name of the predictor, as in the `aesthetic_model` of its scores.

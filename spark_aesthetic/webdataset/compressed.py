@@ -82,7 +82,7 @@ class _Decompressed(io.RawIOBase):
             raise CompressionError(str(error) or type(error).__name__) from error
         self._given += len(content)
         if self._given > _BOMB_BYTES and self._given > _BOMB_RATIO * self._file.tell():
-            raise CompressionError(f"it is {self._given} bytes so far, more than {_BOMB_RATIO} times its size")
+            raise CompressionError(f"it has {self._given} bytes, more than {_BOMB_RATIO} times the compressed size")
         buffer[: len(content)] = content
         return len(content)
 

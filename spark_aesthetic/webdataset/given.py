@@ -11,8 +11,8 @@ from spark_aesthetic.webdataset.shards import MAX_SAMPLE_BYTES
 
 KEY, URL, ERROR = "__key__", "__url__", "__error__"
 
-# This column is filled only if the schema contains it. It is unique in a shard: shard and key, and a number for a
-# repeated key.
+# This column is filled only if the schema contains it. Its values are unique in a shard: shard and key, and a number if
+# the key is repeated.
 PATH = "__path__"
 
 # The key column of a sidecar.

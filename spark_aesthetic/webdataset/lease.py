@@ -17,7 +17,7 @@ from socket import gethostname
 from time import time
 from typing import Any
 
-# A write of a different machine is considered dead after this time without a sign of life. Its tasks give one every
+# A write of a different machine is considered dead after this time without a heartbeat. Its tasks write one every
 # minute, but only once Spark has computed the rows to write.
 STALE_SECONDS = 3600.0
 
@@ -74,7 +74,7 @@ def is_alive(lease: Lease | None, last: float, *, here: str, started: Callable[[
 
     Args:
         lease: The write's lease; None if it has none, like writes of older releases.
-        last: The time of its last sign of life, in seconds since the epoch.
+        last: The time of its last heartbeat, in seconds since the epoch.
         here: This machine.
         started: Returns the start time of a local process, or None if it does not run.
         now: The current time in seconds since the epoch.

@@ -100,7 +100,8 @@ class Found:
 
     Attributes:
         shards: The shards in order, each with its file metadata, such as the size.
-        passed_over: Files in folders that have a shard's extension other than .tar.
+        passed_over: Files in folders that have a shard's extension but not exactly .tar, such as .tar.gz. They are not
+            read.
     """
 
     shards: list[tuple[str, dict[str, Any]]]
@@ -134,7 +135,11 @@ def look(path: str) -> Found:
         [shard for part in parts for shard in part.shards], [name for part in parts for name in part.passed_over]
     )
     if not found.shards:
-        told = f", and {len(found.passed_over)} of other names ({found.passed_over[0]}, …)" if found.passed_over else ""
+        told = (
+            f", and {len(found.passed_over)} with other extensions ({found.passed_over[0]}, …)"
+            if found.passed_over
+            else ""
+        )
         raise TableError(
             f"webdataset: expected shards (.tar) at {path!r}, found none{told}. Check the path or the pattern."
         )

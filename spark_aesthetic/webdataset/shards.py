@@ -82,8 +82,8 @@ class Sample:
         files: The bytes of the requested files, by extension.
         extensions: The extensions of all files.
         fault: Why the sample is incomplete, or None. Examples are a link out of the shard, a file that is too large, or
-            files that are apart in the shard.
-        continues: Whether these files complete an earlier sample with the same key, because its files are apart.
+            files that are not consecutive in the shard.
+        continues: Whether these files complete an earlier sample with the same key, which was not consecutive.
     """
 
     key: str

@@ -54,13 +54,13 @@ class WebDataset(DataSource):
 
     - `columns`: extensions, separated by commas.
     - `metadataOnly`: "true" reads only text and skips the remaining bytes.
-    - `maxMemberBytes` ("256m"): larger files are skipped, which is a fault of their sample.
+    - `maxMemberBytes` ("256m"): larger files are skipped, and their sample is faulty.
     - `onDamage`: "fail" (default) or "report". With "report", a damaged shard returns the samples before the damage and
       a last row with `__error__`, and a faulty sample has its fault in `__error__`.
     - `sidecar`: "true" joins the columns of the Parquet file with the shard's stem, by its column `sidecarKey` ("key"),
       to the sample's key or the last part of the key.
 
-    Files named `….__name__` are a fault because such names are reserved for the reader's columns.
+    A file named `….__name__` makes its sample faulty, because such names are reserved for the reader's columns.
 
     Writing, with mode append or overwrite: a binary column becomes files with the column's name as extension; for
     columns named image or content, the extension is derived from the bytes. Columns such as txt, caption and cls become
@@ -78,7 +78,7 @@ class WebDataset(DataSource):
     or finishes it if it was already replacing shards; until then its hidden folder `_staged-…` remains. Only one write
     to a folder may run at a time; a second one is refused.
 
-    Paths and addresses are fsspec's; dbfs:/ is read from Databricks' local mount.
+    Paths may be local or any address that fsspec supports; dbfs:/ is read from Databricks' local mount.
     """
 
     @classmethod

@@ -1,8 +1,8 @@
 """Commit files from many tasks together. Only Spark's driver calls `commit` and `settle`.
 
-Tasks write to a hidden folder inside the target folder. Before any file moves, the commit stores a note there with all
-moves, and removes it when they are done. The state after a killed driver is therefore known. Without a note, no file
-was moved. With a note, an append is rolled back and an overwrite is finished.
+Tasks write to a hidden folder inside the target folder. Before any file moves, the commit stores a journal of all moves
+there (the note, `commit.json`), and removes it when they are done. The state after a killed driver is therefore known.
+Without a note, no file was moved. With a note, an append is rolled back and an overwrite is finished.
 
 Only one write to a folder may run at a time. Each write has a lease in its hidden folder, and a write that begins while
 an earlier one is alive is refused. A hidden folder may come from an untrusted writer, so all names in it are checked.
@@ -89,7 +89,7 @@ def _check_alone(system: Any, hidden: str, rank: tuple[float, str], folder: str)
 
 
 def sign(staged: str) -> None:
-    """On a worker: record that the write is alive. The file system's errors propagate."""
+    """On a worker: write a heartbeat. The file system's errors propagate."""
     system, hidden = locate(staged)
     system.pipe_file(f"{hidden}/{_SIGN}", b"")
 
@@ -108,8 +108,8 @@ def commit(staged: str, moves: dict[str, str], *, gone: Iterable[str] = (), repl
         staged: The address from `new`.
         moves: The target name of each staged file name.
         gone: Names of files to remove from the target folder after all moves.
-        replaces: Whether an interrupted commit is finished later, because older files are already lost. If false, it is
-            rolled back.
+        replaces: Whether the write replaces files. If true, an interrupted commit is finished later, because older
+            files are already lost. If false, it is rolled back.
 
     Raises:
         TableError: A target file already exists (only without `replaces`), or a different write considered this one

@@ -210,7 +210,7 @@ class TarReader:
 
 
 class _Links:
-    """Resolves links with a second pass over the headers, which is made only if an archive has links."""
+    """Resolves links with a second pass over the headers, which runs only if the content of a link is requested."""
 
     def __init__(self, again: Callable[[], IO[bytes]], max_bytes: int) -> None:
         self._again, self._max_bytes = again, max_bytes
@@ -253,7 +253,7 @@ class _Links:
                     return
                 self._held += len(found[0])
                 if self._held > _MAX_HELD:
-                    raise DamageError("more names than there is memory for")
+                    raise DamageError("more names than fit into memory")
                 headers = self._headers
                 self._places[normpath(found[0])] = (headers._at, found[1], headers.target, headers.fault)
         # The first pass reports the damage when it reaches it.
@@ -290,14 +290,14 @@ def _pass_over(file: IO[bytes], gap: int) -> None:
     while gap > 0:
         piece = _reading(file, min(gap, _PIECE_BYTES))
         if not piece:
-            raise DamageError("it ends here")
+            raise DamageError("the file ends here")
         gap -= len(piece)
 
 
 def _whole(file: IO[bytes], size: int) -> bytes:
     content = _reading(file, size)
     if len(content) < size:
-        raise DamageError("it ends here")
+        raise DamageError("the file ends here")
     return content
 
 
@@ -305,7 +305,7 @@ def _reading(file: IO[bytes], size: int) -> bytes:
     try:
         return file.read(size)
     except (OverflowError, MemoryError) as error:
-        raise DamageError(f"a file of {size} bytes, for which there is no memory") from error
+        raise DamageError(f"a file of {size} bytes, which does not fit into memory") from error
     except CompressionError as error:
         raise DamageError(str(error)) from error
 

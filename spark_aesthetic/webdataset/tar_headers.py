@@ -83,10 +83,10 @@ def parse_header(block: bytes) -> tuple[str, int, bytes]:
         # The lower half of Adler-32 is 1 plus the sum of all bytes, modulo 65521. sum() takes twenty times as long.
         told = _number(checksum)
         if (told + sum(checksum) - _BLANK + 1 - (adler32(block) & 0xFFFF)) % 65521 and told != _signed_sum(block):
-            raise DamageError("the checksum of a header is another")
+            raise DamageError("a header does not match its checksum")
         length = _number(size)
     except ValueError as error:
-        raise DamageError("no header of a file") from error
+        raise DamageError("a block that is not a tar header") from error
     # GNU headers use the bytes of the prefix field differently.
     folder = _text(prefix) if magic == tarfile.POSIX_MAGIC[:6] else ""
     return f"{folder}/{_text(name)}" if folder else _text(name), length, kind
@@ -147,7 +147,7 @@ def _pax_records(content: bytes) -> dict[str, str]:
         end = at + int(length) if blank and length.isdigit() else at
         name, equals, value = content[at + len(length) + 1 : end - 1].partition(b"=")
         if not equals or content[end - 1 : end] != b"\n":
-            raise DamageError("a PAX header that is none")
+            raise DamageError("a malformed PAX header")
         key = _text(name)
         if key in _RECORDS:
             found[key] = value.decode("utf-8", "backslashreplace")

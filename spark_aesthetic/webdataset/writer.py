@@ -23,13 +23,13 @@ from spark_aesthetic.errors import AestheticError, OptionError, TableError, in_a
 from spark_aesthetic.webdataset import samples, shards, staging
 from spark_aesthetic.webdataset.given import KEY, SIDECAR_KEY, URL, Options
 
-# Seconds between two signs of life of a task.
+# Seconds between two heartbeats of a task.
 _SIGN_SECONDS = 60.0
 
 
 @dataclass
 class Written(WriterCommitMessage):
-    """The shards that a task has staged: their stems in the hidden folder, in order."""
+    """The shards that a task has staged: their file names without extension in the hidden folder, in order."""
 
     partition: int
     stems: list[str]
@@ -48,7 +48,7 @@ class Writer(DataSourceArrowWriter):
         self._schema, self._options, self._overwrite = to_arrow_schema(schema, timezone="UTC"), options, overwrite
         self._kinds = ("tar", "parquet") if options.sidecar else ("tar",)
         self._out = shards.absolute(options.path)
-        # The time of this task's last sign of life.
+        # The time of this task's last heartbeat.
         self._signed = float("-inf")
         staging.settle(self._out)
         self._staged = staging.new(self._out)

@@ -2,7 +2,7 @@
 {
   const $ = (id) => document.getElementById(id);
   const about = JSON.parse($("about").textContent);
-  // From the highest score to the lowest. A cut is in whole hundredths, as the histogram's bins are.
+  // From the highest score to the lowest. A cut is in whole hundredths, like the histogram's bins.
   const tiles = [...document.querySelectorAll(".tile")];
   const bins = tiles.map((tile) => Number(tile.dataset.bin));
   const slider = $("cut-slider");
@@ -39,7 +39,7 @@
     try {
       before = JSON.parse(localStorage.getItem(place));
     } catch {
-      // Nothing can be stored, which the first mark tells.
+      // The browser stores nothing. The first mark shows the warning.
     }
     [...(before?.text ?? "")].forEach((letter, at) => setLabel(at, letters[letter]));
     setCut(before?.cut ?? cut);
@@ -69,7 +69,7 @@
     tell();
   }
 
-  // Everything that is said of all labels.
+  // Show the counts, marks and buttons that depend on all labels.
   function tell() {
     const count = (label, from, to) => labels.slice(from, to).filter((other) => other === label).length;
     for (const label of ["keep", "drop"]) {
@@ -138,7 +138,7 @@
     if (any >= 0) select(any, options);
   }
 
-  // The tile of the next row, or of the one before, that is nearest.
+  // Return the nearest tile of the next row (step 1) or of the previous row (step -1).
   function vertical(step) {
     const { offsetLeft: left, offsetTop: top } = tiles[current];
     let nearest = null;
@@ -152,7 +152,7 @@
   }
 
   function download() {
-    // A spreadsheet takes a cell that begins so for a formula; behind an apostrophe it is text, and calibrate removes it.
+    // A spreadsheet reads a cell that begins like this as a formula. An apostrophe makes it text; calibrate removes it.
     const formula = /^['=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/;
     const shown = (text) => (formula.test(text) && !/^-?\d+$/.test(text) ? `'${text}` : text);
     const quoted = (text) => `"${shown(text).replaceAll('"', '""')}"`;
@@ -202,7 +202,7 @@
       save();
     });
   }
-  // A finger on a button must not scroll to a tile's focus ring, nor a screen reader lose its place.
+  // Pressing a button must not scroll to a tile's focus ring, and a screen reader must keep its place.
   $("keep").addEventListener("click", () => mark("keep", { focus: false }));
   $("drop").addEventListener("click", () => mark("drop", { focus: false }));
   $("undo").addEventListener("click", () => undo({ focus: false }));

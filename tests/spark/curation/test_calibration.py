@@ -268,7 +268,7 @@ def test_a_calibration_reads_well(table: DataFrame, spark: SparkSession) -> None
     assert lines[1] == "  untrained weights: these scores mean nothing"
     assert lines[2].startswith("  2,010 rows, 2,000 with a score; decode: truncated JPEG: 7; ")
     assert re.fullmatch(r"  cut 6\.\d{4} keeps 40\d of 2,000, 20\.\d\d%", lines[4])
-    assert lines[5].startswith("  by 66 labels keep and 34 drop: AUC 0.")
+    assert lines[5].startswith("  labels: 66 keep, 34 drop; AUC 0.")
     assert lines[-1] == "  labels left out because their row has no score: 1"
 
 
@@ -413,7 +413,7 @@ def test_the_cut_for_a_precision_is_the_lowest_and_for_a_recall_the_highest(
 
 def test_a_precision_that_no_cut_reaches_is_said(spark: SparkSession, table: DataFrame, known: np.ndarray) -> None:
     upside_down = [(int(at), "drop" if known[at] > 5 else "keep") for at in range(200)]
-    with pytest.raises(TableError, match=r"precision=0.9: .* found 0\.\d+ at best, at the cut"):
+    with pytest.raises(TableError, match=r"precision=0.9: .* found 0\.\d+ at best, at the threshold"):
         calibrate(table, labels_of(spark, upside_down), precision=0.9, key="id")
 
 

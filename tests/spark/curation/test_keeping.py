@@ -203,12 +203,12 @@ def test_a_table_is_replaced_only_where_it_is_said(
         write_kept(spark, scores=str(tables / "scores"), out=out[-1], wanted={"min_score": 5}, mode="append")
     # A table that was made after the first look.
     rows = spark.createDataFrame([(1,)], "other int")
-    with pytest.raises(TableError, match="found one that was made since this run began"):
+    with pytest.raises(TableError, match="found one that was created since this run began"):
         _write(spark, rows, out[-1], {}, "errorifexists")
     assert ids(spark, tmp_path / "kept") == [19, 99]
     spark.sql("CREATE TABLE kept_by_name (id INT) USING delta")
     try:
-        with pytest.raises(TableError, match="found one that was made since this run began"):
+        with pytest.raises(TableError, match="found one that was created since this run began"):
             _write(spark, rows, "kept_by_name", {}, "errorifexists")
     finally:
         spark.sql("DROP TABLE kept_by_name")

@@ -598,7 +598,7 @@ def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
     operations = [row.operation for row in spark.sql(f"DESCRIBE HISTORY delta.`{path}`").collect()]
     assert operations == ["MERGE", "WRITE", "MERGE", "ADD COLUMNS", "WRITE"]
     comments = {field.name: field.metadata.get("comment") for field in load(spark, path).schema}
-    assert "null where aesthetic_error says why" in (comments["aesthetic_score"] or "")
+    assert "null if aesthetic_error has a reason" in (comments["aesthetic_score"] or "")
 
 
 @pytest.mark.parametrize("max_files", [pytest.param(2, marks=pytest.mark.long), None], ids=["staged", "at once"])
@@ -707,7 +707,7 @@ def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Ca
     assert len(Predictor.from_json(commits[0].predictor).head_sha256 or "") == 64
     assert json.loads(commits[0].options)["decode"] == "exact"
     comments = {column.name: column.metadata["comment"] for column in load(spark, scores).schema[1:]}
-    assert "null where aesthetic_error says why" in comments["aesthetic_score"]
+    assert "null if aesthetic_error has a reason" in comments["aesthetic_score"]
 
 
 @pytest.mark.long

@@ -305,7 +305,7 @@ def test_a_cache_that_others_can_write_to_is_not_scored_with(own_cache: Path) ->
     untrained = weights.pin(small_predictor())
     prepare(untrained, dtype="float32")
     own_cache.chmod(0o777)
-    with pytest.raises(WeightsError, match=r"expected .* writable by the user .* alone, found mode 0777"):
+    with pytest.raises(WeightsError, match=r"expected .* writable only by the user .*, found mode 0777"):
         load_encoder(untrained, device="cpu", dtype="float32", model_path=None)
 
 

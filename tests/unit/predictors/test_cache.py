@@ -57,11 +57,11 @@ def test_what_others_can_write_to_is_refused(mode: int, place: str, tmp_path: Pa
     target = published()
     (tmp_path / place).chmod(mode)
     with pytest.raises(
-        WeightsError, match=rf"{place}' to be writable by the user .* alone, found mode .*SPARK_AESTHETIC_"
+        WeightsError, match=rf"{place}' to be writable only by the user .*, found mode .*SPARK_AESTHETIC_"
     ):
         cache.is_whole(target)
     if (tmp_path / place).is_dir():
-        with pytest.raises(WeightsError, match="writable by the user"), cache.locked(target):
+        with pytest.raises(WeightsError, match="writable only by the user"), cache.locked(target):
             pass
 
 

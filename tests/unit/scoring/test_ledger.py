@@ -97,5 +97,5 @@ def test_a_scores_table_knows_its_key(key: list[str], fits: bool) -> None:
     known = Ledger(key=("shard", "id"))
     assert known.has_key(key) is fits
     if not fits:
-        with pytest.raises(TableError, match=r"--key shard.*: expected the key of the scores 's', shard, id, found"):
+        with pytest.raises(TableError, match=r"--key shard.*: expected shard, id, the key of the scores 's', found"):
             ledger.check_key(known, "s", key)

@@ -401,7 +401,7 @@ def test_a_folder_tells_which_of_its_shards_it_passes_over(tmp_path: Path) -> No
     assert [url for url, _ in found.shards] == [f"{tmp_path}/0.tar"]
     assert found.passed_over == [f"{tmp_path}/{name}" for name in ("1.TAR", "2.tar.gz", "3.tgz", "4.tar.zst")]
     (tmp_path / "0.tar").unlink()
-    with pytest.raises(TableError, match=r"found none, and 4 of other names \(.*1.TAR, …\)"):
+    with pytest.raises(TableError, match=r"found none, and 4 with other extensions \(.*1.TAR, …\)"):
         places.look(str(tmp_path))
 
 
