@@ -2,8 +2,8 @@
 # MAGIC %md
 # MAGIC # Score a table of CLIP embeddings
 # MAGIC
-# MAGIC Works everywhere, serverless included: the published heads come with the package: no download, no GPU
-# MAGIC and no torch. The wheel (`python -m build --wheel`) lies in a volume.
+# MAGIC This notebook runs on every cluster and on serverless. The published heads are part of the package, so it
+# MAGIC needs no download, no GPU and no torch. The wheel (`python -m build --wheel`) is in a volume.
 
 # COMMAND ----------
 
@@ -30,7 +30,7 @@ spark.table(source).select("*", score).write.mode("overwrite").saveAsTable(score
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC Once for all users of SQL: a function in the catalog, without Python.
+# MAGIC Create a function in the catalog once. All users of SQL can then call it, without Python.
 
 # COMMAND ----------
 

@@ -2,8 +2,9 @@
 # MAGIC %md
 # MAGIC # Score a table of images
 # MAGIC
-# MAGIC For a cluster in dedicated access mode with a GPU ML runtime; `conf/databricks-policy.json` is its policy. The
-# MAGIC wheel (`python -m build --wheel`) and the weights lie in a volume, so no model is downloaded.
+# MAGIC This notebook needs a cluster in dedicated access mode with a GPU ML runtime; its policy is
+# MAGIC `conf/databricks-policy.json`. The wheel (`python -m build --wheel`) and the weights are in a volume, so no
+# MAGIC model is downloaded.
 
 # COMMAND ----------
 
@@ -27,8 +28,8 @@ predictor = "laion-aesthetics-v2"
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC New rows alone are scored, chunk by chunk. Run this cell again after an interruption, and it goes on; run it
-# MAGIC again after that, and it does nothing.
+# MAGIC This cell scores only new rows, chunk by chunk. If you run it again after an interruption, it continues. If no
+# MAGIC row is new, it scores nothing.
 
 # COMMAND ----------
 
@@ -50,7 +51,7 @@ print(done)
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC ## Look
+# MAGIC ## Show images by score
 
 # COMMAND ----------
 
@@ -59,7 +60,7 @@ sa.display(spark.table(view), image_col, "aesthetic_score")
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC ## What was scored by what
+# MAGIC ## Which run scored what
 
 # COMMAND ----------
 
