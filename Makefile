@@ -94,6 +94,14 @@ test-spark: setup ## The tests in one session of Spark, and those of the interfa
 test-system: setup browser ## The tests of processes, clusters, kills, notebooks and the browser
 	$(PYTEST) tests/system
 
+# Which lines and branches the tests run, in Spark's workers and in jobs of their own too (CONTRIBUTING.md has the figure).
+.PHONY: coverage
+coverage: setup browser ## Run the tests and print the coverage of lines and branches (nearly twice as long as the tests)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder -o timeout=900
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 # Damaged and built images, tars, addresses, keys and weights. FUZZ_SECONDS is how long each of two fuzz tests runs.
 HOSTILE := $(addprefix tests/unit/,images/test_hostile_images.py images/test_prepare.py \
 	$(addprefix webdataset/test_,hostile_tars.py tar.py staging.py) $(addprefix ingest/test_,allowed.py pace.py fetching.py) \
