@@ -98,6 +98,15 @@ def backbone_file(predictor: Predictor, model_path: str | None = None) -> Path:
     return _find(predictor.backbone_weights, predictor.backbone_sha256, model_path)
 
 
+def local_backbone(predictor: Predictor, model_path: str | None = None) -> Path | None:
+    """Return the weights file of a trained backbone if it is on this machine; nothing is downloaded.
+
+    Raises:
+        ChecksumError: The file does not match its checksum.
+    """
+    return _local(predictor.backbone_weights, predictor.backbone_sha256, model_path)
+
+
 def load_head(predictor: Predictor, model_path: str | None = None) -> Head:
     """Load the head of a pinned predictor. Needs torch only for a .pth file.
 
@@ -218,21 +227,11 @@ def _unverified(path: Path, part: str) -> WeightsError:
 
 
 def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
-    remote = "://" in source
-    name = _file_name(source)
-    unpinned = cache.cache_path() / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:12] / name
-    cached = unpinned if sha256 is None else cache.cache_path() / "downloads" / sha256[:12] / name
-    places = [*_named_places(name, model_path), *([] if remote else [Path(source)])]
-    for path in places:
-        if files.is_file(path):
-            _verify(path, sha256)
-            return path
-    # `pin` downloads a URL without a known checksum to `unpinned`.
-    for path in (cached, unpinned):
-        if is_fetched(path, sha256):
-            return path
+    if (path := _local(source, sha256, model_path)) is not None:
+        return path
+    name, cached, places = _file_name(source), _cached(source, sha256)[0], _places(source, model_path)
     looked = " or ".join(str(path) for path in (*places, cached))
-    if not remote:
+    if "://" not in source:
         raise WeightsNotFoundError(f"weights file {name}: expected at {looked}, found nothing. Put it there.")
     cache.cache_dir()
     try:
@@ -244,6 +243,28 @@ def _find(source: str, sha256: str | None, model_path: str | None) -> Path:
             f"nothing; {error}. Download it from {source} on a machine with a network, and put it into a folder that "
             "SPARK_AESTHETIC_WEIGHTS or model_path names, on the driver and on every executor."
         ) from error
+
+
+def _local(source: str, sha256: str | None, model_path: str | None) -> Path | None:
+    """Return a weights file if it is on this machine; raise ChecksumError if it does not match its checksum."""
+    for path in _places(source, model_path):
+        if files.is_file(path):
+            _verify(path, sha256)
+            return path
+    return next((path for path in _cached(source, sha256) if is_fetched(path, sha256)), None)
+
+
+def _places(source: str, model_path: str | None) -> list[Path]:
+    return [*_named_places(_file_name(source), model_path), *([] if "://" in source else [Path(source)])]
+
+
+def _cached(source: str, sha256: str | None) -> list[Path]:
+    """Return the paths at which the cache may have a file, first the one to which a download goes."""
+    # `pin` downloads an address without a known checksum to a folder named after the address.
+    digests = [hashlib.sha256(source.encode()).hexdigest()]
+    if sha256 is not None:
+        digests.insert(0, sha256)
+    return [cache.cache_path() / "downloads" / digest[:12] / _file_name(source) for digest in digests]
 
 
 def _file_name(source: str) -> str:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -50,17 +51,26 @@ def test_sql(spark: SparkSession, demo_output: str) -> None:
     assert [row.name for row in spark.sql(select).collect()] == ["rating9", "rating8", "rating7", "rating6"]
 
 
-def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
-    (text,) = examples("shell")
-    text = text.replace("demo-output", demo_output)
-    # What the README's first lines of shell do, wherever this environment lies.
+def in_shell(text: str, demo_output: str) -> list[dict[str, Any]]:
+    """The summaries of the jobs that a shell runs, with what the README's first lines of shell set."""
     shell = {"PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}", "SPARK_CONF_DIR": str(REPOSITORY / "conf")}
     done = subprocess.run(
-        ["bash", "-euc", text], cwd=REPOSITORY, env=os.environ | shell, capture_output=True, text=True, check=False
-    )
+        ["bash", "-euc", text.replace("demo-output", demo_output)],
+        cwd=REPOSITORY, env=os.environ | shell, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = done.stdout.splitlines()
-    assert (json.loads(line)["scored"], json.loads(line)["failed"]) == (9, 2)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
+    (summary,) = in_shell(examples("shell")[0], demo_output)
+    assert (summary["scored"], summary["failed"]) == (9, 2)
     scores = spark.read.format("delta").load(str(Path(demo_output) / "my_scores"))
     bad = {"china_cut_off.jpg": "decode: truncated JPEG", "missing.jpg": "null"}
     assert {row.name: row.aesthetic_error for row in scores.collect()} == dict.fromkeys(photographs()) | bad
+
+
+def test_images_of_ones_own(demo_output: str) -> None:
+    ingested, scored, _ = in_shell(examples("shell")[1], demo_output)
+    assert ingested["added"] == scored["scored"] == len(list((REPOSITORY / "docs" / "images").iterdir()))
+    assert "<html" in (Path(demo_output) / "own.html").read_text(encoding="utf-8")

@@ -1,0 +1,153 @@
+"""The checks of spark-aesthetic-doctor inside a Spark session."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.utils import is_remote
+
+from spark_aesthetic import testing
+from spark_aesthetic._version import __version__
+from spark_aesthetic.cli import submit
+from spark_aesthetic.cli.findings import Fault, Finding, Skipped, check_published, checked
+from spark_aesthetic.delta.access import reaching
+from spark_aesthetic.functions.columns import aesthetic_score_from_embedding
+from spark_aesthetic.scoring.jobs import score_table
+
+
+def examine_session(properties_file: str | None, paths: Sequence[str]) -> Iterator[Finding]:
+    """Start a session, run all checks in it, and stop it."""
+    sessions: list[SparkSession] = []
+    yield checked("Spark session", _start, properties_file, sessions)
+    for spark in sessions:
+        yield checked("Delta's jar", _delta_jar, spark)
+        yield checked("scores by Spark", _score, spark)
+        yield checked("Delta tables", _delta_table, spark)
+        yield checked("Python workers", _workers, spark)
+        yield checked("settings for images", settings_for_images, spark.conf.get)
+        for path in paths:
+            yield checked(f"{path} by Spark", _read_by_spark, spark, path)
+        spark.stop()
+
+
+def _start(properties_file: str | None, sessions: list[SparkSession]) -> str:
+    if properties_file is not None and "PYSPARK_GATEWAY_PORT" not in os.environ:
+        os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file '{Path(properties_file).absolute()}' pyspark-shell"
+    spark = submit.session("doctor")
+    sessions.append(spark)
+    return f"Spark {spark.version}, {spark.conf.get('spark.master', 'a server of Spark Connect')}"
+
+
+def _delta_jar(spark: SparkSession) -> str:
+    if is_remote():
+        raise Skipped("the server of Spark Connect does not show it")
+    remedy = "Pass --properties-file conf/local.conf, or set spark.jars.packages and spark.sql.extensions as it does."
+    try:
+        found = spark._jvm.Class.forName("io.delta.sql.DeltaSparkSessionExtension", True, _loader(spark))  # type: ignore[union-attr]
+    except Exception as error:
+        raise Fault("no Delta on Spark's class path", remedy) from error
+    jar = str(found.getProtectionDomain().getCodeSource().getLocation()).rpartition("/")[2]
+    if "delta" not in (spark.conf.get("spark.sql.extensions", "") or "").lower():
+        raise Fault(f"{jar}, but spark.sql.extensions has no Delta", remedy)
+    return fitting_jar(jar, spark.version)
+
+
+def _loader(spark: SparkSession) -> object:
+    return spark._jvm.Thread.currentThread().getContextClassLoader()  # type: ignore[union-attr]
+
+
+def fitting_jar(jar: str, spark: str) -> str:
+    """Return the name of Delta's jar; raise Fault if it is for another release of Spark.
+
+    Examples:
+        >>> fitting_jar("delta-spark_4.2_2.13-4.4.0.jar", "4.2.0")
+        'delta-spark_4.2_2.13-4.4.0.jar'
+    """
+    found = re.search(r"delta-spark_(?:(\d+\.\d+)_)?2\.13-(\d+\.\d+)", jar)
+    release = ".".join(spark.split(".")[:2])
+    # Names without a release of Spark: 4.0 is for Spark 4.0, and the later ones are for Spark 4.1.
+    expected = None if found is None else found[1] or ("4.0" if found[2] == "4.0" else "4.1")
+    if expected is not None and expected != release:
+        raise Fault(f"{jar} on Spark {spark}", f"Take the jar for Spark {release} (spark.jars.packages).")
+    return jar
+
+
+def _published(spark: SparkSession) -> DataFrame:
+    rows = [(at, row.astype(float).tolist()) for at, row in enumerate(testing.published_embeddings())]
+    return spark.createDataFrame(rows, "id bigint, embedding array<float>")
+
+
+def _score(spark: SparkSession) -> str:
+    scored = _published(spark).select("id", aesthetic_score_from_embedding("embedding").alias("score"))
+    return check_published(row.score for row in scored.orderBy("id").collect())
+
+
+def _delta_table(spark: SparkSession) -> str:
+    if not (spark.conf.get("spark.master", "") or "").startswith("local"):
+        raise Skipped("a cluster has no temporary folder that all nodes share; try score_table --dry-run on a table")
+    with tempfile.TemporaryDirectory(prefix="spark-aesthetic-doctor-") as folder:
+        source, scores = f"file://{folder}/embeddings", f"file://{folder}/scores"
+        _published(spark).write.format("delta").save(source)
+        done = score_table(
+            spark, source=source, scores=scores, key=["id"], embedding_col="embedding", progress_file=None
+        )
+        found = spark.read.format("delta").load(scores).orderBy("id").collect()
+    return f"{done.scored} rows in a scores table: {check_published(row.aesthetic_score for row in found)}"
+
+
+def _workers(spark: SparkSession) -> str:
+    schema = "host string, python string, package string, torch string"
+    found = spark.range(0, 64, 1, 8).mapInPandas(_about_worker, schema).distinct().collect()
+    said = [f"{row.host}: Python {row.python}, spark-aesthetic {row.package}, {row.torch}" for row in sorted(found)]
+    if any(row.package != __version__ for row in found):
+        raise Fault("; ".join(said), f"Install spark-aesthetic {__version__}, as on the driver, on every node.")
+    return "; ".join(said)
+
+
+def _about_worker(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    for _ in batches:
+        try:
+            torch = f"torch {version('torch')}"
+        except PackageNotFoundError:
+            torch = "no torch"
+        about = (socket.gethostname(), sys.version.split()[0], __version__, torch)
+        yield pd.DataFrame([about], columns=["host", "python", "package", "torch"])
+
+
+def settings_for_images(get: Callable[[str, str], str | None]) -> str:
+    """Check the settings that limit how many images Spark reads, and passes to Python, at once; `get` reads one.
+
+    Raises:
+        Fault: A limit is missing or too high; the remedy lists the settings.
+    """
+    arrow = "spark.sql.execution.arrow"
+    wrong = []
+    if (get(f"{arrow}.pythonUDF.columnarInput.enabled", "false") or "").lower() == "true":
+        wrong.append(f"{arrow}.pythonUDF.columnarInput.enabled=false")
+    if int(get(f"{arrow}.maxRecordsPerBatch", "10000") or 0) > 1000:
+        wrong.append(f"{arrow}.maxRecordsPerBatch=1000")
+    if int(get("spark.sql.parquet.columnarReaderBatchSize", "4096") or 0) > 256:
+        wrong.append("spark.sql.parquet.columnarReaderBatchSize=256")
+    if wrong:
+        raise Fault("batches too large for images", f"Set {', '.join(wrong)}, as conf/local.conf does.")
+    return "Arrow and Parquet batches fit images"
+
+
+def _read_by_spark(spark: SparkSession, path: str) -> str:
+    if is_remote():
+        raise Skipped("the server of Spark Connect does not show it")
+    with reaching(f"--path {path!r}"):
+        jvm, context = spark._jvm, spark.sparkContext._jsc
+        place = jvm.org.apache.hadoop.fs.Path(path)  # type: ignore[union-attr]
+        system = place.getFileSystem(context.hadoopConfiguration())
+        status = system.getFileStatus(place)
+    return f"a {'directory' if status.isDirectory() else 'file'}, read by {system.getClass().getSimpleName()}"
