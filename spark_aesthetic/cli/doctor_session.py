@@ -129,14 +129,15 @@ def settings_for_images(get: Callable[[str, str], str | None]) -> str:
     Raises:
         Fault: A limit is missing or too high; the remedy lists the settings.
     """
-    arrow = "spark.sql.execution.arrow"
+    columnar, rows = (
+        "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled",
+        "spark.sql.parquet.columnarReaderBatchSize",
+    )
     wrong = []
-    if (get(f"{arrow}.pythonUDF.columnarInput.enabled", "false") or "").lower() == "true":
-        wrong.append(f"{arrow}.pythonUDF.columnarInput.enabled=false")
-    if int(get(f"{arrow}.maxRecordsPerBatch", "10000") or 0) > 1000:
-        wrong.append(f"{arrow}.maxRecordsPerBatch=1000")
-    if int(get("spark.sql.parquet.columnarReaderBatchSize", "4096") or 0) > 256:
-        wrong.append("spark.sql.parquet.columnarReaderBatchSize=256")
+    if (get(columnar, "false") or "").lower() == "true":
+        wrong.append(f"{columnar}=false")
+    if int(get(rows, "4096") or 0) > 256:
+        wrong.append(f"{rows}=256")
     if wrong:
         raise Fault("batches too large for images", f"Set {', '.join(wrong)}, as conf/local.conf does.")
     return "Arrow and Parquet batches fit images"

@@ -84,11 +84,10 @@ def test_every_error_of_a_check_is_a_finding() -> None:
 
 
 def test_settings_that_let_too_many_images_into_a_batch() -> None:
-    assert settings_for_images({"spark.sql.execution.arrow.maxRecordsPerBatch": "500",
-                             "spark.sql.parquet.columnarReaderBatchSize": "256"}.get)  # fmt: skip
+    assert settings_for_images({"spark.sql.parquet.columnarReaderBatchSize": "256"}.get)
     with pytest.raises(Fault) as fault:
         settings_for_images(lambda name, default: default)
-    assert "maxRecordsPerBatch=1000" in fault.value.remedy
+    assert "columnarReaderBatchSize=256" in fault.value.remedy
     assert "columnarInput" not in fault.value.remedy
 
 
