@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from pyspark.errors import PySparkException
 from pyspark.sql import Row, SparkSession
 
 from spark_aesthetic.delta.connect import can_copy, copied, job_property, set_job_property
@@ -106,9 +107,29 @@ def text_literal(text: str) -> str:
     return f"CAST(X'{text.encode().hex()}' AS STRING)"
 
 
+def setting(spark: SparkSession, name: str) -> str | None:
+    """Return the value of a setting, or its default in this release of Spark; None if this release does not have it.
+
+    `spark.conf.get(name, None)` returns None for a setting that nobody has set, whatever its default is.
+    """
+    try:
+        return spark.conf.get(name)
+    except PySparkException:
+        return None
+
+
 def is_own(spark: SparkSession) -> bool:
     """Whether a session is a copy that `own_session` made, or a copy of such a copy."""
     return spark.conf.get(_MARK, None) == "true"
+
+
+def allow_old_versions(spark: SparkSession) -> None:
+    """Let a session from `own_session` read a version of a table as long as its files exist.
+
+    By default, Delta 4.4 refuses a version that is older than delta.deletedFileRetentionDuration, even if no VACUUM has
+    run. It still reads the changes of such a version.
+    """
+    spark.conf.set("spark.databricks.delta.vacuum.enforceTimeTravelWithinDeletedFileRetentionDuration", "false")
 
 
 @contextmanager

@@ -31,7 +31,12 @@ def is_present() -> Column:
     return F.col(CHANGE).isin("insert", "update_postimage")
 
 
-def read_in_part(changes: DataFrame, version: int, keys: DataFrame, key: Sequence[str]) -> DataFrame:
+def deletes_of(version: int) -> Column:
+    """Whether a row was deleted by a version."""
+    return (F.col(VERSION) == version) & (F.col(CHANGE) == "delete")
+
+
+def read_in_part(changes: DataFrame, version: int, there: DataFrame | None, key: Sequence[str]) -> DataFrame:
     """Adapt the changes of a version that is read in several chunks, so that each chunk can be merged by itself.
 
     An overwrite deletes all rows and inserts the new ones, in any order. Therefore an insert replaces the score with
@@ -40,17 +45,15 @@ def read_in_part(changes: DataFrame, version: int, keys: DataFrame, key: Sequenc
     Args:
         changes: Rows with `CHANGE` and `VERSION`.
         version: The version.
-        keys: The keys of all rows of the source at that version.
+        there: The keys of deleted rows that the source has at that version; None if the chunk has no deletes.
         key: Columns that identify a row.
     """
-    names = list(map(quoted, key))
-    deletes = (F.col(VERSION) == version) & (F.col(CHANGE) == "delete")
     replaces = (F.col(VERSION) == version) & (F.col(CHANGE) == "insert")
-    rest = changes.where(~deletes).withColumn(CHANGE, F.when(replaces, "update_postimage").otherwise(F.col(CHANGE)))
-    # A delete does not need the image.
-    deleted = changes.where(deletes).select(*names, CHANGE, VERSION)
-    there = keys.join(F.broadcast(deleted.select(*names)), list(key), "left_semi")
-    return rest.unionByName(deleted.join(there, list(key), "left_anti"), allowMissingColumns=True)
+    changes = changes.withColumn(CHANGE, F.when(replaces, "update_postimage").otherwise(F.col(CHANGE)))
+    if there is None:
+        return changes
+    deletes = deletes_of(version)
+    return changes.where(~deletes).unionByName(changes.where(deletes).join(there, list(key), "left_anti"))
 
 
 def latest(changes: DataFrame, key: Sequence[str], columns: Iterable[str]) -> DataFrame:

@@ -18,14 +18,14 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
-from spark_aesthetic.delta import access, naming, sessions, tables
+from spark_aesthetic.delta import access, naming, sessions
 from spark_aesthetic.delta.commits import logged, scored_at
 from spark_aesthetic.delta.connect import batches_run_elsewhere
 from spark_aesthetic.delta.frames import without
 from spark_aesthetic.delta.java import Py4JNetworkError
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.errors import TableError
-from spark_aesthetic.scoring.changes import FEED, read_in_part
+from spark_aesthetic.scoring.changes import FEED
 from spark_aesthetic.scoring.explained import raise_explained
 from spark_aesthetic.scoring.ledger import Ledger, Progress, load, save_progress
 from spark_aesthetic.scoring.plan import Way, begins_empty, way_of_chunk
@@ -204,10 +204,8 @@ class Chunks:
             case Way.MERGE_CHANGES:
                 # Another source may still have a row that was deleted from this one.
                 drops, alone = not ledger.others(source), partial(self.check_alone, spark)
-                for version in self._versions_in_part(spark, number):
-                    keys = tables.read_table(spark, source.table, version).select(*map(quoted, target.key))
-                    batch = read_in_part(batch, version, keys, target.key)
-                writer.merge(spark, batch, commit, tally, scored_at=time, drops=drops, alone=alone)
+                in_part = self._versions_in_part(spark, number) if drops else []
+                writer.merge(spark, batch, commit, tally, scored_at=time, drops=drops, in_part=in_part, alone=alone)
 
     def _versions_in_part(self, spark: SparkSession, number: int) -> list[int]:
         """Return the source versions from which this chunk may have deletes without the inserts, or the reverse."""

@@ -7,7 +7,7 @@ counted, checked and written from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -17,8 +17,9 @@ from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 import spark_aesthetic
+from spark_aesthetic.delta import sessions, tables
 from spark_aesthetic.delta.commits import Commit, committed
-from spark_aesthetic.delta.frames import on_disk
+from spark_aesthetic.delta.frames import broadcast_if_few, on_disk
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.tables import Origin
 from spark_aesthetic.functions.costs import NAMES, PEAK
@@ -131,6 +132,7 @@ class Writer:
         *,
         scored_at: datetime | None = None,
         drops: bool = True,
+        in_part: Sequence[int] = (),
         alone: Callable[[], object] = lambda: None,
     ) -> None:
         """Score rows with new or existing keys in one pass, and merge them by their key.
@@ -143,6 +145,7 @@ class Writer:
             tally: The counts to update.
             scored_at: The `aesthetic_scored_at` of the rows; None is the current time.
             drops: Whether the scores of deleted rows are dropped.
+            in_part: Versions of which the rows may have only some of the changes.
             alone: Raises an error if another run has written; called before each attempt to commit.
         """
         scored_at = now() if scored_at is None else scored_at
@@ -158,6 +161,8 @@ class Writer:
                 alone()
                 return
             key, made = self.target.key, self.made(kept, scored_at, CHANGE, VERSION)
+            for version in in_part:
+                made = changes.read_in_part(made, version, self._deleted_and_there(spark, made, version), key)
             latest = changes.latest(made, key, self.target.types)
             if not drops:
                 # Deleted rows keep their scores, so a row that is inserted with the same key may have another image.
@@ -175,6 +180,17 @@ class Writer:
             if counts.failed:
                 # Count only rows that were written, not existing ones. Delta's statistics make the filter by time fast.
                 tally.add_reasons(self.target.rows(spark).where(F.col(SCORED_AT) == F.lit(scored_at)), ERROR)
+
+    def _deleted_and_there(self, spark: SparkSession, made: DataFrame, version: int) -> DataFrame | None:
+        """Return the keys that a version deletes and has in other rows; None if it deletes no row here."""
+        key = list(map(quoted, self.target.key))
+        deleted = made.where(changes.deletes_of(version)).select(*key)
+        count = deleted.count()
+        if not count:
+            return None
+        sessions.allow_old_versions(spark)
+        keys = tables.read_table(spark, self.source.table, version).select(*key)
+        return keys.join(broadcast_if_few(deleted, count), list(self.target.key), "left_semi")
 
     def replace_rows(
         self, spark: SparkSession, rows: DataFrame, commit: Commit, tally: Tally, *, alone: Callable[[], object]
