@@ -1,7 +1,7 @@
 """Check a machine and its Spark session: spark-aesthetic-doctor, or python -m spark_aesthetic doctor.
 
 Each check does the real thing on a small scale: it writes a Delta table, scores embeddings, reads the path. Nothing is
-downloaded, and what the checks write is deleted again.
+downloaded but Spark's own packages. What the checks write is deleted, except a prepared backbone in the cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import get_args
 from spark_aesthetic import files, testing
 from spark_aesthetic._version import __version__
 from spark_aesthetic.cli.findings import Fault, Finding, Skipped, Status, check_published, checked
-from spark_aesthetic.errors import in_a_line
+from spark_aesthetic.errors import PredictorError, in_a_line
 from spark_aesthetic.predictors import cache, weights
 from spark_aesthetic.predictors.recipe import DEFAULT, UNTRAINED, Predictor, resolve
 
@@ -39,7 +39,12 @@ _ASTRONAUT, _TOLERANCE = 5.75, 0.1
 
 def main() -> None:
     """Run the checks, print one line for each, and exit with 1 if one has failed."""
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    try:
+        resolve(args.predictor)
+    except PredictorError as error:
+        parser.error(f"--predictor: {error}")
     findings = []
     for finding in examine(args):
         findings.append(finding)
@@ -50,7 +55,9 @@ def main() -> None:
     else:
         counts = [f"{sum(finding.status == status for finding in findings)} {status}" for status in get_args(Status)]
         print(f"spark-aesthetic {__version__}: {len(findings)} checks: {', '.join(counts)}")
-    sys.exit(any(finding.status == "failed" for finding in findings))
+    # Runners that execute a job in their own process can take SystemExit(0) for a failure.
+    if any(finding.status == "failed" for finding in findings):
+        sys.exit(1)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -81,7 +88,7 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     yield (java := checked("Java", _java))
     yield (pyspark := checked("pyspark and Delta", fits_together, _pyspark(), _version_of("delta-spark")))
     yield checked("torch", _torch)
-    yield checked("cache of weights", _cache, predictor)
+    yield checked("cache of weights", _cache, predictor, args.model_path)
     yield (backbone := checked("weights", _weights, predictor, args.model_path))
     yield checked("scores of embeddings", _embeddings)
     yield checked("score of an image", _image, backbone, predictor, args.model_path)
@@ -103,6 +110,8 @@ def _python() -> str:
 
 
 def _java() -> str:
+    if "SPARK_REMOTE" in os.environ:
+        raise Skipped("a client of Spark Connect needs none")
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else "java"
     try:
@@ -137,16 +146,24 @@ def fits_together(pyspark: str | None, delta: str | None) -> str:
     """
     if pyspark is None:
         raise Fault("no pyspark", "Run pip install 'spark-aesthetic[delta]', or use the cluster's own Python.")
+    spark_release = _release(pyspark)
+    if spark_release < (4, 0):
+        raise Fault(f"pyspark {pyspark}", "Use Spark 4.0 or newer.")
     if delta is None:
         # Databricks has Delta without the Python package, and jars may come from the session's settings.
         return f"pyspark {pyspark}, no delta-spark"
     found = f"pyspark {pyspark}, delta-spark {delta}"
-    spark_release, delta_release = (tuple(map(int, version.split(".")[:2])) for version in (pyspark, delta))
-    # Delta 4.0 is for Spark 4.0, 4.1 to 4.3 are also for Spark 4.1, and 4.4 is also for Spark 4.2.
+    delta_release = _release(delta)
+    # Delta 4.0 is for Spark 4.0, 4.1 to 4.3 are also for Spark 4.1, and 4.4 is also for Spark 4.2. Only the
+    # session can show whether newer releases go together.
     newest = (4, 0) if delta_release == (4, 0) else (4, 1) if delta_release < (4, 4) else (4, 2)
-    if spark_release > newest or spark_release < (4, 0):
+    if delta_release < (4, 0) or (spark_release > newest and delta_release <= (4, 4)):
         raise Fault(found, "Install a pair that goes together: 4.2 with 4.4, 4.1 with 4.3, or 4.0 with 4.0.")
     return found
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _pyspark() -> str | None:
@@ -176,11 +193,11 @@ def _torch() -> str:
     return f"torch {version}, {', '.join(named) or 'no GPU'}"
 
 
-def _cache(predictor: Predictor) -> str:
+def _cache(predictor: Predictor, model_path: str | None) -> str:
     folder = cache.cache_dir()
     free = shutil.disk_usage(folder).free
     found = f"{folder}, {free / _GB:.0f} GB free"
-    if free < _CACHE_BYTES and not predictor.untrained and weights.local_backbone(predictor) is None:
+    if free < _CACHE_BYTES and not predictor.untrained and weights.local_backbone(predictor, model_path) is None:
         raise Fault(
             found, f"Free {_CACHE_BYTES / _GB:.0f} GB, or set SPARK_AESTHETIC_CACHE to a folder on a larger disk."
         )
@@ -191,6 +208,8 @@ def _weights(predictor: Predictor, model_path: str | None) -> str:
     if predictor.backbone_weights.startswith(UNTRAINED):
         raise Skipped("seeded random weights need no file")
     path = weights.local_backbone(predictor, model_path)
+    if path is None and "://" not in predictor.backbone_weights:
+        raise Fault(f"no file {predictor.backbone_weights}", "Put it there, or name its folder by --model-path.")
     if path is None:
         raise Skipped(
             f"no weights of {predictor.backbone} here yet; images download {predictor.backbone_weights} first"
@@ -206,8 +225,8 @@ def _embeddings() -> str:
 def _image(backbone: Finding, predictor: Predictor, model_path: str | None) -> str:
     if backbone.status != "ok" or _version_of("torch") is None:
         raise Skipped("needs torch and the weights")
-    if find_spec("skimage") is None:
-        raise Skipped("needs scikit-image, which has the photograph: pip install 'spark-aesthetic[demo]'")
+    if find_spec("skimage") is None or find_spec("sklearn") is None:
+        raise Skipped("needs the photograph of the extra demo: pip install 'spark-aesthetic[demo]'")
     if predictor != resolve(DEFAULT):
         raise Skipped(f"only {DEFAULT} has a published score")
     from spark_aesthetic.images.pipeline import ImageScorer

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
+from pyspark import SparkContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
@@ -20,6 +23,7 @@ from spark_aesthetic._version import __version__
 from spark_aesthetic.cli import submit
 from spark_aesthetic.cli.findings import Fault, Finding, Skipped, check_published, checked
 from spark_aesthetic.delta.access import reaching
+from spark_aesthetic.delta.sessions import setting
 from spark_aesthetic.functions.columns import aesthetic_score_from_embedding
 from spark_aesthetic.scoring.jobs import score_table
 
@@ -27,21 +31,33 @@ from spark_aesthetic.scoring.jobs import score_table
 def examine_session(properties_file: str | None, paths: Sequence[str]) -> Iterator[Finding]:
     """Start a session, run all checks in it, and stop it."""
     sessions: list[SparkSession] = []
+    started = SparkSession.getActiveSession() is None
     yield checked("Spark session", _start, properties_file, sessions)
     for spark in sessions:
         yield checked("Delta's jar", _delta_jar, spark)
         yield checked("scores by Spark", _score, spark)
         yield checked("Delta tables", _delta_table, spark)
         yield checked("Python workers", _workers, spark)
-        yield checked("settings for images", settings_for_images, spark.conf.get)
+        yield checked("settings for images", settings_for_images, partial(setting, spark))
         for path in paths:
             yield checked(f"{path} by Spark", _read_by_spark, spark, path)
-        spark.stop()
+        # On Databricks, and in a notebook, the session was there before and is not ours to stop.
+        if started:
+            spark.stop()
 
 
 def _start(properties_file: str | None, sessions: list[SparkSession]) -> str:
-    if properties_file is not None and "PYSPARK_GATEWAY_PORT" not in os.environ:
-        os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file '{Path(properties_file).absolute()}' pyspark-shell"
+    if properties_file is not None:
+        if "PYSPARK_GATEWAY_PORT" in os.environ or SparkSession.getActiveSession() is not None:
+            raise Fault("--properties-file in a session that has started", "Pass the option to spark-submit instead.")
+        if not Path(properties_file).is_file():
+            raise Fault(f"no file {properties_file!r}", "Correct --properties-file.")
+        given = os.environ.get("PYSPARK_SUBMIT_ARGS", "pyspark-shell")
+        os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {shlex.quote(properties_file)} {given}"
+    if "SPARK_REMOTE" not in os.environ:
+        # Until this call, SparkConf lacks the settings of the file and of spark-submit.
+        SparkContext._ensure_initialized()
+        submit.quieten()
     spark = submit.session("doctor")
     sessions.append(spark)
     return f"Spark {spark.version}, {spark.conf.get('spark.master', 'a server of Spark Connect')}"
@@ -50,6 +66,8 @@ def _start(properties_file: str | None, sessions: list[SparkSession]) -> str:
 def _delta_jar(spark: SparkSession) -> str:
     if is_remote():
         raise Skipped("the server of Spark Connect does not show it")
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        raise Skipped("the Databricks Runtime has its own Delta")
     remedy = "Pass --properties-file conf/local.conf, or set spark.jars.packages and spark.sql.extensions as it does."
     try:
         found = spark._jvm.Class.forName("io.delta.sql.DeltaSparkSessionExtension", True, _loader(spark))  # type: ignore[union-attr]
@@ -92,7 +110,7 @@ def _score(spark: SparkSession) -> str:
 
 
 def _delta_table(spark: SparkSession) -> str:
-    if not (spark.conf.get("spark.master", "") or "").startswith("local"):
+    if is_remote() or not (spark.conf.get("spark.master", "") or "").startswith("local"):
         raise Skipped("a cluster has no temporary folder that all nodes share; try score_table --dry-run on a table")
     with tempfile.TemporaryDirectory(prefix="spark-aesthetic-doctor-") as folder:
         source, scores = f"file://{folder}/embeddings", f"file://{folder}/scores"
@@ -123,20 +141,21 @@ def _about_worker(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame([about], columns=["host", "python", "package", "torch"])
 
 
-def settings_for_images(get: Callable[[str, str], str | None]) -> str:
-    """Check the settings that limit how many images Spark reads, and passes to Python, at once; `get` reads one.
+def settings_for_images(get: Callable[[str], str | None]) -> str:
+    """Check the settings that limit how many images Spark reads, and passes to Python, at once.
+
+    Args:
+        get: Returns the value of a setting, or its default; None if this release of Spark does not have it.
 
     Raises:
         Fault: A limit is missing or too high; the remedy lists the settings.
     """
-    columnar, rows = (
-        "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled",
-        "spark.sql.parquet.columnarReaderBatchSize",
-    )
+    columnar = "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled"
+    rows = "spark.sql.parquet.columnarReaderBatchSize"
     wrong = []
-    if (get(columnar, "false") or "").lower() == "true":
+    if (get(columnar) or "false").lower() == "true":
         wrong.append(f"{columnar}=false")
-    if int(get(rows, "4096") or 0) > 256:
+    if int(get(rows) or 0) > 256:
         wrong.append(f"{rows}=256")
     if wrong:
         raise Fault("batches too large for images", f"Set {', '.join(wrong)}, as conf/local.conf does.")

@@ -84,12 +84,7 @@ def run(name: str, job: Callable[[], Result]) -> int:
     """Run a job, print its summary as JSON in the last line on stdout, and return the exit code."""
     # Until this call, SparkConf lacks the options of spark-submit, and the JVM's stderr cannot be written.
     SparkContext._ensure_initialized()
-    # PySpark logs the whole Java stack of an analysis error even if the error is caught.
-    for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    # py4j logs the stack of an error in a chunk of the stream. Spark raises the same error here again.
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)
-    _quieten_streams()
+    quieten()
     words = Stderr()
     logging.basicConfig(stream=words, format=f"{name}: %(message)s")
     logging.getLogger("spark_aesthetic").setLevel(logging.INFO)
@@ -104,6 +99,16 @@ def run(name: str, job: Callable[[], Result]) -> int:
         return 1
     print(json.dumps(summary.to_dict()))
     return 0
+
+
+def quieten() -> None:
+    """Keep PySpark, py4j and Spark from logging the stacks of errors that are reported in one line."""
+    # PySpark logs the whole Java stack of an analysis error even if the error is caught.
+    for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    # py4j logs the stack of an error in a chunk of the stream. Spark raises the same error here again.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    _quieten_streams()
 
 
 def _quieten_streams() -> None:

@@ -13,6 +13,7 @@ from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, Float
 
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.schemas import column_path, column_type
+from spark_aesthetic.delta.sessions import setting
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.predictors.recipe import Predictor
 
@@ -25,7 +26,7 @@ _SAMPLE_ROWS = 1000
 def warn_of_large_batches(spark: SparkSession) -> None:
     """Warn if Spark would ignore its batch limits and pass thousands of images to Python at once."""
     name = "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled"
-    if (spark.conf.get(name, None) or "false").lower() == "true":
+    if (setting(spark, name) or "false").lower() == "true":
         _log.warning(
             "%s: expected false, found true, so up to 4096 images go to Python at once, regardless of "
             "spark.sql.execution.arrow.maxBytesPerBatch. Set it to false, as in conf/local.conf.", name,

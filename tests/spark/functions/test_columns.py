@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 import spark_aesthetic as sa
 from spark_aesthetic import functions
-from spark_aesthetic.delta import schemas
+from spark_aesthetic.delta import schemas, sessions
 from spark_aesthetic.errors import OptionError, PredictorError, TableError
 from spark_aesthetic.functions import columns, inputs, udfs
 from spark_aesthetic.images.pipeline import ImageScorer
@@ -487,3 +487,15 @@ def test_an_image_in_a_struct_is_named_by_its_path(spark: SparkSession, function
             _ = frame.select(score(wrong)).schema
     with pytest.raises(Exception, match="expected the bytes of image files"):
         frame.select(score("name").alias("s")).collect()
+
+
+def test_batches_that_are_large_by_default_are_told(spark: SparkSession, caplog: pytest.LogCaptureFixture) -> None:
+    name = "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled"
+    with sessions.settings(spark, {name: None}):
+        large = sessions.setting(spark, name) == "true"
+        inputs.warn_of_large_batches(spark)
+    assert (name in caplog.text) == large
+    assert sessions.setting(spark, "spark.sql.no.such.setting") is None
+    caplog.clear()
+    inputs.warn_of_large_batches(spark)
+    assert not caplog.text

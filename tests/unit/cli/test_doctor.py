@@ -43,6 +43,7 @@ def test_a_java_that_spark_does_not_run_on(said: str) -> None:
         ("4.2.0", "4.4.0", True), ("4.1.1", "4.3.1", True), ("4.0.5", "4.0.1", True), ("4.0.1", "4.4.0", True),
         ("4.1.1", "4.1.0", True), ("4.2.0", None, True), ("4.2.0", "4.3.1", False), ("4.1.1", "4.0.1", False),
         ("3.5.6", "4.0.1", False), (None, "4.4.0", False), (None, None, False),
+        ("3.5.6", None, False), ("4.0.0", "3.3.0", False), ("4.3.0", "5.0.0", True),
     ],
 )  # fmt: skip
 def test_releases_that_go_together(pyspark: str | None, delta: str | None, fits: bool) -> None:
@@ -86,9 +87,9 @@ def test_every_error_of_a_check_is_a_finding() -> None:
 def test_settings_that_let_too_many_images_into_a_batch() -> None:
     assert settings_for_images({"spark.sql.parquet.columnarReaderBatchSize": "256"}.get)
     with pytest.raises(Fault) as fault:
-        settings_for_images(lambda name, default: default)
-    assert "columnarReaderBatchSize=256" in fault.value.remedy
-    assert "columnarInput" not in fault.value.remedy
+        settings_for_images({"spark.sql.execution.arrow.pythonUDF.columnarInput.enabled": "true"}.get)
+    assert "columnarInput.enabled=false" in fault.value.remedy
+    assert "columnarReaderBatchSize" not in fault.value.remedy
 
 
 def test_weights_are_looked_for_and_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
