@@ -173,7 +173,8 @@ class Chunks:
         sessions.describe(spark, f"spark-aesthetic: chunk {number} of {source.identifier}")
         ledger = load(spark, target.table)
         progress = self._alone(ledger)
-        end = _end_of(spark, self.checkpoint, number, progress)
+        before, last = self._offsets(spark, number)
+        end = _end_of(before, last, progress)
         time = now()
         told = {"checkpoint": progress.checkpoint, "chunk": number, "whole": end.is_whole}
         commit = replace(
@@ -204,14 +205,21 @@ class Chunks:
             case Way.MERGE_CHANGES:
                 # Another source may still have a row that was deleted from this one.
                 drops, alone = not ledger.others(source), partial(self.check_alone, spark)
-                in_part = self._versions_in_part(spark, number) if drops else []
+                in_part = self._versions_in_part(spark, before, last) if drops else []
                 writer.merge(spark, batch, commit, tally, scored_at=time, drops=drops, in_part=in_part, alone=alone)
 
-    def _versions_in_part(self, spark: SparkSession, number: int) -> list[int]:
+    def _offsets(self, spark: SparkSession, number: int) -> tuple[_Offset | None, _Offset]:
+        """Read where the chunk before and this one end; None if this is the first, or belongs to the snapshot."""
+        last = _read_offset(spark, self.checkpoint, number)
+        if number == 0 or last.is_initial:
+            return None, last
+        return _read_offset(spark, self.checkpoint, number - 1), last
+
+    def _versions_in_part(self, spark: SparkSession, before: _Offset | None, last: _Offset) -> list[int]:
         """Return the source versions from which this chunk may have deletes without the inserts, or the reverse."""
         if not self.progress.feed:
             return []
-        ends = [_read_offset(spark, self.checkpoint, at) for at in (number - 1, number) if at >= 0]
+        ends = [last] if before is None else [before, last]
         inside = sorted({end.version for end in ends if end.file >= 0 and not end.is_initial})
         if not inside:
             return []
@@ -303,9 +311,9 @@ def _read_offset(spark: SparkSession, checkpoint: str, number: int) -> _Offset:
     return _Offset(int(offset["reservoirVersion"]), int(offset["index"]), bool(offset["isStartingVersion"]))
 
 
-def _end_of(spark: SparkSession, checkpoint: str, number: int, progress: Progress) -> _End:
-    """Read where a chunk ends from the checkpoint."""
-    version, file, initial = _read_offset(spark, checkpoint, number)
+def _end_of(before: _Offset | None, last: _Offset, progress: Progress) -> _End:
+    """Return where a chunk ends, from its own offset and that of the chunk before it."""
+    version, file, initial = last
     if initial:
         return _End(version, is_whole=False, is_initial=True)
     # If the offset is after a file, the rest of the version may be unread, and may replace rows of the chunk. Only the
@@ -313,8 +321,7 @@ def _end_of(spark: SparkSession, checkpoint: str, number: int, progress: Progres
     is_whole, ends_snapshot = file < 0, False
     if is_whole and progress.starting_version is None:
         # The chunk ends the initial snapshot if it is the first one, or if the chunk before it belongs to the snapshot.
-        before = _read_offset(spark, checkpoint, number - 1) if number > 0 else _Offset(version - 1, 0, True)
-        ends_snapshot = before.is_initial and version == before.version + 1
+        ends_snapshot = before is None or (before.is_initial and version == before.version + 1)
     return _End(version - 1, is_whole, is_initial=ends_snapshot)
 
 
