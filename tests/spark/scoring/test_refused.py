@@ -143,7 +143,7 @@ def test_a_key_that_is_too_short_or_too_long_is_refused(
     before = versions(spark, scores)
     for key in ("id", ["shard"], ["shard", "id", "x"]):
         for dry_run in (False, True):
-            with pytest.raises(TableError, match=r"key of the scores .*, shard, id, found another"):
+            with pytest.raises(TableError, match=r"expected shard, id, the key of the scores .*, found another"):
                 score(spark, source, scores, key=key, dry_run=dry_run)
     assert versions(spark, scores) == before
     # The order and the case of the columns are no part of the key.
