@@ -43,6 +43,7 @@ endef
 demo: setup ## Score real photographs and published embeddings by spark-submit, and write a page
 	@mkdir -p $(OUT)
 	@rm -rf $(OUT)/photographs $(OUT)/photograph_scores $(OUT)/embeddings $(OUT)/spark.log
+	$(call submit,jobs/doctor.py)
 	$(call submit,jobs/demo.py tables --out $(OUT))
 	$(call submit,jobs/score_table.py --source $(OUT)/embeddings --key name --embedding-col embedding)
 	@$(BIN)/python jobs/demo.py predictor > $(OUT)/predictor.txt

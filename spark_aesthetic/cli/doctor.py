@@ -7,7 +7,6 @@ downloaded but Spark's own packages. What the checks write is deleted, except a 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import re
@@ -22,8 +21,9 @@ from typing import get_args
 
 from spark_aesthetic import files, testing
 from spark_aesthetic._version import __version__
-from spark_aesthetic.cli.findings import Fault, Finding, Skipped, Status, check_published, checked
+from spark_aesthetic.cli.findings import Fault, Finding, Skipped, Status, check_published, checked, version_of
 from spark_aesthetic.errors import PredictorError, in_a_line
+from spark_aesthetic.functions.packages import missing_for_images
 from spark_aesthetic.predictors import cache, weights
 from spark_aesthetic.predictors.recipe import DEFAULT, UNTRAINED, Predictor, resolve
 
@@ -86,7 +86,7 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     predictor = resolve(args.predictor)
     yield checked("Python", _python)
     yield (java := checked("Java", _java))
-    yield (pyspark := checked("pyspark and Delta", fits_together, _pyspark(), _version_of("delta-spark")))
+    yield (pyspark := checked("pyspark and Delta", fits_together, _pyspark(), version_of("delta-spark")))
     yield checked("torch", _torch)
     yield checked("cache of weights", _cache, predictor, args.model_path)
     yield (backbone := checked("weights", _weights, predictor, args.model_path))
@@ -175,17 +175,13 @@ def _pyspark() -> str | None:
     return str(pyspark.__version__)
 
 
-def _version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _torch() -> str:
-    version = _version_of("torch")
+    version = version_of("torch")
     if version is None:
         raise Skipped("no torch, which only images need: pip install 'spark-aesthetic[image]'")
+    missing = missing_for_images()
+    if missing:
+        raise Fault(f"torch {version}, but no {', '.join(missing)}", "Run pip install 'spark-aesthetic[image]'.")
     import torch
 
     gpus = [torch.cuda.get_device_properties(at) for at in range(torch.cuda.device_count())]
@@ -223,8 +219,8 @@ def _embeddings() -> str:
 
 
 def _image(backbone: Finding, predictor: Predictor, model_path: str | None) -> str:
-    if backbone.status != "ok" or _version_of("torch") is None:
-        raise Skipped("needs torch and the weights")
+    if backbone.status != "ok" or missing_for_images():
+        raise Skipped("needs the weights and the extra image")
     if find_spec("skimage") is None or find_spec("sklearn") is None:
         raise Skipped("needs the photograph of the extra demo: pip install 'spark-aesthetic[demo]'")
     if predictor != resolve(DEFAULT):

@@ -10,21 +10,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
 from pyspark import SparkContext
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
 from spark_aesthetic import testing
 from spark_aesthetic._version import __version__
 from spark_aesthetic.cli import submit
-from spark_aesthetic.cli.findings import Fault, Finding, Skipped, check_published, checked
+from spark_aesthetic.cli.findings import Fault, Finding, Skipped, check_published, checked, version_of
 from spark_aesthetic.delta.access import reaching
 from spark_aesthetic.delta.sessions import setting
 from spark_aesthetic.functions.columns import aesthetic_score_from_embedding
+from spark_aesthetic.functions.packages import missing_for_images
 from spark_aesthetic.scoring.jobs import score_table
 
 
@@ -123,22 +124,28 @@ def _delta_table(spark: SparkSession) -> str:
 
 
 def _workers(spark: SparkSession) -> str:
-    schema = "host string, python string, package string, torch string"
-    found = spark.range(0, 64, 1, 8).mapInPandas(_about_worker, schema).distinct().collect()
-    said = [f"{row.host}: Python {row.python}, spark-aesthetic {row.package}, {row.torch}" for row in sorted(found)]
+    schema = "host string, python string, package string, images string"
+    remedy = f"Install spark-aesthetic {__version__}, as on the driver, on every node."
+    tasks = 8 if is_remote() else max(8, 4 * spark.sparkContext.defaultParallelism)
+    try:
+        found = spark.range(0, tasks, 1, tasks).mapInPandas(_about_worker, schema).distinct().collect()
+    except PySparkException as error:
+        # A worker cannot even load a function of a package that it does not have.
+        if f"No module named {__package__.partition('.')[0]!r}" not in str(error):
+            raise
+        raise Fault("a node without spark-aesthetic", remedy) from error
+    said = [f"{row.host}: Python {row.python}, spark-aesthetic {row.package}, {row.images}" for row in sorted(found)]
     if any(row.package != __version__ for row in found):
-        raise Fault("; ".join(said), f"Install spark-aesthetic {__version__}, as on the driver, on every node.")
+        raise Fault("; ".join(said), remedy)
     return "; ".join(said)
 
 
 def _about_worker(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     for _ in batches:
-        try:
-            torch = f"torch {version('torch')}"
-        except PackageNotFoundError:
-            torch = "no torch"
-        about = (socket.gethostname(), sys.version.split()[0], __version__, torch)
-        yield pd.DataFrame([about], columns=["host", "python", "package", "torch"])
+        missing = missing_for_images()
+        images = f"torch {version_of('torch')}" if not missing else f"for images no {', '.join(missing)}"
+        about = (socket.gethostname(), sys.version.split()[0], __version__, images)
+        yield pd.DataFrame([about], columns=["host", "python", "package", "images"])
 
 
 def settings_for_images(get: Callable[[str], str | None]) -> str:

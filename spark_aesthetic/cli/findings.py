@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, ParamSpec
 
 from spark_aesthetic import testing
@@ -12,6 +14,11 @@ from spark_aesthetic.errors import AestheticError, in_a_line
 Arguments = ParamSpec("Arguments")
 
 Status = Literal["ok", "skipped", "failed"]
+
+# What an address may have before its host or after its path: a key with its secret, a token, a signature. A secret may
+# contain a slash. The container in abfss://container@account is none.
+_SECRET = re.compile(r"""(?<=://)[^\s'"]*:[^\s'"]*@|(?<=https://)[^/\s'"]+@|(?<=http://)[^/\s'"]+@""")
+_QUERY = re.compile(r"""(\w://[^\s'"?]+\?)[^\s'"]+""")
 
 
 @dataclass(frozen=True)
@@ -50,16 +57,39 @@ class Skipped(Exception):  # noqa: N818 (it is not an error)
 
 def checked(name: str, check: Callable[Arguments, str], *args: Arguments.args, **named: Arguments.kwargs) -> Finding:
     """Run a check and return its finding; whatever it raises is the finding of a failed check."""
+    status: Status = "failed"
+    remedy = ""
     try:
-        return Finding(name, "ok", check(*args, **named))
+        status, found = "ok", check(*args, **named)
     except Skipped as why:
-        return Finding(name, "skipped", str(why))
+        status, found = "skipped", str(why)
     except Fault as fault:
-        return Finding(name, "failed", fault.found, fault.remedy)
+        found, remedy = fault.found, fault.remedy
     except AestheticError as error:
-        return Finding(name, "failed", " ".join(str(error).split()))
+        found = " ".join(str(error).split())
     except Exception as error:
-        return Finding(name, "failed", in_a_line(error), "Report it with this output if the cause is not clear.")
+        found, remedy = in_a_line(error), "Report it with this output if the cause is not clear."
+    return Finding(without_secrets(name), status, without_secrets(found), remedy)
+
+
+def without_secrets(text: str) -> str:
+    """Replace keys, tokens and signatures in the addresses of a text, because users publish the output in reports.
+
+    Examples:
+        >>> without_secrets("no s3a://key:a/secret@bucket/images, no https://host/a.tar?signature=5f")
+        'no s3a://…@bucket/images, no https://host/a.tar?…'
+        >>> without_secrets("abfss://container@account.dfs.core.windows.net/images")
+        'abfss://container@account.dfs.core.windows.net/images'
+    """
+    return _QUERY.sub(r"\1…", _SECRET.sub("…@", text))
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def check_published(scores: Iterable[float]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
@@ -14,6 +13,7 @@ from spark_aesthetic.delta import access, fitting, naming, schemas, tables
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError
+from spark_aesthetic.functions.packages import missing_for_images
 from spark_aesthetic.predictors.recipe import Predictor
 from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.ledger import Ledger
@@ -132,7 +132,7 @@ def check_weights(predictor: Predictor, model_path: str | None) -> None:
         PredictorError: The architecture does not exist.
         WeightsError: A file is missing, does not match its checksum, or does not fit the architecture.
     """
-    missing = [name for name in ("torch", "torchvision", "open_clip", "PIL", "simplejpeg") if find_spec(name) is None]
+    missing = missing_for_images()
     if missing:
         raise MissingDependencyError(
             f"--image-col: expected the packages of the extra 'image', found no {', '.join(missing)}. Run "

@@ -133,3 +133,23 @@ def test_another_command_is_refused() -> None:
     )
     assert done.returncode == 1
     assert "usage: python -m spark_aesthetic doctor" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3a://AKIA1:se/cr+et=@bucket/images", "s3a://…@bucket/images"),
+        ("https://ghp_token@host/a.tar", "https://…@host/a.tar"),
+        ("https://user:word@host/a.tar?sig=5f&exp=1", "https://…@host/a.tar?…"),
+        ("gs://bucket/a.tar?Signature=5f", "gs://bucket/a.tar?…"),
+        ("hdfs://user:p@ss@name:8020/images", "hdfs://…@name:8020/images"),
+        ("abfss://box@account.dfs.core.windows.net/images", "abfss://box@account.dfs.core.windows.net/images"),
+        ("/data/what?/a@b:c", "/data/what?/a@b:c"),
+        ("s3://bucket/images", "s3://bucket/images"),
+    ],
+)  # fmt: skip
+def test_no_secret_of_an_address_is_shown(address: str, shown: str) -> None:
+    assert checked(f"{address} by Python", _raising, Fault(f"no {address!r}", "Do.")) == Finding(
+        f"{shown} by Python", "failed", f"no {shown!r}", "Do."
+    )
+    assert checked("a", _raising, OSError(f"{address} cannot be read")).found == f"OSError: {shown} cannot be read"
