@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -17,14 +17,16 @@ class Job:
     """A spark-submit that can be killed with all of its processes."""
 
     def __init__(
-        self, log: Path, *arguments: str, script: str = "jobs/score_table.py", master: str = "local[2]"
-    ) -> None:
-        command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
-        settings = ["--master", master, "--conf", "spark.driver.memory=1g", "--conf", "spark.ui.enabled=false"]
+        self, log: Path, *arguments: str, script: str = "jobs/score_table.py", master: str = "local[2]",
+        properties: str = "conf/local.conf", settings: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", properties, "--master", master]
+        of_tests = {"spark.driver.memory": "1g", "spark.ui.enabled": "false"} | dict(settings or {})
+        given = [word for name, value in of_tests.items() for word in ("--conf", f"{name}={value}")]
         self.log = log
         with log.open("w") as words:
             self.process = subprocess.Popen(
-                [*command, *settings, script, *arguments],
+                [*command, *given, script, *arguments],
                 cwd=REPOSITORY, stdout=words, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_CONF_DIR": str(REPOSITORY / "conf")},
             )  # fmt: skip

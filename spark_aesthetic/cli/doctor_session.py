@@ -134,7 +134,7 @@ def _workers(spark: SparkSession) -> str:
         if f"No module named {__package__.partition('.')[0]!r}" not in str(error):
             raise
         raise Fault("a node without spark-aesthetic", remedy) from error
-    said = [f"{row.host}: Python {row.python}, spark-aesthetic {row.package}, {row.images}" for row in sorted(found)]
+    said = [f"{row.host}: {row.python}, spark-aesthetic {row.package}, {row.images}" for row in sorted(found)]
     if any(row.package != __version__ for row in found):
         raise Fault("; ".join(said), remedy)
     return "; ".join(said)
@@ -144,7 +144,8 @@ def _about_worker(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     for _ in batches:
         missing = missing_for_images()
         images = f"torch {version_of('torch')}" if not missing else f"for images no {', '.join(missing)}"
-        about = (socket.gethostname(), sys.version.split()[0], __version__, images)
+        python = f"Python {sys.version.split()[0]} ({sys.executable})"
+        about = (socket.gethostname(), python, __version__, images)
         yield pd.DataFrame([about], columns=["host", "python", "package", "images"])
 
 

@@ -70,6 +70,8 @@ def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
     assert {row.name: row.aesthetic_error for row in scores.collect()} == dict.fromkeys(photographs()) | bad
 
 
+# Three jobs in processes of their own.
+@pytest.mark.timeout(600)
 def test_images_of_ones_own(demo_output: str) -> None:
     ingested, scored, _ = in_shell(examples("shell")[1], demo_output)
     assert ingested["added"] == scored["scored"] == len(list((REPOSITORY / "docs" / "images").iterdir()))

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confs import CONF, properties
 from conftest import REPOSITORY
 
 from spark_aesthetic import Options, resolve
 from spark_aesthetic.errors import ResourceError
 from spark_aesthetic.functions.worker import granted, score_images
 
-CONF = REPOSITORY / "conf"
 DISCOVERY = CONF / "gpu-discovery.sh"
-GPU_CONFS = ("standalone-gpu.conf", "yarn-gpu.conf", "kubernetes-gpu.conf")
 
 # Numbers that no machine has, so that scoring on them fails on a machine with GPUs, too.
 ADDRESSES = ("41", "43")
@@ -64,12 +63,6 @@ except Exception as raised:
 print(json.dumps({"tasks": tasks, "cpus": spark.conf.get("spark.task.cpus"), "error": error}))
 spark.stop()
 """
-
-
-def properties(name: str) -> dict[str, str]:
-    """The settings of a --properties-file, as spark-submit reads them."""
-    lines = (CONF / name).read_text().splitlines()
-    return dict(line.split(maxsplit=1) for line in map(str.strip, lines) if line and not line.startswith("#"))
 
 
 def submit(
@@ -251,67 +244,3 @@ def test_discovery_says_what_is_missing(tmp_path: Path, script: str | None, said
     assert result.returncode == 1
     assert result.stdout == ""
     assert said in result.stderr
-
-
-@pytest.mark.parametrize("name", [*GPU_CONFS, "local.conf"])
-def test_no_setting_is_given_twice(name: str) -> None:
-    lines = [line.split()[0] for line in (CONF / name).read_text().splitlines() if line.startswith("spark.")]
-    assert sorted(lines) == sorted(properties(name))
-
-
-@pytest.mark.parametrize("name", GPU_CONFS)
-def test_each_setting_has_its_reason_in_the_line_above(name: str) -> None:
-    lines = (CONF / name).read_text().splitlines()
-    bare = [line for above, line in zip(["", *lines], lines, strict=False) if line and not above.startswith("#")]
-    assert [line for line in bare if not line.startswith("#")] == []
-
-
-@pytest.mark.parametrize("name", GPU_CONFS)
-def test_an_executors_tasks_use_up_its_cores_and_its_gpus(name: str) -> None:
-    given = properties(name)
-    by_gpus = float(given["spark.executor.resource.gpu.amount"]) / float(given["spark.task.resource.gpu.amount"])
-    by_cores = int(given["spark.executor.cores"]) / int(given["spark.task.cpus"])
-    assert by_gpus == by_cores == 1
-
-
-@pytest.mark.parametrize("name", GPU_CONFS)
-def test_delta_and_arrow_are_set_as_in_local_conf(name: str) -> None:
-    local, given = properties("local.conf"), properties(name)
-    shared = [key for key in local if key == "spark.jars.packages" or key.startswith("spark.sql.")]
-    # A cluster has more than 8 cores' worth of keys: Spark's own default, merged as it runs, serves it better.
-    shared.remove("spark.sql.shuffle.partitions")
-    assert len(shared) == 7
-    assert {key: given.get(key) for key in shared} == {key: local[key] for key in shared}
-
-
-@pytest.mark.parametrize("name", GPU_CONFS)
-def test_cuda_gets_its_address_space(name: str) -> None:
-    assert "spark.executor.pyspark.memory" not in properties(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "driver"),
-    [
-        ("standalone-gpu.conf", None),
-        ("yarn-gpu.conf", "spark.yarn.appMasterEnv."),
-        ("kubernetes-gpu.conf", "spark.kubernetes.driverEnv."),
-    ],
-)
-def test_driver_and_executors_look_for_weights_in_the_same_places(name: str, driver: str | None) -> None:
-    given = properties(name)
-    for variable in ("SPARK_AESTHETIC_CACHE", "SPARK_AESTHETIC_WEIGHTS"):
-        assert given[f"spark.executorEnv.{variable}"].startswith("/")
-        if driver is not None:
-            assert given[driver + variable] == given[f"spark.executorEnv.{variable}"]
-
-
-def test_whoever_discovers_gpus_has_the_script() -> None:
-    standalone, yarn, kubernetes = map(properties, GPU_CONFS)
-    key = "executor.resource.gpu.discoveryScript"
-    # Standalone workers discover, and tell their executors; YARN and Kubernetes tell them nothing.
-    assert standalone["spark.worker.resource.gpu.discoveryScript"].endswith("/conf/gpu-discovery.sh")
-    assert f"spark.{key}" not in standalone
-    assert yarn[f"spark.{key}"] == f"./{Path(yarn['spark.files']).name}"
-    assert (REPOSITORY / yarn["spark.files"]).samefile(DISCOVERY)
-    assert kubernetes[f"spark.{key}"].endswith("/conf/gpu-discovery.sh")
-    assert kubernetes["spark.executor.resource.gpu.vendor"] == "nvidia.com"

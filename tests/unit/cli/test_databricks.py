@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from confs import CONF, GPU_CONFS, properties
 from conftest import REPOSITORY
 from databricks.bundles.jobs import Job
 
 from spark_aesthetic import DEFAULT
 from spark_aesthetic.cli.scoring import score_table_arguments
-
-CONF = REPOSITORY / "conf"
 
 
 def filled(node: Any, variables: dict[str, Any]) -> Any:
@@ -47,11 +46,6 @@ def job(bundle: dict[str, Any]) -> dict[str, Any]:
     jobs = yaml.safe_load((REPOSITORY / included).read_text())["resources"]["jobs"]
     filled_in: dict[str, Any] = filled(jobs["score_table"], bundle["variables"])
     return filled_in
-
-
-def settings(file: str) -> dict[str, str]:
-    lines = (CONF / file).read_text().splitlines()
-    return dict(line.split(maxsplit=1) for line in lines if line.startswith("spark."))
 
 
 def test_the_job_is_one_by_databricks_own_types(job: dict[str, Any]) -> None:
@@ -87,8 +81,8 @@ def test_settings_are_strings_that_agree_with_those_of_other_clusters(job: dict[
     given = job["tasks"][0]["new_cluster"]["spark_conf"]
     # Databricks refuses numbers and booleans here.
     assert all(isinstance(value, str) for value in given.values())
-    for file in ("standalone-gpu.conf", "yarn-gpu.conf", "kubernetes-gpu.conf"):
-        assert given == {key: settings(file).get(key) for key in given}
+    for file in GPU_CONFS:
+        assert given == {key: properties(file).get(key) for key in given}
 
 
 def test_the_runtime_brings_its_own_spark_and_delta(job: dict[str, Any]) -> None:
