@@ -86,7 +86,8 @@ def server(packages: tuple[Path, Path], tmp_path: Path) -> Iterator[str]:
     try:
         ends = time.monotonic() + 60
         while True:
-            assert moto.poll() is None and time.monotonic() < ends, (tmp_path / "moto.log").read_text()
+            assert moto.poll() is None, (tmp_path / "moto.log").read_text()
+            assert time.monotonic() < ends, (tmp_path / "moto.log").read_text()
             try:
                 urlopen(address, timeout=5).close()
                 break
