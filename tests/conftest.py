@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import socket
 import sys
 import warnings
@@ -164,6 +165,19 @@ def demo_output(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory)
         predictor="untrained-vit-b-32", progress_file=io.StringIO(),
     )  # fmt: skip
     return str(out)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: make browser installs it where apt-get can")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium)
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

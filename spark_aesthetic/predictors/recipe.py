@@ -180,10 +180,7 @@ def resolve(predictor: str | Predictor) -> Predictor:
         >>> resolve("laion-aesthetic-v2")
         Traceback (most recent call last):
           ...
-        spark_aesthetic.errors.PredictorError: no predictor 'laion-aesthetic-v2' and no such file: \
-did you mean 'laion-aesthetics-v2'? Valid: laion-aesthetics-v2, laion-aesthetics-v2-ava, \
-laion-aesthetics-v2-ava-relu, laion-aesthetics-v1, laion-aesthetics-v1-b32, laion-aesthetics-v1-b16, \
-untrained-vit-b-32, untrained-vit-l-14
+        spark_aesthetic.errors.PredictorError: no predictor ...: did you mean 'laion-aesthetics-v2'? ...
     """
     if isinstance(predictor, Predictor):
         return predictor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -271,18 +270,6 @@ def test_the_job_reads_only_the_files_with_sampled_rows_and_prints_one_json_line
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine: make browser installs it where apt-get can")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium)
-        yield started
-        started.close()
 
 
 @pytest.fixture
