@@ -66,7 +66,7 @@ lint: setup
 # A file's tests are of one process, and files go out in conftest.py's order: not by their number of tests.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What a session of Spark Connect must do as a classic one does it.
+# What a session of Spark Connect must do as a classic one does it: of these files the tests with the mark, in make test.
 ON_CONNECT := $(addprefix tests/spark/,test_connect.py $(addprefix functions/test_,columns.py sql.py stage.py) pages/test_display.py)
 
 # For the test of the review page, which is skipped, with that reason, where this cannot install one.
@@ -80,7 +80,7 @@ browser:
 .PHONY: tests
 tests: setup browser
 	$(PYTEST)
-	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ON_CONNECT)
+	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m 'connect and not long' $(ON_CONNECT)
 
 .PHONY: test-unit
 test-unit: setup ## The tests that need no JVM
@@ -133,8 +133,8 @@ ALSO_ON_CONNECT := $(addprefix tests/spark/,scoring/test_jobs.py scoring/test_ch
 
 .PHONY: test-long
 test-long: setup browser ## What make test leaves out for its length, Connect's tables included, but for the faults
-	$(PYTEST) -m long --ignore tests/system/scoring/test_faults.py
-	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m long $(ON_CONNECT)
+	SPARK_AESTHETIC_EXAMPLES=3 $(PYTEST) -m long --ignore tests/system/scoring/test_faults.py
+	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m 'long or not connect' $(ON_CONNECT)
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ALSO_ON_CONNECT)
 
 # Other Sparks, with their Delta, lie over the environment's own.

@@ -16,6 +16,7 @@ from spark_aesthetic.errors import SourceChangedError, TableError
 from spark_aesthetic.testing import noise_image, published_embeddings, small_predictor
 
 pytestmark = [
+    pytest.mark.connect,
     pytest.mark.skipif(not CONNECT, reason="a session of Spark Connect: make test-spark runs it the second time"),
     pytest.mark.usefixtures("interpreted"),
 ]

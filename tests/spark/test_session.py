@@ -305,11 +305,12 @@ class World:
 
 
 CALLS = [
-    World.in_place_in_chunks, World.a_change_data_feed, World.ingest_modified, World.write_kept, World.export,
+    World.in_place_in_chunks, World.write_kept, World.export,
 ]  # fmt: skip
 # The same paths as above, or no statement at all.
 RARER = [
-    World.beside, World.in_place, World.reconcile, World.retry_failed, World.a_source_that_is_refused, World.rescore,
+    World.a_change_data_feed, World.ingest_modified, World.beside, World.in_place, World.reconcile, World.retry_failed,
+    World.a_source_that_is_refused, World.rescore,
     World.review, World.calibrate_and_curate,
     World.dry_run, World.history, World.ingest_new, World.ingest_modified_and_keep_once, World.describe_and_display,
     World.transform,
@@ -339,7 +340,7 @@ def test_register_adds_functions_and_nothing_else(spark: SparkSession) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        World.ingest_modified,
+        pytest.param(World.ingest_modified, marks=pytest.mark.long),
         World.reconcile,
         pytest.param(World.in_place, marks=pytest.mark.long),
         pytest.param(World.rescore, marks=pytest.mark.long),
@@ -375,6 +376,7 @@ def test_appends_of_another_thread_are_neither_lost_nor_marked(
     assert [action["commitInfo"].get("userMetadata") for action in actions if "commitInfo" in action] == [None] * number
 
 
+@pytest.mark.long
 def test_names_without_a_schema_are_those_of_the_current_one(spark: SparkSession, tmp_path: Path) -> None:
     """Also where statements run in a session of their own."""
     spark.sql("CREATE DATABASE IF NOT EXISTS of_the_user")
@@ -545,7 +547,7 @@ def test_without_any_setting_the_outcome_is_what_the_tables_hold(plain: dict[str
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("values", COMBINED, ids=named)
+@pytest.mark.parametrize("values", [COMBINED[0], pytest.param(COMBINED[1], marks=pytest.mark.long)], ids=named)
 def test_no_settings_of_the_session_change_what_comes_out(
     spark: SparkSession, tmp_path: Path, plain: dict[str, Any], values: dict[str, str]
 ) -> None:

@@ -8,10 +8,12 @@ import re
 import shlex
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
 import pytest
+from confs import properties
 from conftest import REPOSITORY, SHARED
 from nbclient import NotebookClient
 from pyspark.sql import SparkSession
@@ -19,6 +21,7 @@ from pyspark.sql import SparkSession
 import spark_aesthetic as sa
 from spark_aesthetic.cli import curation
 from spark_aesthetic.cli.scoring import score_table_arguments
+from spark_aesthetic.delta.sessions import settings
 from spark_aesthetic.testing import noise_image, published_embeddings
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -56,6 +59,7 @@ JOBS = {
 }
 
 
+@pytest.mark.long
 def test_the_session_of_connect_that_a_page_starts_has_delta(tmp_path: Path) -> None:
     code = blocks(REPOSITORY / "docs" / "notebooks.md", "python")
     code += f"""
@@ -151,16 +155,37 @@ def test_the_databricks_notebook_of_embeddings(spark: SparkSession, capsys: pyte
     assert "aesthetic_score_again" in capsys.readouterr().out
 
 
-def test_the_notebook_runs_from_top_to_bottom() -> None:
-    notebook = nbformat.read(NOTEBOOKS / "image_curation.ipynb", as_version=4)
-    # In this environment, whatever kernels the machine has.
-    notebook.metadata["kernelspec"]["name"] = "python3"
-    done = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    text = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
+CURATION = nbformat.read(NOTEBOOKS / "image_curation.ipynb", as_version=4)
+
+
+def assert_the_notebook_says_it(text: str) -> None:
     assert "9 scored by untrained-vit-b-32@" in text
     assert "{'decode: truncated JPEG': 1}" in text
     assert "0 scored, 10 skipped" in text
     assert "5 of 10 images kept" in text
+
+
+def test_the_notebook_runs_in_this_session(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the start of a kernel and of a JVM; its settings are of this session, and are restored."""
+    monkeypatch.chdir(NOTEBOOKS)
+    *cells, last = [cell.source for cell in CURATION.cells if cell.cell_type == "code"]
+    assert last == "spark.stop()"
+    names = [name for name in properties("local.conf") if name.startswith("spark.sql.")]
+    with settings(spark, {name: spark.conf.get(name, None) for name in names if spark.conf.isModifiable(name)}):
+        exec("\n".join(cells), {})
+    assert_the_notebook_says_it(capsys.readouterr().out)
+
+
+@pytest.mark.long
+def test_the_notebook_runs_from_top_to_bottom() -> None:
+    notebook = deepcopy(CURATION)
+    # In this environment, whatever kernels the machine has.
+    notebook.metadata["kernelspec"]["name"] = "python3"
+    done = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    text = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
+    assert_the_notebook_says_it(text)
 
 
 def test_committed_outputs_name_no_place_of_a_machine() -> None:

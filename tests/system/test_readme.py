@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, RunHere
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
@@ -70,9 +71,16 @@ def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
     assert {row.name: row.aesthetic_error for row in scores.collect()} == dict.fromkeys(photographs()) | bad
 
 
-# Three jobs in processes of their own.
-@pytest.mark.timeout(600)
-def test_images_of_ones_own(demo_output: str) -> None:
-    ingested, scored, _ = in_shell(examples("shell")[1], demo_output)
+def in_this_session(text: str, demo_output: str, run_here: RunHere) -> list[dict[str, Any]]:
+    """The summaries of the jobs that a shell would run, without the start of a JVM for each."""
+    commands = text.replace("demo-output", demo_output).replace("\\\n", " ").splitlines()
+    called = [shlex.split(command.partition(" jobs/")[2]) for command in commands]
+    return [run_here(job, *arguments) for job, *arguments in called]
+
+
+@pytest.mark.parametrize("shell", [False, pytest.param(True, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+def test_images_of_ones_own(demo_output: str, tmp_path: Path, run_here: RunHere, shell: bool) -> None:
+    text = examples("shell")[1].replace("demo-output/", f"{tmp_path}/")
+    ingested, scored, _ = in_shell(text, demo_output) if shell else in_this_session(text, demo_output, run_here)
     assert ingested["added"] == scored["scored"] == len(list((REPOSITORY / "docs" / "images").iterdir()))
-    assert "<html" in (Path(demo_output) / "own.html").read_text(encoding="utf-8")
+    assert "<html" in (tmp_path / "own.html").read_text(encoding="utf-8")

@@ -54,6 +54,7 @@ def expected_scores(rows: list[bytes | None]) -> list[float]:
     return [float(score) for part in scorer.score(rows) for score in part.scores]
 
 
+@pytest.mark.connect
 def test_photographs_score_as_without_spark(spark: SparkSession) -> None:
     rows = list(photographs().values())
     scored = images(spark, rows).select("id", sa.aesthetic_score("image", predictor=SMALL).alias("score"))
@@ -62,6 +63,7 @@ def test_photographs_score_as_without_spark(spark: SparkSession) -> None:
     assert [found[number] for number in range(len(rows))] == pytest.approx(expected_scores(rows), abs=1e-5)
 
 
+@pytest.mark.connect
 def test_each_bad_row_has_a_reason_and_costs_no_other_row(spark: SparkSession) -> None:
     good = noise_image(2)
     rows = [row for bad in BAD.values() for row in (bad, good)]
@@ -225,6 +227,7 @@ def both_ways(frame: DataFrame, *, vector: bool = False) -> list[list[tuple[floa
     return [score_rows(native, frame), score_rows(udfs.vector_udf(pinned, True, None)("e"), frame)]
 
 
+@pytest.mark.connect
 @pytest.mark.parametrize("kind", ["array<float>", "array<double>", "vector"])
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_published_embeddings_have_the_published_scores(spark: SparkSession, kind: str, scale: float) -> None:
@@ -355,6 +358,7 @@ def test_a_head_with_relu_runs_as_a_pandas_udf(spark: SparkSession, relu_predict
     assert last is None
 
 
+@pytest.mark.connect
 @pytest.mark.parametrize("native_head", [True, False])
 @pytest.mark.parametrize("value", ["id", "CAST(id AS STRING)", "struct(id)", "X'00'"])
 def test_a_column_that_holds_no_embeddings_is_an_error_when_the_query_is_analysed(
@@ -389,6 +393,7 @@ def test_scoring_embeddings_needs_the_head_alone_and_making_them_the_backbone_al
 # SQL
 
 
+@pytest.mark.connect
 def test_sql_has_the_same_functions(spark: SparkSession) -> None:
     sa.register(spark, predictor=SMALL, prefix="small_", max_pixels=10**6)
     images(spark, [noise_image(10), *BAD.values()]).createOrReplaceTempView("sql_images")
@@ -448,6 +453,7 @@ def test_sql_filters_and_aggregates_by_score(spark: SparkSession) -> None:
     assert spark.sql("SELECT count(aesthetic_score(image)) AS n FROM sql_two").collect()[0].n == 1
 
 
+@pytest.mark.connect
 def test_a_column_is_found_by_its_name_whatever_it_is_and_else_by_its_path(spark: SparkSession) -> None:
     rows = spark.sql(
         """SELECT named_struct('bytes', X'01', 'path', 'a', 'of original', named_struct('raw', X'02')) AS photo,
@@ -469,6 +475,7 @@ def test_a_column_is_found_by_its_name_whatever_it_is_and_else_by_its_path(spark
         inputs.check_image_type(StructType.fromDDL("height int, nChannels int, data binary"), "inputCol image")
 
 
+@pytest.mark.connect
 @pytest.mark.parametrize("function", ["score_image", "aesthetic_score", "clip_embedding"])
 def test_an_image_in_a_struct_is_named_by_its_path(spark: SparkSession, function: str) -> None:
     score = partial(getattr(sa, function), predictor=SMALL)

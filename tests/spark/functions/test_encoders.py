@@ -41,7 +41,7 @@ def of_timm(name: str) -> npt.NDArray[np.float32]:
         return np.asarray(model(torch.stack([transform(row) for row in rows])).numpy())
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18.a1_in1k"])
+@pytest.mark.parametrize("name", [pytest.param("vit_tiny_patch16_224", marks=pytest.mark.long), "resnet18.a1_in1k"])
 def test_a_model_of_timm_embeds_as_timm_does(spark: SparkSession, name: str) -> None:
     expected = of_timm(name)
     found = embedded(spark, PHOTOGRAPHS, model_name=name, pretrained=False, normalize=False)

@@ -64,6 +64,7 @@ def test_a_head_that_is_not_affine_has_no_text(published_heads: Path) -> None:
         sa.create_function_ddl("relu", predictor=predictor, model_path=str(published_heads))
 
 
+@pytest.mark.connect
 def test_registered_functions_stand_wherever_a_query_has_a_column(
     spark: SparkSession, vectors: None, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_registered_functions_stand_wherever_a_query_has_a_column(
     assert found == {key: pytest.approx(value, abs=6e-4) for key, value in expected.items()}
 
 
+@pytest.mark.connect
 def test_prefixes_keep_predictors_and_options_side_by_side(spark: SparkSession) -> None:
     small = small_predictor()
     sa.register(spark, predictor=small, prefix="exact_")
@@ -189,6 +191,7 @@ def test_places_where_spark_takes_no_sql_function(
         spark.sql(statement.format(table=table)).collect()
 
 
+@pytest.mark.connect
 @native
 def test_a_column_of_another_type_is_an_error_when_the_query_is_analysed(spark: SparkSession, vectors: None) -> None:
     sa.register(spark)

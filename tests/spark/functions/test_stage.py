@@ -17,6 +17,8 @@ from spark_aesthetic import AestheticScorer
 from spark_aesthetic.errors import OptionError, PredictorError, TableError
 from spark_aesthetic.testing import PUBLISHED_SCORES, noise_image, published_embeddings, small_predictor
 
+pytestmark = pytest.mark.connect
+
 EMBEDDINGS = [row.astype(float).tolist() for row in published_embeddings()]
 
 

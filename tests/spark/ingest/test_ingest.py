@@ -143,6 +143,7 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
     assert found["china.jpg"].modified_at.timestamp() == 1_000_000_000
 
 
+@pytest.mark.long
 def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) -> None:
     folder, table = tmp_path / "in", tmp_path / "table"
     folder.mkdir()
@@ -197,6 +198,7 @@ def make_shard(path: Path, samples: dict[str, int]) -> None:
             add(tar, f"{key}.json", json.dumps({"seed": seed}).encode())
 
 
+@pytest.mark.long
 def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path) -> None:
     # As a notebook has it that reads shards itself, too.
     spark.dataSource.register(WebDataset)

@@ -32,6 +32,7 @@ def write_shard(path: Path, samples: dict[str, int], at: int) -> None:
     os.utime(path, (at, at))
 
 
+@pytest.mark.long
 def test_a_shard_that_was_written_again_replaces_its_rows(spark: SparkSession, tmp_path: Path) -> None:
     table, shard = tmp_path / "table", tmp_path / "0.tar"
     # Later than the run that takes it in.
@@ -179,6 +180,7 @@ def test_what_was_no_image_is_fetched_again(spark: SparkSession, tmp_path: Path)
     assert {row.image_id for row in rows(spark, table).values()} == {id_of(noise_image(seed)) for seed in range(4)}
 
 
+@pytest.mark.long
 def test_a_clock_that_was_ahead_blocks_no_later_run(spark: SparkSession, tmp_path: Path) -> None:
     folder, table = tmp_path / "in", tmp_path / "table"
     folder.mkdir()

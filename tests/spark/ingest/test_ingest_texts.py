@@ -42,6 +42,7 @@ def test_texts_that_the_first_samples_lack_are_taken_in_with_their_column(spark:
     assert not {"json", "cls", "transcript"} & set(spark.read.format("delta").load(str(table)).columns)
 
 
+@pytest.mark.long
 def test_a_text_that_a_shard_has_no_more_goes_with_the_older_image(spark: SparkSession, tmp_path: Path) -> None:
     table, source = tmp_path / "table", str(tmp_path / "*.tar")
     write_shard(tmp_path / "0.tar", {"a": {"en.txt": "a cat"}, "b": {"en.txt": "a dog"}}, 1)

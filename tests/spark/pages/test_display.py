@@ -15,6 +15,8 @@ import spark_aesthetic as sa
 from spark_aesthetic.errors import OptionError, TableError
 from spark_aesthetic.testing import noise_image
 
+pytestmark = pytest.mark.connect
+
 ROWS = [(at, bytearray(noise_image(at)), at / 4, "mine@0") for at in range(20)]
 ROWS += [(20, bytearray(b"no image"), 9.5, "mine@0"), (21, None, None, "mine@0")]
 # Scored from what was kept of it.

@@ -334,6 +334,7 @@ def test_files_that_vacuum_removes_before_a_run_went_on_are_told(
     assert_all_scored(spark, path, scores)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     CONNECT, reason="Spark gives each run's own process ten seconds to start: three take more on two cores"
 )
@@ -366,7 +367,7 @@ def test_a_live_line_tells_rows_and_bytes_of_all_and_failures(
     assert re.search(r"20/20 .*about \d\S+B of \d\S+B, 3 embedding: wrong length", last), last
 
 
-@pytest.mark.parametrize("lost", ["checkpoint", "scores"])
+@pytest.mark.parametrize("lost", ["checkpoint", pytest.param("scores", marks=pytest.mark.long)])
 def test_what_is_lost_is_made_again(spark: SparkSession, source: Callable[..., str], tmp_path: Path, lost: str) -> None:
     path, scores, checkpoint = source(), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
     score(spark, path, scores, checkpoint=checkpoint)
@@ -393,7 +394,8 @@ def test_a_checkpoint_that_is_lost_after_a_reconcile_costs_no_row(
     assert_all_scored(spark, path, scores)
 
 
-@pytest.mark.parametrize("feed", [pytest.param("true", marks=pytest.mark.long), "false"])
+@pytest.mark.long
+@pytest.mark.parametrize("feed", ["true", "false"])
 def test_a_checkpoint_that_is_lost_before_an_update_is_told(
     spark: SparkSession, source: Callable[..., str], tmp_path: Path, feed: str
 ) -> None:
@@ -549,7 +551,8 @@ def test_deletion_vectors_outlive_the_property_that_made_them(spark: SparkSessio
     assert_all_scored(spark, path, scores)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("partitioned", marks=pytest.mark.long), "clustered"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["partitioned", "clustered"])
 def test_tables_of_every_kind(spark: SparkSession, tmp_path: Path, scores: str, kind: str) -> None:
     path = str(tmp_path / "source")
     how = "PARTITIONED BY (title)" if kind == "partitioned" else "CLUSTER BY (id)"
@@ -573,6 +576,7 @@ def test_tables_of_every_kind(spark: SparkSession, tmp_path: Path, scores: str, 
     assert_all_scored(spark, path, scores)
 
 
+@pytest.mark.long
 def test_a_source_that_gains_columns_goes_on(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
     path = source()
     score(spark, path, scores)
@@ -582,6 +586,7 @@ def test_a_source_that_gains_columns_goes_on(spark: SparkSession, source: Callab
     assert_all_scored(spark, path, scores)
 
 
+@pytest.mark.long
 def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
     spark: SparkSession, source: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -695,6 +700,7 @@ def test_a_view_shows_one_model_or_all(spark: SparkSession, source: Callable[...
     assert {row.aesthetic_model for row in load(spark, scores).collect()} == {v1, v2}
 
 
+@pytest.mark.long
 def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
     path = source(**{FEED: "true"})
     model = score(spark, path, scores, max_files_per_chunk=2).model

@@ -26,7 +26,7 @@ from pyspark.sql.types import ArrayType, BooleanType, FloatType, StringType, Str
 import spark_aesthetic as sa
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
-EXAMPLES = int(os.environ.get("SPARK_AESTHETIC_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("SPARK_AESTHETIC_EXAMPLES", "1"))
 pytestmark = [
     pytest.mark.usefixtures("interpreted"),
     pytest.mark.timeout(120 + 90 * EXAMPLES),

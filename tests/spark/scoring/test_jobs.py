@@ -67,9 +67,8 @@ def assert_published(found: dict[int, float], stop: int) -> None:
     assert len(found) == stop
 
 
-@pytest.mark.parametrize(
-    ("place", "beside"), [("path", True), pytest.param("name", False, marks=pytest.mark.long)], indirect=["place"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("place", "beside"), [("path", True), ("name", False)], indirect=["place"])
 def test_a_second_run_writes_nothing_and_a_third_scores_just_the_new_rows(
     spark: SparkSession, place: Any, beside: bool
 ) -> None:
@@ -135,7 +134,8 @@ def test_rows_that_fail_keep_their_reason_and_are_not_tried_again(spark: SparkSe
     assert sa.score_table(spark, source=source, key=["id"], embedding_col="e").skipped == 13
 
 
-@pytest.mark.parametrize("place", ["path", pytest.param("name", marks=pytest.mark.long)], indirect=True)
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["path", "name"], indirect=True)
 def test_a_view_joins_source_and_scores(spark: SparkSession, place: Any) -> None:
     source, scores, view = write(embeddings(spark), place()), place(), f"view_{next(_number)}"
     sa.score_table(spark, source=source, key=["id"], embedding_col="e", scores=scores, view=view)
@@ -165,6 +165,7 @@ def test_an_empty_table_is_no_error(spark: SparkSession, path: Any) -> None:
     assert (done.rows_read, done.scored, done.failed, done.skipped) == (0, 0, 0, 0)
 
 
+@pytest.mark.long
 def test_a_key_may_have_several_columns_and_any_name(spark: SparkSession, tmp_path: Path) -> None:
     frame = embeddings(spark).selectExpr("id % 2 AS `shard.no`", "id AS Id", "e")
     source, scores = write(frame, str(tmp_path / "source")), str(tmp_path / "scores")
@@ -354,7 +355,8 @@ def test_weights_that_do_not_fit_are_found_before_any_work(spark: SparkSession, 
             sa.score_table(spark, source=source, key=["name"], image_col="image", predictor=predictor)
 
 
-@pytest.mark.parametrize("embedding_first", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("embedding_first", [True, False])
 def test_embeddings_may_come_to_a_scores_table_later_or_end(
     spark: SparkSession, tmp_path: Path, embedding_first: bool
 ) -> None:
@@ -387,6 +389,7 @@ def test_key_columns_may_be_called_anything(spark: SparkSession, tmp_path: Path)
         assert done.scored == 10
 
 
+@pytest.mark.long
 def test_columns_to_score_may_have_a_dot_or_be_fields_of_a_struct_which_itself_is_refused(
     spark: SparkSession, tmp_path: Path
 ) -> None:

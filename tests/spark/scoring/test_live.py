@@ -72,7 +72,7 @@ def slow(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(CONNECT, reason="there another process writes the chunks, and knows of their tasks")
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("way", ["chunk", "in place", "keys"])
+@pytest.mark.parametrize("way", ["chunk", "in place", pytest.param("keys", marks=pytest.mark.long)])
 def test_within_a_chunk_rows_go_with_its_tasks(spark: SparkSession, slow: str, tmp_path: Path, way: str) -> None:
     scores = None if way == "in place" else str(tmp_path / "scores")
     if way == "keys":

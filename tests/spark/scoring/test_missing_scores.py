@@ -64,10 +64,10 @@ def expected(ids: range, shift: int = 0) -> dict[int, float]:
     ("statement", "missing"),
     [
         ("DELETE FROM {} WHERE id % 3 = 1", 5),
-        ("INSERT OVERWRITE {} SELECT * FROM {} WHERE id < 4", 11),
         *(
             pytest.param(statement, missing, marks=pytest.mark.long)
             for statement, missing in (
+                ("INSERT OVERWRITE {} SELECT * FROM {} WHERE id < 4", 11),
                 ("DELETE FROM {}", 15),
                 ("TRUNCATE TABLE {}", 15),
                 ("MERGE INTO {} t USING (SELECT 3 AS id) s ON t.id = s.id WHEN MATCHED THEN DELETE", 1),
@@ -95,6 +95,7 @@ def test_scores_that_others_take_away_are_scored_again_and_counted(
     assert spark.sql(f"DESCRIBE HISTORY delta.`{scores}`").count() == versions
 
 
+@pytest.mark.long
 def test_scores_that_are_deleted_while_new_rows_come_in_are_scored_too(
     spark: SparkSession, tables: Callable[..., tuple[str, str]]
 ) -> None:
@@ -154,6 +155,7 @@ def test_after_a_restore_updates_that_nothing_tells_are_an_error_with_the_way_ou
     assert score(spark, source, scores, version_col="v").skipped == 15
 
 
+@pytest.mark.long
 def test_what_is_skipped_is_counted_when_rows_are_scored_a_second_time(
     spark: SparkSession, tables: Callable[..., tuple[str, str]]
 ) -> None:

@@ -53,9 +53,9 @@ def scored(spark: SparkSession, scores: str) -> list[tuple[Any, int]]:
     ("kind", "keys"),
     [
         ("text of bytes", BYTES),
-        ("boolean", [False, True]),
-        ("decimal(20, 2)", [Decimal("-1.00"), Decimal("7.25")]),
-        ("date", [date(1, 1, 1), date(9999, 12, 31)]),
+        pytest.param("boolean", [False, True], marks=pytest.mark.long),
+        pytest.param("decimal(20, 2)", [Decimal("-1.00"), Decimal("7.25")], marks=pytest.mark.long),
+        pytest.param("date", [date(1, 1, 1), date(9999, 12, 31)], marks=pytest.mark.long),
     ],
 )
 def test_each_key_has_one_score_after_an_update_and_an_append(

@@ -211,6 +211,7 @@ def test_a_widened_key_names_the_statements_and_goes_on_after_them(
 # Names of ours.
 
 
+@pytest.mark.long
 def test_keys_may_be_called_as_steps_of_ours(spark: SparkSession, table: Callable[..., str], tmp_path: Path) -> None:
     key = ["copies", "row", "last", "scored", "newest", "target", "source", "_changed", "_metadata", "where"]
     columns = ["id AS copies", *(f"'x' AS `{name}`" for name in key[1:]), "e"]

@@ -82,9 +82,9 @@ def version(spark: SparkSession, scores: str) -> int:
     "options",
     [
         {},
-        {"dry_run": True},
-        {"reconcile": True},
-        pytest.param({"predictor": "laion-aesthetics-v1"}, id="another model"),
+        pytest.param({"dry_run": True}, marks=pytest.mark.long),
+        pytest.param({"reconcile": True}, marks=pytest.mark.long),
+        pytest.param({"predictor": "laion-aesthetics-v1"}, id="another model", marks=pytest.mark.long),
         pytest.param({"view": "of_two_sources"}, marks=pytest.mark.long),
         pytest.param({"retry_failed": True}, marks=pytest.mark.long),
         pytest.param({"checkpoint": "elsewhere"}, marks=pytest.mark.long),
@@ -169,6 +169,7 @@ def test_with_shared_keys_equal_keys_are_skipped_and_counted(
         score(spark, table("test", range(20, 22)), scores)
 
 
+@pytest.mark.long
 def test_a_row_that_comes_again_as_another_one_gets_its_own_score(
     spark: SparkSession, table: Callable[..., str], scores: str
 ) -> None:
@@ -224,7 +225,8 @@ def killed(tmp_path: Path) -> Iterator[Callable[..., None]]:
 @own_session
 # One driver of its own in each.
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("feed", ["false", pytest.param("true", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("feed", ["false", "true"])
 def test_a_kill_between_two_sources_leaves_each_key_once(
     spark: SparkSession, table: Callable[..., str], scores: str, killed: Callable[..., None], feed: str
 ) -> None:
@@ -259,6 +261,7 @@ def test_both_killed_and_both_resumed_leave_each_key_once(
         assert set(found(spark, scores)) == set(range(ROWS))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CONNECT, reason="there a run asks once a second whether to stop, not before each chunk")
 def test_runs_that_are_stopped_between_chunks_leave_each_key_once(
     spark: SparkSession, table: Callable[..., str], scores: str
@@ -359,6 +362,7 @@ def test_a_scores_table_of_an_earlier_version_goes_on_for_its_own_source(
         score(spark, table("third", range(6), shift=5), scores)
 
 
+@pytest.mark.long
 def test_a_source_by_other_names_is_one_source(
     spark: SparkSession, tmp_path: Path, scores: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_damaged_shard_fails_or_is_reported_with_the_place(
     assert sum("whole.tar" in row["__url__"] for row in rows) == 2
 
 
+@pytest.mark.long
 def test_ten_thousand_samples_go_out_and_come_back_to_the_byte(spark: SparkSession, tmp_path: Path) -> None:
     rows = spark.range(0, 10_000, numPartitions=3).select(
         F.format_string("k%06d", "id").alias("__key__"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import REPOSITORY
 
 
@@ -33,6 +34,7 @@ def test_all_is_well_with_our_settings(tmp_path: Path) -> None:
     assert "10 rows" in found["Delta tables"]["found"]
 
 
+@pytest.mark.long
 def test_a_session_without_delta_and_a_path_without_a_connector() -> None:
     submit = str(Path(sys.prefix) / "bin" / "spark-submit")
     code, found = examine(submit, "--master", "local[1]", "jobs/doctor.py", "--path", "s3a://bucket/images")

@@ -54,6 +54,7 @@ def test_a_table_is_scored_and_the_summary_is_json(
     assert {row.aesthetic_model for row in written} == {summary["model"]}
 
 
+@pytest.mark.long
 def test_what_a_run_refuses_at_work_is_exit_code_2_and_one_line_under_spark_submit(
     spark: SparkSession, embeddings: str, tmp_path: Path, run_here: RunHere
 ) -> None:
