@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from spark_aesthetic.curation.columns import check_score, image_column
 from spark_aesthetic.curation.models import is_score, is_untrained, model_column
 from spark_aesthetic.delta.naming import quoted
+from spark_aesthetic.delta.schemas import column_path, column_type
 from spark_aesthetic.images.thumbnails import data_uri
 from spark_aesthetic.options import whole
 from spark_aesthetic.pages.gallery import render
@@ -28,11 +29,13 @@ class Tile:
         score: The score.
         thumbnail: A small WebP as a data URI, or None.
         reason: Why the thumbnail is missing, as in `aesthetic_error`; None otherwise.
+        caption: The value of the caption column as text; None without that column, or if the value is null.
     """
 
     score: float
     thumbnail: str | None
     reason: str | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class Display:
         return render("display.html.jinja", display=self, untrained=untrained)
 
 
-def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, n: int = 24) -> Display:
+def display(
+    df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, n: int = 24, caption_col: str | None = None
+) -> Display:
     """Show `n` images, evenly spread from the highest score to the lowest, and a histogram of all scores.
 
     Executors scale the images down, so only thumbnails of a few kilobytes reach the driver. Scores are read three times
@@ -83,6 +88,8 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
         score_col: Numeric column of the scores.
         n: The largest number of images, at least 1. With 1, the best image is shown. Only one image per score is shown.
+        caption_col: A column, or the path of a struct's field, whose value is shown below each image as text, such as
+            its name. The default shows only the score.
 
     Returns:
         An object that a notebook shows as HTML, which loads nothing from outside.
@@ -94,6 +101,10 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     n = whole("n", n, least=1)
     image, _ = image_column(df, image_col, "image_col")
     check_score(df, score_col)
+    caption = F.lit(None)
+    if caption_col is not None:
+        caption = F.col(column_path(df, caption_col))
+        column_type(df, column_path(df, caption_col), "caption_col")
     given = F.col(quoted(score_col)).cast("double")
     score = F.when(is_score(given), given)
     ranks = [at / (n - 1) for at in range(n)] if n > 1 else [1.0]
@@ -106,7 +117,7 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     while about.scored and about.highest // width - about.lowest // width >= _MOST_BARS:
         width *= 2
     return Display(
-        tiles=_tiles(df, F.col(image), score, about.chosen or []),
+        tiles=_tiles(df, F.col(image), caption.cast("string"), score, about.chosen or []),
         bars=_bars(df, score, width),
         bar_width=width,
         scored=about.scored,
@@ -115,12 +126,14 @@ def display(df: DataFrame, image_col: str = "image", score_col: str = SCORE, *, 
     )
 
 
-def _tiles(df: DataFrame, image: Column, score: Column, chosen: list[float]) -> list[Tile]:
-    # If several images have the same score, one of them is shown.
-    one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(F.any_value(image, True).alias("image"))
-    shown = one_each.select("score", thumbnail_udf()("image").alias("made")).collect()
+def _tiles(df: DataFrame, image: Column, caption: Column, score: Column, chosen: list[float]) -> list[Tile]:
+    both = F.struct(image.alias("image"), caption.alias("caption"))
+    # If several images have the same score, one of them is shown, and rather one that exists.
+    one = F.coalesce(F.any_value(F.when(image.isNotNull(), both), True), F.any_value(both)).alias("row")
+    one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(one)
+    shown = one_each.select("score", "row.caption", thumbnail_udf()("row.image").alias("made")).collect()
     return [
-        Tile(row.score, data_uri(row.made.thumbnail), row.made.reason)
+        Tile(row.score, data_uri(row.made.thumbnail), row.made.reason, row.caption)
         for row in sorted(shown, reverse=True, key=lambda row: row.score)
     ]
 

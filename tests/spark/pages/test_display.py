@@ -50,6 +50,27 @@ def test_one_image_is_the_best_and_bars_stay_few(spark: SparkSession) -> None:
     assert "32.00</span>" in shown._repr_html_()
 
 
+def test_a_caption_is_that_of_its_image(spark: SparkSession) -> None:
+    rows = [(at, bytearray(noise_image(at)), at / 2, "mine@0") for at in range(4)]
+    # Of equal scores an image that exists is shown, with its own caption.
+    rows += [(9, None, 1.5, "mine@0"), (4, None, 5.0, "mine@0")]
+    named = spark.createDataFrame(rows, SCHEMA).selectExpr(
+        "*", "IF(id = 2, NULL, concat('s3a://lake/<b>', id)) AS path", "named_struct('name', id * 10) AS about"
+    )
+    shown = sa.display(named, n=9, caption_col="PATH")
+    assert [tile.caption for tile in shown.tiles] == [
+        f"s3a://lake/<b>{at}" if at != 2 else None for at in (4, 3, 2, 1, 0)
+    ]
+    assert [tile.thumbnail is None for tile in shown.tiles] == [True, False, False, False, False]
+    html = shown._repr_html_()
+    assert "<bdi>s3a://lake/&lt;b&gt;3</bdi>" in html
+    assert html.count('<div class="caption"') == 4
+    assert [tile.caption for tile in sa.display(named, n=9, caption_col="about.name").tiles][:2] == ["40", "30"]
+    assert 'class="caption"' not in sa.display(named, n=1)._repr_html_()
+    with pytest.raises(TableError, match="caption_col"):
+        sa.display(named, caption_col="nme")
+
+
 def test_no_full_image_reaches_the_driver(spark: SparkSession) -> None:
     large = bytearray(noise_image(1, width=2000, height=1500))
     shown = sa.display(spark.createDataFrame([(1, large, 5.0, "untrained-x@0")], SCHEMA), n=1)
