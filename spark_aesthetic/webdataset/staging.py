@@ -212,7 +212,8 @@ def _write(system: Any, hidden: str) -> _Write:
             )
         # Reading a named pipe, or a link to one, would block. No write creates them, so they do not count as leases.
         if own is not None and own["type"] == "file" and not own.get("islink"):
-            held = Lease.parse(system.cat_file(f"{hidden}/{_LEASE}", 0, 1 << 16))
+            # By keywords, because the second parameter of s3fs is the version of the object.
+            held = Lease.parse(system.cat_file(f"{hidden}/{_LEASE}", start=0, end=1 << 16))
     alive = lease.is_alive(held, last, here=lease.machine(), started=lease.started, now=time())
     return _Write(hidden, held, last, alive)
 

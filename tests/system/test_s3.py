@@ -104,6 +104,7 @@ def test_every_job_reads_and_writes_an_object_store(packages: tuple[Path, Path],
         "AWS_ENDPOINT_URL": server,
         "PYTHONPATH": os.pathsep.join([str(packages[1]), os.environ["PYTHONPATH"]]),
         "PYSPARK_PYTHON": sys.executable,
+        "SPARK_CONF_DIR": str(REPOSITORY / "conf"),
     }  # fmt: skip
     images = {f"in/{at}.jpg": noise_image(at) for at in range(IMAGES)}
     fill = "import s3fs, sys\nstore = s3fs.S3FileSystem()\nstore.mkdir('pictures')\n"
