@@ -77,7 +77,7 @@ print(spark.read.format("delta").load({str(tmp_path / "table")!r}).count())
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_are_what_the_job_takes(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in blocks(page, "bash").replace("\\\n", " ").splitlines():
-        called = command.partition("jobs/")[2].partition(" >")[0]
+        called = command.partition("jobs/")[2].partition(" >> ")[0]
         job = called.split(" ")[0]
         if job not in JOBS:
             continue
