@@ -88,8 +88,8 @@ def display(
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
         score_col: Numeric column of the scores.
         n: The largest number of images, at least 1. With 1, the best image is shown. Only one image per score is shown.
-        caption_col: A column, or the path of a struct's field, whose value is shown below each image as text, such as
-            its name. The default shows only the score.
+        caption_col: A column, or the path of a struct's field, to show as text below each image, such as its name. The
+            default shows only the score.
 
     Returns:
         An object that a notebook shows as HTML, which loads nothing from outside.
