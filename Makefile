@@ -43,7 +43,7 @@ endef
 demo: setup ## Score real photographs and published embeddings by spark-submit, and write a page
 	@mkdir -p $(OUT)
 	@rm -rf $(OUT)/photographs $(OUT)/photograph_scores $(OUT)/embeddings $(OUT)/spark.log
-	$(call submit,jobs/doctor.py)
+	-$(call submit,jobs/doctor.py)
 	$(call submit,jobs/demo.py tables --out $(OUT))
 	$(call submit,jobs/score_table.py --source $(OUT)/embeddings --key name --embedding-col embedding)
 	@$(BIN)/python jobs/demo.py predictor > $(OUT)/predictor.txt
@@ -116,7 +116,7 @@ fuzz: setup
 
 .PHONY: test-hostile
 test-hostile: setup fuzz ## Hostile files, addresses and neighbours: all tests, and fuzzing (FUZZ_SECONDS=600 for longer)
-	$(PYTEST) -m '' $(HOSTILE)
+	SPARK_AESTHETIC_EXAMPLES=3 $(PYTEST) -m '' $(HOSTILE)
 
 .PHONY: audit
 audit: setup ## Compare the pinned dependencies with published advisories
@@ -135,7 +135,7 @@ ALSO_ON_CONNECT := $(addprefix tests/spark/,scoring/test_jobs.py scoring/test_ch
 test-long: setup browser ## What make test leaves out for its length, Connect's tables included, but for the faults
 	SPARK_AESTHETIC_EXAMPLES=3 $(PYTEST) -m long --ignore tests/system/scoring/test_faults.py
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m 'long or not connect' $(ON_CONNECT)
-	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) $(ALSO_ON_CONNECT)
+	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m '' $(ALSO_ON_CONNECT)
 
 # Other Sparks, with their Delta, lie over the environment's own.
 .compat/%/ready: $(VENV)/ready
@@ -152,7 +152,7 @@ OLDER := -W ignore::pytest.PytestUnraisableExceptionWarning
 .PHONY: test-compat
 test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta, and a client of 4.2 on a server of 4.0
 	for versions in 4.0.5-4.0.1 4.1.1-4.3.1; do \
-		PYTHONPATH=$(CURDIR)/.compat/$$versions $(PYTEST) $(OLDER) $(CORE) || exit 1; done
+		PYTHONPATH=$(CURDIR)/.compat/$$versions $(PYTEST) -m '' $(OLDER) $(CORE) || exit 1; done
 	$(PYTEST) -m long tests/system/test_older_server.py
 
 .PHONY: docs

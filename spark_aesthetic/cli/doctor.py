@@ -21,10 +21,19 @@ from typing import get_args
 
 from spark_aesthetic import files, testing
 from spark_aesthetic._version import __version__
-from spark_aesthetic.cli.findings import Fault, Finding, Skipped, Status, check_published, checked, version_of
+from spark_aesthetic.cli.findings import (
+    Fault,
+    Finding,
+    Skipped,
+    Status,
+    check_published,
+    checked,
+    version_of,
+    without_secrets,
+)
 from spark_aesthetic.errors import PredictorError, in_a_line
-from spark_aesthetic.functions.packages import missing_for_images
 from spark_aesthetic.predictors import cache, weights
+from spark_aesthetic.predictors.packages import missing_for_images
 from spark_aesthetic.predictors.recipe import DEFAULT, UNTRAINED, Predictor, resolve
 
 _GB = 10**9
@@ -44,7 +53,7 @@ def main() -> None:
     try:
         resolve(args.predictor)
     except PredictorError as error:
-        parser.error(f"--predictor: {error}")
+        parser.error(without_secrets(f"--predictor: {error}", args.predictor))
     findings = []
     for finding in examine(args):
         findings.append(finding)

@@ -25,7 +25,7 @@ from spark_aesthetic.cli.findings import Fault, Finding, Skipped, check_publishe
 from spark_aesthetic.delta.access import reaching
 from spark_aesthetic.delta.sessions import setting
 from spark_aesthetic.functions.columns import aesthetic_score_from_embedding
-from spark_aesthetic.functions.packages import missing_for_images
+from spark_aesthetic.predictors.packages import missing_for_images
 from spark_aesthetic.scoring.jobs import score_table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, ParamSpec
+from urllib.parse import unquote
 
 from spark_aesthetic import testing
 from spark_aesthetic.errors import AestheticError, in_a_line
@@ -15,10 +16,16 @@ Arguments = ParamSpec("Arguments")
 
 Status = Literal["ok", "skipped", "failed"]
 
-# What an address may have before its host or after its path: a key with its secret, a token, a signature. A secret may
-# contain a slash. The container in abfss://container@account is none.
-_SECRET = re.compile(r"""(?<=://)[^\s'"]*:[^\s'"]*@|(?<=https://)[^/\s'"]+@|(?<=http://)[^/\s'"]+@""")
-_QUERY = re.compile(r"""(\w://[^\s'"?]+\?)[^\s'"]+""")
+_ADDRESS = re.compile(r"\w[\w+.-]*://[^\s'\"]+")
+
+# Settings inside an address or a message that are secrets by their names, such as token=… of Spark Connect.
+_NAMED = re.compile(r"(?i)\b([\w-]*(?:token|secret|password|signature|credential|sig))=[^\s&;'\"]+")
+
+# The part before @ is a container in Azure's addresses, and no secret.
+_AZURE = ("abfs", "abfss", "wasb", "wasbs")
+
+# host:port/ with an @ in the path.
+_PORT = re.compile(r"[^/@:]+:\d+/")
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,10 @@ class Skipped(Exception):  # noqa: N818 (it is not an error)
 
 
 def checked(name: str, check: Callable[Arguments, str], *args: Arguments.args, **named: Arguments.kwargs) -> Finding:
-    """Run a check and return its finding; whatever it raises is the finding of a failed check."""
+    """Run a check and return its finding; whatever it raises is the finding of a failed check.
+
+    The finding has no secret of an address, neither of the check's arguments nor of another one.
+    """
     status: Status = "failed"
     remedy = ""
     try:
@@ -69,19 +79,44 @@ def checked(name: str, check: Callable[Arguments, str], *args: Arguments.args, *
         found = " ".join(str(error).split())
     except Exception as error:
         found, remedy = in_a_line(error), "Report it with this output if the cause is not clear."
-    return Finding(without_secrets(name), status, without_secrets(found), remedy)
+    addresses = [arg for arg in args if isinstance(arg, str)]
+    name, found, remedy = (without_secrets(text, *addresses) for text in (name, found, remedy))
+    return Finding(name, status, found, remedy)
 
 
-def without_secrets(text: str) -> str:
+def without_secrets(text: str, *addresses: str) -> str:
     """Replace keys, tokens and signatures in the addresses of a text, because users publish the output in reports.
+
+    Args:
+        text: The text.
+        addresses: Known addresses. Their secrets are replaced even where the text has only a part of an address.
 
     Examples:
         >>> without_secrets("no s3a://key:a/secret@bucket/images, no https://host/a.tar?signature=5f")
         'no s3a://…@bucket/images, no https://host/a.tar?…'
         >>> without_secrets("abfss://container@account.dfs.core.windows.net/images")
         'abfss://container@account.dfs.core.windows.net/images'
+        >>> without_secrets("no bucket/a.tar?signature=5f", "gs://bucket/a.tar?signature=5f")
+        'no bucket/a.tar?…'
     """
-    return _QUERY.sub(r"\1…", _SECRET.sub("…@", text))
+    for address in [*addresses, *_ADDRESS.findall(text)]:
+        for secret in _secrets(address):
+            text = text.replace(secret, "…")
+    return _NAMED.sub(r"\1=…", text)
+
+
+def _secrets(address: str) -> list[str]:
+    """Return the parts of an address that may be secrets, the longest first, as they stand and decoded."""
+    scheme, found, rest = address.partition("://")
+    if not found:
+        return []
+    place, _, query = re.sub("[?#]", "?", rest, count=1).partition("?")
+    user, at, _ = place.rpartition("@")
+    # A secret may contain a slash, and then follows a colon; otherwise a slash begins the path.
+    is_path = not at or ("/" in user.partition(":")[0]) or bool(_PORT.match(place))
+    is_container = scheme.lower() in _AZURE and ":" not in user
+    given = [query, *([] if is_path or is_container else [user])]
+    return sorted({form for part in given if part for form in (part, unquote(part))}, key=len, reverse=True)
 
 
 def version_of(package: str) -> str | None:

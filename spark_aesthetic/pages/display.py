@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType
 
 from spark_aesthetic.curation.columns import check_score, image_column
 from spark_aesthetic.curation.models import is_score, is_untrained, model_column
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.schemas import column_path, column_type
+from spark_aesthetic.errors import TableError
 from spark_aesthetic.images.thumbnails import data_uri
 from spark_aesthetic.options import whole
 from spark_aesthetic.pages.gallery import render
@@ -19,6 +21,7 @@ from spark_aesthetic.scoring.target import SCORE
 
 _BAR_WIDTH = 0.25
 _MOST_BARS = 60
+_MOST_LETTERS = 500
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ def display(
         image_col: Binary column of image files, or the path of a struct's field, such as "image.bytes".
         score_col: Numeric column of the scores.
         n: The largest number of images, at least 1. With 1, the best image is shown. Only one image per score is shown.
-        caption_col: A column, or the path of a struct's field, to show as text below each image, such as its name. The
-            default shows only the score.
+        caption_col: A column, or the path of a struct's field, to show as text below each image, such as its name; at
+            most 500 characters of it. The default shows only the score.
 
     Returns:
         An object that a notebook shows as HTML, which loads nothing from outside.
@@ -101,10 +104,7 @@ def display(
     n = whole("n", n, least=1)
     image, _ = image_column(df, image_col, "image_col")
     check_score(df, score_col)
-    caption = F.lit(None)
-    if caption_col is not None:
-        caption = F.col(column_path(df, caption_col))
-        column_type(df, column_path(df, caption_col), "caption_col")
+    caption = F.lit(None).cast("string") if caption_col is None else _caption(df, caption_col)
     given = F.col(quoted(score_col)).cast("double")
     score = F.when(is_score(given), given)
     ranks = [at / (n - 1) for at in range(n)] if n > 1 else [1.0]
@@ -117,7 +117,7 @@ def display(
     while about.scored and about.highest // width - about.lowest // width >= _MOST_BARS:
         width *= 2
     return Display(
-        tiles=_tiles(df, F.col(image), caption.cast("string"), score, about.chosen or []),
+        tiles=_tiles(df, F.col(image), caption, score, about.chosen or []),
         bars=_bars(df, score, width),
         bar_width=width,
         scored=about.scored,
@@ -126,10 +126,18 @@ def display(
     )
 
 
+def _caption(df: DataFrame, column: str) -> Column:
+    path = column_path(df, column)
+    if isinstance(column_type(df, path, "caption_col"), BinaryType):
+        raise TableError(f"caption_col {column!r}: expected text, numbers or dates, found bytes. Name another column.")
+    return F.substring(F.col(path).cast("string"), 1, _MOST_LETTERS)
+
+
 def _tiles(df: DataFrame, image: Column, caption: Column, score: Column, chosen: list[float]) -> list[Tile]:
     both = F.struct(image.alias("image"), caption.alias("caption"))
+    without = F.struct(F.lit(None).cast("binary").alias("image"), F.any_value(caption).alias("caption"))
     # If several images have the same score, one of them is shown, and rather one that exists.
-    one = F.coalesce(F.any_value(F.when(image.isNotNull(), both), True), F.any_value(both)).alias("row")
+    one = F.coalesce(F.any_value(F.when(image.isNotNull(), both), True), without).alias("row")
     one_each = df.where(score.isin(chosen)).groupBy(score.alias("score")).agg(one)
     shown = one_each.select("score", "row.caption", thumbnail_udf()("row.image").alias("made")).collect()
     return [

@@ -177,10 +177,10 @@ def resolve(predictor: str | Predictor) -> Predictor:
     Examples:
         >>> resolve("laion-aesthetics-v2").backbone
         'ViT-L-14-quickgelu'
-        >>> resolve("laion-aesthetic-v2")
+        >>> resolve("laion-aesthetic-v2")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
           ...
-        spark_aesthetic.errors.PredictorError: no predictor ...: did you mean 'laion-aesthetics-v2'? ...
+        spark_aesthetic.errors.PredictorError: no predictor 'laion-aesthetic-v2' and no such file: did you mean ...
     """
     if isinstance(predictor, Predictor):
         return predictor

@@ -13,7 +13,7 @@ from spark_aesthetic.delta import access, fitting, naming, schemas, tables
 from spark_aesthetic.delta.naming import quoted
 from spark_aesthetic.delta.tables import Source
 from spark_aesthetic.errors import MissingDependencyError, OptionError, ResourceError, TableError
-from spark_aesthetic.functions.packages import missing_for_images
+from spark_aesthetic.predictors.packages import missing_for_images
 from spark_aesthetic.predictors.recipe import Predictor
 from spark_aesthetic.scoring import ledger
 from spark_aesthetic.scoring.ledger import Ledger

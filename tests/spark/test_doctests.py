@@ -36,7 +36,7 @@ FILES = {str(file.relative_to(REPOSITORY)): file for file in sorted(PACKAGE.rglo
 @pytest.mark.parametrize("name", FILES)
 def test_docstrings(spark: SparkSession, name: str) -> None:
     module = import_module(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for place, some in examples(FILES[name]).items():
         # What the examples of Spark functions take as given.
         given = {**vars(module), "spark": spark, "F": F, "np": np}

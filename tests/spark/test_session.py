@@ -305,11 +305,11 @@ class World:
 
 
 CALLS = [
-    World.in_place_in_chunks, World.write_kept, World.export,
+    World.in_place_in_chunks, World.ingest_modified, World.write_kept, World.export,
 ]  # fmt: skip
 # The same paths as above, or no statement at all.
 RARER = [
-    World.a_change_data_feed, World.ingest_modified, World.beside, World.in_place, World.reconcile, World.retry_failed,
+    World.a_change_data_feed, World.beside, World.in_place, World.reconcile, World.retry_failed,
     World.a_source_that_is_refused, World.rescore,
     World.review, World.calibrate_and_curate,
     World.dry_run, World.history, World.ingest_new, World.ingest_modified_and_keep_once, World.describe_and_display,

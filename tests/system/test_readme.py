@@ -71,16 +71,18 @@ def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
     assert {row.name: row.aesthetic_error for row in scores.collect()} == dict.fromkeys(photographs()) | bad
 
 
-def in_this_session(text: str, demo_output: str, run_here: RunHere) -> list[dict[str, Any]]:
+def in_this_session(text: str, run_here: RunHere) -> list[dict[str, Any]]:
     """The summaries of the jobs that a shell would run, without the start of a JVM for each."""
-    commands = text.replace("demo-output", demo_output).replace("\\\n", " ").splitlines()
-    called = [shlex.split(command.partition(" jobs/")[2]) for command in commands]
+    commands = text.replace("\\\n", " ").splitlines()
+    submit = "spark-submit --properties-file conf/local.conf jobs/"
+    assert all(command.startswith(submit) for command in commands)
+    called = [shlex.split(command.removeprefix(submit)) for command in commands]
     return [run_here(job, *arguments) for job, *arguments in called]
 
 
 @pytest.mark.parametrize("shell", [False, pytest.param(True, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_images_of_ones_own(demo_output: str, tmp_path: Path, run_here: RunHere, shell: bool) -> None:
     text = examples("shell")[1].replace("demo-output/", f"{tmp_path}/")
-    ingested, scored, _ = in_shell(text, demo_output) if shell else in_this_session(text, demo_output, run_here)
+    ingested, scored, _ = in_shell(text, demo_output) if shell else in_this_session(text, run_here)
     assert ingested["added"] == scored["scored"] == len(list((REPOSITORY / "docs" / "images").iterdir()))
     assert "<html" in (tmp_path / "own.html").read_text(encoding="utf-8")

@@ -112,12 +112,14 @@ def test_embeddings_are_unit_length_and_lead_to_the_same_score(spark: SparkSessi
     assert (second.score, second.embedding, second.e, second.again, second.error) == (None, None, None, None, "null")
 
 
+@pytest.mark.connect
 def test_the_fields_of_score_image_are_one_evaluation(spark: SparkSession) -> None:
     scored = images(spark, [noise_image(6)]).select(sa.score_image("image", predictor=SMALL).alias("s"))
     assert python_nodes(scored.select("s.score", "s.error", "s.model")) == 1
     assert python_nodes(scored.where("s.score > 5").select("s.score", "s.error")) == 1
 
 
+@pytest.mark.connect
 def test_an_embedding_that_is_made_and_scored_in_one_query_is_made_once(spark: SparkSession) -> None:
     frame, made = images(spark, [noise_image(6), None]), sa.clip_embedding("image", predictor=SMALL)
     known = sa.score_image(made, predictor=SMALL, input_kind="embedding")

@@ -198,7 +198,6 @@ def make_shard(path: Path, samples: dict[str, int]) -> None:
             add(tar, f"{key}.json", json.dumps({"seed": seed}).encode())
 
 
-@pytest.mark.long
 def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path) -> None:
     # As a notebook has it that reads shards itself, too.
     spark.dataSource.register(WebDataset)

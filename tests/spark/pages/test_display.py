@@ -51,11 +51,15 @@ def test_one_image_is_the_best_and_bars_stay_few(spark: SparkSession) -> None:
 
 
 def test_a_caption_is_that_of_its_image(spark: SparkSession) -> None:
-    rows = [(at, bytearray(noise_image(at)), at / 2, "mine@0") for at in range(4)]
     # Of equal scores an image that exists is shown, with its own caption.
-    rows += [(9, None, 1.5, "mine@0"), (4, None, 5.0, "mine@0")]
-    named = spark.createDataFrame(rows, SCHEMA).selectExpr(
-        "*", "IF(id = 2, NULL, concat('s3a://lake/<b>', id)) AS path", "named_struct('name', id * 10) AS about"
+    rows = [(9, None, 1.5, "mine@0"), *((at, bytearray(noise_image(at)), at / 2, "mine@0") for at in range(4))]
+    rows += [(8, None, 0.5, "mine@0"), (4, None, 5.0, "mine@0")]
+    named = (
+        spark.createDataFrame(rows, SCHEMA)
+        .coalesce(1)
+        .selectExpr(
+            "*", "IF(id = 2, NULL, concat('s3a://lake/<b>', id)) AS path", "named_struct('name', id * 10) AS about"
+        )
     )
     shown = sa.display(named, n=9, caption_col="PATH")
     assert [tile.caption for tile in shown.tiles] == [
@@ -69,6 +73,8 @@ def test_a_caption_is_that_of_its_image(spark: SparkSession) -> None:
     assert 'class="caption"' not in sa.display(named, n=1)._repr_html_()
     with pytest.raises(TableError, match="caption_col"):
         sa.display(named, caption_col="nme")
+    with pytest.raises(TableError, match="caption_col 'image': expected text"):
+        sa.display(named, caption_col="image")
 
 
 def test_no_full_image_reaches_the_driver(spark: SparkSession) -> None:

@@ -700,7 +700,6 @@ def test_a_view_shows_one_model_or_all(spark: SparkSession, source: Callable[...
     assert {row.aesthetic_model for row in load(spark, scores).collect()} == {v1, v2}
 
 
-@pytest.mark.long
 def test_the_history_tells_which_run_scored_what(spark: SparkSession, source: Callable[..., str], scores: str) -> None:
     path = source(**{FEED: "true"})
     model = score(spark, path, scores, max_files_per_chunk=2).model

@@ -23,6 +23,7 @@ FOUND = """() => {
   const contrast = (...two) => (Math.max(...two.map(light)) + 0.05) / (Math.min(...two.map(light)) + 0.05);
   const colour = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
   return {
+    blocks: document.querySelectorAll("pre > code").length,
     cut: [...document.querySelectorAll("pre > code")]
       .filter(code => code.scrollWidth > code.clientWidth + 1).map(code => code.innerText),
     wider: document.documentElement.scrollWidth - window.innerWidth,
@@ -48,13 +49,18 @@ def test_every_page_is_as_wide_as_the_screen_and_its_links_are_seen(
 ) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
+    links = blocks = 0
     for file in sorted(site.glob("*.html")):
         if file.name == "404.html":
             continue
         page.goto(f"file://{file}")
         found = page.evaluate(FOUND)
+        links, blocks = links + len(found["links"]), blocks + found["blocks"]
         assert found["wider"] <= 0, file.name
         assert min([*found["links"], found["header"]]) >= 4.5, (file.name, found)
         # A telephone is narrower than any code.
         assert width < 1000 or found["cut"] == [], file.name
     context.close()
+    # What the selectors name is there.
+    assert links > 100
+    assert blocks > 50

@@ -143,13 +143,79 @@ def test_another_command_is_refused() -> None:
         ("https://user:word@host/a.tar?sig=5f&exp=1", "https://…@host/a.tar?…"),
         ("gs://bucket/a.tar?Signature=5f", "gs://bucket/a.tar?…"),
         ("hdfs://user:p@ss@name:8020/images", "hdfs://…@name:8020/images"),
+        ("HTTPS://ghp_token@host/a", "HTTPS://…@host/a"),
+        ("sftp://user@host/a", "sftp://…@host/a"),
+        ("s3a://AKIA%3Asecret@bucket", "s3a://…@bucket"),
+        ("https://user:pa'ss wo@host/a", "https://…@host/a"),
+        ("https://host/a?se='x y'&sig=S", "https://host/a?…"),
+        ("https://host/a#access_token=S", "https://host/a#…"),
+        ("sc://host:443/;token=abc==", "sc://host:443/;token=…"),
+        ("hdfs://name:8020/user@realm/x", "hdfs://name:8020/user@realm/x"),
+        ("https://host:8443/a@2x.png", "https://host:8443/a@2x.png"),
+        ("https://host/a@2x.png", "https://host/a@2x.png"),
         ("abfss://box@account.dfs.core.windows.net/images", "abfss://box@account.dfs.core.windows.net/images"),
         ("/data/what?/a@b:c", "/data/what?/a@b:c"),
         ("s3://bucket/images", "s3://bucket/images"),
     ],
 )  # fmt: skip
 def test_no_secret_of_an_address_is_shown(address: str, shown: str) -> None:
-    assert checked(f"{address} by Python", _raising, Fault(f"no {address!r}", "Do.")) == Finding(
-        f"{shown} by Python", "failed", f"no {shown!r}", "Do."
+    def fail(path: str) -> str:
+        raise Fault(f"no {path}", f"Correct {path} first.")
+
+    assert checked(f"{address} by Python", fail, address) == Finding(
+        f"{shown} by Python", "failed", f"no {shown}", f"Correct {shown} first."
     )
-    assert checked("a", _raising, OSError(f"{address} cannot be read")).found == f"OSError: {shown} cannot be read"
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/a.tar?Signature=5f6e", "s3a://AKIA1:se/cr+et@bucket", "memory://k:s@b/a"]
+)
+def test_no_secret_is_shown_where_an_error_has_only_a_part_of_the_address(address: str) -> None:
+    """fsspec's errors name the place without its scheme."""
+
+    def fail(path: str) -> str:
+        raise FileNotFoundError(path.partition("://")[2])
+
+    found = checked("a", fail, address).found
+    assert "…" in found
+    assert not any(secret in found for secret in ("5f6e", "AKIA1", "cr+et", "k:s"))
+
+
+def test_no_secret_of_a_message_is_shown() -> None:
+    error = ValueError(
+        "Parameter 'token=abc==' should be provided as key and value; Hostname missing in 'http://:443/;token=S'"
+    )
+    assert checked("Spark session", _raising, error).found == (
+        "ValueError: Parameter 'token=…' should be provided as key and value; Hostname missing in 'http://:443/;token=…'"
+    )
+    assert checked("a", _raising, OSError("https://user:word@host/a cannot be read")).found == (
+        "OSError: https://…@host/a cannot be read"
+    )
+
+
+def test_a_path_that_python_cannot_read_is_shown_without_its_secret() -> None:
+    """With fsspec's own errors."""
+    finding = checked("a", doctor._read_by_python, "memory://key:secret@bucket/missing?sig=5f6e")
+    assert finding.status == "failed"
+    assert "secret" not in finding.found
+    assert "5f6e" not in finding.found
+
+
+def test_without_pyspark_the_doctor_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "from importlib.abc import MetaPathFinder\n"
+        "class Missing(MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'pyspark':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "sys.argv = ['doctor', '--json']\n"
+        "from spark_aesthetic.cli.doctor import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    found = {finding["name"]: finding for finding in json.loads(done.stdout)["checks"]}
+    assert "pip install 'spark-aesthetic[delta]'" in found["pyspark and Delta"]["remedy"]
+    assert found["Spark session"]["status"] == "skipped"

@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from spark_aesthetic.errors import TableError
 from spark_aesthetic.webdataset import staging
@@ -289,9 +291,26 @@ def test_what_is_called_alike_and_is_not_a_write_stays(tmp_path: Path) -> None:
     assert (tmp_path / f"_staged-{HEX}").exists()
 
 
-@pytest.mark.parametrize("where", ["disk", "store"])
+class Versioned(MemoryFileSystem):  # type: ignore[misc]
+    """A store that takes a version in second place, as s3fs does."""
+
+    protocol = "versioned"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(str(path).replace("versioned://", "memory://")))
+
+    def cat_file(self, path: str, version_id: object = None, start: Any = None, end: Any = None) -> bytes:
+        assert version_id is None
+        return bytes(super().cat_file(path, start=start, end=end))
+
+
+fsspec.register_implementation("versioned", Versioned)
+
+
+@pytest.mark.parametrize("where", ["disk", "memory", "versioned"])
 def test_a_second_write_is_refused_and_the_first_goes_on(tmp_path: Path, where: str) -> None:
-    folder = str(tmp_path) if where == "disk" else "memory://leased"
+    folder = str(tmp_path) if where == "disk" else f"{where}://leased"
     system, _ = locate(folder)
     first = staging.new(folder)
     place = locate(first)[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 # By the name that is imported: those of the extra "image" that scoring an image uses.
-_FOR_IMAGES = ("torch", "torchvision", "open_clip", "PIL", "simplejpeg")
+_FOR_IMAGES = ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "blake3")
 
 
 def missing_for_images() -> list[str]:
