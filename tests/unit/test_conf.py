@@ -35,10 +35,13 @@ def test_an_executors_tasks_use_up_its_cores_and_its_gpus(name: str) -> None:
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_delta_and_arrow_are_set_as_in_local_conf(name: str) -> None:
     local, given = properties("local.conf"), properties(name)
-    shared = [key for key in local if key == "spark.jars.packages" or key.startswith("spark.sql.")]
+    shared = [key for key in local if key.startswith("spark.sql.")]
     # A cluster has more keys and more files than one machine.
     shared.remove("spark.sql.shuffle.partitions")
-    assert len(shared) == 7
+    assert len(shared) == 6
+    # In the image of Kubernetes are Delta's jars.
+    packages = None if name.startswith("kubernetes") else local["spark.jars.packages"]
+    assert given.get("spark.jars.packages") == packages
     assert {key: given.get(key) for key in shared} == {key: local[key] for key in shared}
     assert given["spark.executor.extraJavaOptions"] == local["spark.driver.extraJavaOptions"]
 
@@ -83,7 +86,7 @@ def test_whoever_discovers_gpus_has_the_script() -> None:
 def test_the_container_image_has_the_releases_and_the_places_of_the_settings() -> None:
     text = (CONF / "Dockerfile").read_text()
     given = properties("kubernetes-cpu.conf")
-    assert given["spark.jars.packages"] in text
+    assert f"--packages {properties('local.conf')['spark.jars.packages']} " in text
     folder = re.search(r"^WORKDIR (.+)$", text, flags=re.MULTILINE)
     assert folder is not None
     assert given["spark.pyspark.python"] == f"{folder[1]}/.venv/bin/python"
