@@ -7,10 +7,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from conftest import REPOSITORY
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL to a process, if it runs, and to all that it started."""
+    if process.poll() is not None:
+        return
+    parent = psutil.Process(process.pid)
+    for each in [*parent.children(recursive=True), parent]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
 
 
 class Job:
@@ -33,12 +46,7 @@ class Job:
 
     def kill(self) -> None:
         """SIGKILL to the JVM and all that it started, if it runs; some of those are sessions of their own."""
-        if self.process.poll() is not None:
-            return
-        parent = psutil.Process(self.process.pid)
-        for process in [*parent.children(recursive=True), parent]:
-            process.kill()
-        self.process.wait()
+        kill(self.process)
 
     def wait(self) -> int:
         return self.process.wait(timeout=240)

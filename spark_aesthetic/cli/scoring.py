@@ -6,6 +6,7 @@ import argparse
 
 from spark_aesthetic.cli.arguments import SIZE, TABLE, UNCHECKED, Parser, taken_by
 from spark_aesthetic.cli.submit import Stderr, exit_with, session, stop_on_sigterm
+from spark_aesthetic.delta.naming import name_parts, path_of
 from spark_aesthetic.options import Options
 from spark_aesthetic.scoring.jobs import score_table as _score_table
 from spark_aesthetic.scoring.rescore import rescore_from_embeddings as _rescore
@@ -66,12 +67,18 @@ def score_once() -> Summary:
     spark = session("score_table")
     if args.rescore_from_embeddings:
         return _rescore(spark, **taken_by(_rescore, args))
-    if args.view and spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
+    passing = [name for name in (args.scores, args.view) if name is not None and _is_in_session_catalog(name)]
+    if passing and spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
         Stderr().write(
-            f"score_table: the view {args.view} ends with this run, because Spark has no metastore. To keep it, pass "
-            "--conf spark.sql.catalogImplementation=hive\n"
+            f"score_table: the name {', '.join(passing)} ends with this run, because Spark has no metastore. To keep it, "
+            "pass --conf spark.sql.catalogImplementation=hive, or name the table by its path\n"
         )
     return _score_table(spark, **taken_by(_score_table, args), **taken_by(Options, args) | {"progress_file": Stderr()})
+
+
+def _is_in_session_catalog(name: str) -> bool:
+    """Whether a name is of Spark's own catalog: no path, and without another catalog before its schema."""
+    return path_of(name) is None and len(name_parts(name) or ()) in (1, 2)
 
 
 def score_stream_arguments() -> argparse.Namespace:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
-import psutil
 import pytest
 from conftest import REPOSITORY, free_port
-from processes import Job, until
+from processes import Job, kill, until
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -89,16 +88,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             kill(process)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and all that it started."""
-    if process.poll() is not None:
-        return
-    parent = psutil.Process(process.pid)
-    for each in [*parent.children(recursive=True), parent]:
-        each.kill()
-    process.wait()
-
-
 def commits(scores: str) -> int:
     return len(list(Path(scores, "_delta_log").glob("*.json")))
 
@@ -124,18 +113,22 @@ def test_a_worker_that_is_killed_in_the_middle_costs_no_row(
     )  # fmt: skip
     try:
         # The table, the stream, and a first chunk.
-        until(lambda: commits(scores) >= 4, job)
+        until(lambda: commits(scores) >= 4, job, seconds=400)
+        done = commits(scores)
         kill(cluster.workers[0])
         assert job.wait() == 0, job.log.read_text()[-3000:]
     finally:
         job.kill()
     assert said(job)["scored"] == ROWS
+    # It had a chunk left to score, on an executor that it lost.
+    assert commits(scores) > done + 1
+    assert "Lost executor" in job.log.read_text()
     assert cluster.alive() == 1
     found = dict(spark.read.format("delta").load(scores).select("id", "aesthetic_score").collect())
     assert spark.read.format("delta").load(scores).count() == len(found) == ROWS
     score = sa.aesthetic_score(F.col("image"), predictor=small_predictor())
     expected = dict(spark.read.format("delta").load(source).select("id", score).collect())
-    assert found == expected
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_packed_environment_reaches_the_executors(spark: SparkSession, tmp_path: Path, cluster: Cluster) -> None:

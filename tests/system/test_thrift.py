@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pyspark
 import pytest
 from conftest import REPOSITORY, free_port
+from processes import kill
 
 import spark_aesthetic as sa
 from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
@@ -45,10 +45,7 @@ def server(tmp_path: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield f"jdbc:hive2://127.0.0.1:{port}"
     finally:
-        parent = psutil.Process(process.pid)
-        for each in [*parent.children(recursive=True), parent]:
-            each.kill()
-        process.wait()
+        kill(process)
 
 
 def asked(address: str, tmp_path: Path, *statements: str) -> list[str]:
