@@ -70,8 +70,8 @@ def score_once() -> Summary:
     passing = [name for name in (args.scores, args.view) if name is not None and _is_in_session_catalog(name)]
     if passing and spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
         Stderr().write(
-            f"score_table: the name {', '.join(passing)} ends with this run, because Spark has no metastore. To keep it, "
-            "pass --conf spark.sql.catalogImplementation=hive, or name the table by its path\n"
+            f"score_table: {', '.join(passing)}: a name that ends with this run, because Spark has no metastore. To "
+            "keep it, pass --conf spark.sql.catalogImplementation=hive, or name the table by its path\n"
         )
     return _score_table(spark, **taken_by(_score_table, args), **taken_by(Options, args) | {"progress_file": Stderr()})
 
