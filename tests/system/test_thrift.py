@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -29,11 +28,11 @@ def server(tmp_path: Path) -> Iterator[str]:
     text = (REPOSITORY / "docs" / "sql.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^```bash\n(spark-submit [^`]*HiveThriftServer2[^`]*)```", text, flags=re.MULTILINE)
     port = str(free_port())
-    words = shlex.split(command.replace("\\\n", " ").replace("conf/", f"{REPOSITORY}/conf/").replace("10000", port))
+    text = command.replace("conf/", f"{REPOSITORY}/conf/").replace("10000", port)
     environment = os.environ | {"PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"}
     log = tmp_path / "server.log"
     with log.open("w") as said:
-        process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+        process = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, env=environment, stdout=said, stderr=said)
     try:
         ends = time.monotonic() + 240
         while True:
