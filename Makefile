@@ -66,7 +66,7 @@ lint: setup
 # A file's tests are of one process, and files go out in conftest.py's order: not by their number of tests.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What a session of Spark Connect must do as a classic one does it: of these files the tests with the mark, in make test.
+# What a session of Spark Connect must do as a classic one does it. make test runs their tests with the mark connect.
 ON_CONNECT := $(addprefix tests/spark/,test_connect.py $(addprefix functions/test_,columns.py sql.py stage.py) pages/test_display.py)
 
 # For the test of the review page, which is skipped, with that reason, where this cannot install one.

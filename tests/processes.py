@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyspark
 from conftest import REPOSITORY
 
 
@@ -24,6 +25,20 @@ def kill(process: subprocess.Popen[Any]) -> None:
         with suppress(psutil.NoSuchProcess):
             each.kill()
     process.wait()
+
+
+def spark_home(folder: Path) -> Path:
+    """A SPARK_HOME in a folder: a cluster keeps logs and files in its home, and not in the virtual environment."""
+    home = folder / "spark"
+    home.mkdir()
+    for part in Path(pyspark.__file__).parent.iterdir():
+        (home / part.name).symlink_to(part)
+    return home
+
+
+def commits(table: str) -> int:
+    """The number of a Delta table's commits."""
+    return len(list(Path(table, "_delta_log").glob("*.json")))
 
 
 class Job:

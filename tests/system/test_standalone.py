@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 from conftest import REPOSITORY, free_port
-from processes import Job, kill, until
+from processes import Job, commits, kill, spark_home, until
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -50,13 +50,7 @@ class Cluster(NamedTuple):
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    import pyspark
-
-    # A cluster keeps logs and files in its home: not in the virtual environment.
-    home = tmp_path / "spark"
-    home.mkdir()
-    for part in Path(pyspark.__file__).parent.iterdir():
-        (home / part.name).symlink_to(part)
+    home = spark_home(tmp_path)
     environment = os.environ | {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
     port, ui = str(free_port()), str(free_port())
     master = f"spark://127.0.0.1:{port}"
@@ -86,10 +80,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     finally:
         for process in [*workers, *processes]:
             kill(process)
-
-
-def commits(scores: str) -> int:
-    return len(list(Path(scores, "_delta_log").glob("*.json")))
 
 
 def said(job: Job) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_one_image_is_the_best_and_bars_stay_few(spark: SparkSession) -> None:
 
 
 def test_a_caption_is_that_of_its_image(spark: SparkSession) -> None:
-    # Of equal scores an image that exists is shown, with its own caption.
+    # If scores are equal, a row that has an image is shown, with its own caption.
     rows = [(9, None, 1.5, "mine@0"), *((at, bytearray(noise_image(at)), at / 2, "mine@0") for at in range(4))]
     rows += [(8, None, 0.5, "mine@0"), (4, None, 5.0, "mine@0")]
     named = (

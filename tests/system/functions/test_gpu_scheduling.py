@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from confs import CONF, properties
 from conftest import REPOSITORY
+from processes import spark_home
 
 from spark_aesthetic import Options, resolve
 from spark_aesthetic.errors import ResourceError
@@ -97,16 +98,10 @@ def on_two_gpus(nvidia_smi: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     One worker and not two: each worker would find the same addresses, as machines do, and here Spark itself must
     give each executor another one.
     """
-    import pyspark
-
     folder = tmp_path_factory.mktemp("cluster")
     job = folder / "job.py"
     job.write_text(JOB)
-    # A local cluster's worker keeps its executors' logs and files in $SPARK_HOME/work: not in the virtual environment.
-    home = folder / "spark"
-    home.mkdir()
-    for part in Path(pyspark.__file__).parent.iterdir():
-        (home / part.name).symlink_to(part)
+    home = spark_home(folder)
     given = properties("standalone-gpu.conf")
     cores = 2 * int(given["spark.executor.cores"])
     result = submit(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import Job, until
+from processes import Job, commits, until
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -61,10 +61,6 @@ def assert_undisturbed(spark: SparkSession, source: str, scores: str) -> None:
     assert sorted((at, round(score, 5)) for at, score in found.collect()) == sorted(
         (at, round(score, 5)) for at, score in expected.collect()
     )
-
-
-def commits(scores: str) -> int:
-    return len(list(Path(scores, "_delta_log").glob("*.json")))
 
 
 def arguments(source: str, scores: str) -> tuple[str, ...]:
