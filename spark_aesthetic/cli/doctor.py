@@ -228,8 +228,11 @@ def _embeddings() -> str:
 
 
 def _image(backbone: Finding, predictor: Predictor, model_path: str | None) -> str:
-    if backbone.status != "ok" or missing_for_images():
-        raise Skipped("needs the weights and the extra image")
+    missing = missing_for_images()
+    if missing:
+        raise Skipped(f"needs {', '.join(missing)}: pip install 'spark-aesthetic[image]'")
+    if backbone.status != "ok":
+        raise Skipped("needs the weights")
     if find_spec("skimage") is None or find_spec("sklearn") is None:
         raise Skipped("needs the photograph of the extra demo: pip install 'spark-aesthetic[demo]'")
     if predictor != resolve(DEFAULT):

@@ -106,6 +106,15 @@ def test_weights_are_looked_for_and_not_downloaded(tmp_path: Path, monkeypatch: 
     assert "expected sha256" in finding.found
 
 
+def test_what_the_score_of_an_image_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Finding("weights", "skipped", "no weights here yet")
+    with pytest.raises(Skipped, match="^needs the weights$"):
+        doctor._image(missing, resolve("laion-aesthetics-v2"), None)
+    monkeypatch.setattr(doctor, "missing_for_images", lambda: ["open_clip", "blake3"])
+    with pytest.raises(Skipped, match=r"needs open_clip, blake3: pip install 'spark-aesthetic\[image\]'"):
+        doctor._image(missing, resolve("laion-aesthetics-v2"), None)
+
+
 def test_the_process_says_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
     """A cache that everyone can write to, no Java, and two paths, one of which is missing."""
     shared, there = tmp_path / "cache", tmp_path / "there"
