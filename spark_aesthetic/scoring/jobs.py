@@ -105,7 +105,8 @@ def score_table(
         every: Run until stopped, and look for new rows at this interval, such as "1 minute".
         stopping: Called before each chunk (not on Spark Connect) and each second between chunks; returns whether to
             stop.
-        progress_file: Stream for the progress, which is one live line on a terminal. The default is stderr.
+        progress_file: Stream for the progress, which is one live line on a terminal. The default is stderr, or in a
+            notebook a line in the cell.
         **options: See `spark_aesthetic.Options`.
 
     Returns:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.listener import (
@@ -22,6 +22,7 @@ from pyspark.sql.streaming.listener import (
 from tqdm import tqdm
 
 from spark_aesthetic.delta.connect import task_counter
+from spark_aesthetic.scoring.cell import CellLine, in_notebook
 
 _log = logging.getLogger("spark_aesthetic")
 _LIVE_EVERY_SECONDS, _LOG_EVERY_SECONDS, _TOLD_WITHIN_SECONDS = 1.0, 60.0, 5.0
@@ -79,7 +80,7 @@ class ProgressListener(StreamingQueryListener):
         rows_a_chunk: Expected rows of a chunk, if that many are left.
         tasks: The tasks of the running chunk.
         failed: Rows that have failed so far, by reason.
-        file: Stream for the live line; None is stderr.
+        file: Stream for the live line, which is shown if it is a terminal; None is stderr, or a notebook's cell.
     """
 
     def __init__(
@@ -102,9 +103,10 @@ class ProgressListener(StreamingQueryListener):
         self._run_id: str | None = None
         self._rows = self._chunks = 0
         self._started = time.monotonic()
-        file = sys.stderr if file is None else file
-        live = file.isatty() or _in_notebook()
-        self._bar = tqdm(desc=name, unit=" rows", file=file, dynamic_ncols=True) if live else None
+        shown: Any = file
+        if file is None:
+            shown = CellLine() if in_notebook() else sys.stderr
+        self._bar = tqdm(desc=name, unit=" rows", file=shown, dynamic_ncols=True) if shown.isatty() else None
         self._ended, self._closed = threading.Event(), threading.Event()
         self._clock = threading.Thread(target=self._tick, name="spark-aesthetic progress", daemon=True)
         self._clock.start()
@@ -187,9 +189,3 @@ class ProgressListener(StreamingQueryListener):
         bar.total = to_do if to_do is not None and to_do >= rows else None
         bar.n = rows
         bar.set_postfix_str(", ".join([self._sizes(rows, to_do), *self._notes(tasks)]))
-
-
-def _in_notebook() -> bool:
-    """Whether this is a notebook kernel. An imported ipykernel is no proof, because PySpark imports it too."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 from conftest import CONNECT, descriptions, last_query
+from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -48,6 +50,31 @@ def test_without_a_terminal_there_is_a_log_line_and_no_live_one(
     assert file.getvalue() == ""
     assert "scoring: 0 of 10 rows" in caplog.text
     assert "scoring: " in terminal.getvalue()
+
+
+IN_A_CELL = """
+import time
+from collections import Counter
+import spark_aesthetic.images.architectures
+from spark_aesthetic.scoring.live import ProgressListener, Tasks
+shown = ProgressListener(
+    "scoring", rows_to_do=lambda: 10, bytes_a_row=1.0, rows_a_chunk=10, tasks=Tasks(), failed=Counter(), file=None
+)
+time.sleep(2.5)
+shown.add(4)
+time.sleep(2.5)
+shown.add(6)
+shown.close()
+"""
+
+
+def test_a_saved_notebook_has_the_last_line_only() -> None:
+    """In a real kernel, which has no ipywidgets: no warning of theirs either."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(IN_A_CELL)])
+    NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    (output,) = notebook.cells[0].outputs
+    assert output.output_type == "display_data"
+    assert re.match(r"scoring: 100%.* 10/10 .*about 10\.0B of 10\.0B", output.data["text/plain"]), output
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_weights_are_looked_for_and_not_downloaded(tmp_path: Path, monkeypatch: 
 
 def test_what_the_score_of_an_image_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = Finding("weights", "skipped", "no weights here yet")
-    with pytest.raises(Skipped, match="^needs the weights$"):
+    with pytest.raises(Skipped, match=r"^needs the weights$"):
         doctor._image(missing, resolve("laion-aesthetics-v2"), None)
     monkeypatch.setattr(doctor, "missing_for_images", lambda: ["open_clip", "blake3"])
     with pytest.raises(Skipped, match=r"needs open_clip, blake3: pip install 'spark-aesthetic\[image\]'"):
