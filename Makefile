@@ -32,7 +32,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 setup: java $(VENV)/ready ## Make the virtual environment (.venv) with everything in it
 
 OUT := demo-output
-# The folder conf also has the log settings. Spark's own words go to a file, which is shown where a step fails.
+# conf/ also has the log settings. Spark's log goes to a file; if a step fails, its last 20 lines are shown.
 define submit
 @echo "+ spark-submit --properties-file conf/local.conf $(1)"
 @SPARK_CONF_DIR=$(CURDIR)/conf $(BIN)/spark-submit --properties-file conf/local.conf $(1) \
@@ -53,7 +53,7 @@ demo: setup ## Score real photographs and published embeddings by spark-submit, 
 	@echo "Open $(OUT)/index.html in a browser."
 
 .PHONY: test
-test: lint docs tests fuzz ## Everything that must pass: lint, types, tests, a minute of fuzzing
+test: lint docs tests fuzz ## Everything that must pass: lint, types, docs, tests, a minute of fuzzing
 
 .PHONY: lint
 lint: setup
@@ -95,7 +95,7 @@ test-spark: setup ## The tests in one session of Spark, and those of the interfa
 test-system: setup browser ## The tests of processes, clusters, kills, notebooks and the browser
 	$(PYTEST) tests/system
 
-# Which lines and branches the tests run, in Spark's workers and in jobs of their own too (CONTRIBUTING.md has the figure).
+# Which lines and branches the tests run, in Spark's workers and in jobs of their own too.
 .PHONY: coverage
 coverage: setup browser ## Run the tests and print the coverage of lines and branches (nearly twice as long as the tests)
 	$(BIN)/coverage erase
@@ -132,12 +132,12 @@ ALSO_ON_CONNECT := $(addprefix tests/spark/,scoring/test_jobs.py scoring/test_ch
 	webdataset/test_source.py) tests/system/pages/test_review.py
 
 .PHONY: test-long
-test-long: setup browser ## What make test leaves out for its length, Connect's tables included, but for the faults
+test-long: setup browser ## The long tests, also on Spark Connect, except those of make test-faults
 	SPARK_AESTHETIC_EXAMPLES=3 $(PYTEST) -m long --ignore tests/system/scoring/test_faults.py
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m 'long or not connect' $(ON_CONNECT)
 	SPARK_AESTHETIC_TEST_SESSION=connect $(PYTEST) -m '' $(ALSO_ON_CONNECT)
 
-# Other Sparks, with their Delta, lie over the environment's own.
+# Each folder has an older Spark and its Delta. PYTHONPATH puts it before the packages of the environment.
 .compat/%/ready: $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(@D) pyspark==$(word 1,$(subst -, ,$*)) \
 		delta-spark==$(word 2,$(subst -, ,$*)) 'importlib_metadata<=8.7.1'

@@ -2,9 +2,9 @@
 
     python benchmarks/damage.py [--seconds 5]
 
-A damaged file counts as found if it gets a reason instead of pixels. It counts as spoiled if it decodes and more than a
-tenth of its 224 x 224 pixels are off by more than 16 of 255. Times are CPU times of this thread, compared by the median
-ratio of neighbouring calls.
+A damaged file counts as detected if it gets a reason instead of pixels. It counts as corrupt if it decodes and more
+than a tenth of its 224 x 224 pixels differ by more than 16 of 255. Times are CPU times of this thread, compared by the
+median ratio of neighbouring calls.
 """
 
 from __future__ import annotations
@@ -78,17 +78,18 @@ def found() -> None:
         if shown is not None and before[1] is not None:
             off = (np.abs(shown.astype(int) - before[1]).max(axis=2) > 16).mean()
             if off > 0.1:
-                counts["spoiled"] += 1
-                counts["spoiled, ours"] += by_us is None
+                counts["corrupt"] += 1
+                counts["corrupt, ours"] += by_us is None
         elif shown is None:
             counts["no pixels"] += 1
     print(
-        f"{'encoding':18}{'damage':10}{'tried':>6}{'found: Pillow':>15}{'ours':>6}{'spoiled, decodes':>18}{'found':>6}"
+        f"{'encoding':18}{'damage':10}{'tried':>6}{'detected: Pillow':>18}{'ours':>6}"
+        f"{'corrupt, decodes':>18}{'detected':>9}"
     )
     for (encoding, kind), counts in counted.items():
         print(
-            f"{encoding:18}{kind:10}{counts['tried']:6}{counts['pillow']:15}{counts['ours']:6}"
-            f"{counts['spoiled']:18}{counts['spoiled, ours']:6}"
+            f"{encoding:18}{kind:10}{counts['tried']:6}{counts['pillow']:18}{counts['ours']:6}"
+            f"{counts['corrupt']:18}{counts['corrupt, ours']:9}"
         )
     for group in ("JPEG", "WebP lossy", "WebP lossless", "AVIF", "PNG"):
         total = sum((counts for (name, _), counts in counted.items() if name.startswith(group)), Counter[str]())

@@ -44,7 +44,7 @@ print(json.dumps({"seconds": seconds, "first": first, "private_gb": dirty[0] / 1
 
 
 def main() -> None:
-    """Print a line for each, and one for a process that only imports torch and open_clip."""
+    """Print a line for this package, one for open_clip, and one for a process that only imports torch and open_clip."""
     import open_clip
     import torch
 

@@ -23,7 +23,8 @@ def load(folder: str) -> Any:
         import torch
         from safetensors.torch import load_file
 
-        torch.set_num_threads(1)  # two processes on two cores are faster with one thread each than with two
+        # Two processes on two cores are faster with one thread each than with two threads each.
+        torch.set_num_threads(1)
         about = json.loads((Path(folder) / "model.json").read_text())
         open_clip.add_model_config(Path(folder) / "configs")
         model, _, transform = open_clip.create_model_and_transforms(about["architecture"])

@@ -1,7 +1,8 @@
 """Check a machine and its Spark session: spark-aesthetic-doctor, or python -m spark_aesthetic doctor.
 
-Each check does the real thing on a small scale: it writes a Delta table, scores embeddings, reads the path. Nothing is
-downloaded but Spark's own packages. What the checks write is deleted, except a prepared backbone in the cache.
+Each check does the real thing on a small scale: it writes a Delta table, scores embeddings, reads the path. Only
+Spark's own packages are downloaded. The checks delete everything that they write, except a prepared backbone in the
+cache.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     for path in args.path:
         yield checked(f"{path} by Python", _read_by_python, path)
     if "failed" in (java.status, pyspark.status):
-        yield Finding("Spark session", "skipped", "needs Java and pyspark")
+        yield Finding("Spark session", "skipped", "needs suitable versions of Java, pyspark and Delta")
     else:
         from spark_aesthetic.cli.doctor_session import examine_session
 

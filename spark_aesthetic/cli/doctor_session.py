@@ -143,7 +143,7 @@ def _workers(spark: SparkSession) -> str:
 def _about_worker(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     for _ in batches:
         missing = missing_for_images()
-        images = f"torch {version_of('torch')}" if not missing else f"for images no {', '.join(missing)}"
+        images = f"torch {version_of('torch')}" if not missing else f"cannot score images: no {', '.join(missing)}"
         python = f"Python {sys.version.split()[0]} ({sys.executable})"
         about = (socket.gethostname(), python, __version__, images)
         yield pd.DataFrame([about], columns=["host", "python", "package", "images"])

@@ -18,7 +18,7 @@ Status = Literal["ok", "skipped", "failed"]
 
 _ADDRESS = re.compile(r"\w[\w+.-]*://[^\s'\"]+")
 
-# Settings inside an address or a message that are secrets by their names, such as token=… of Spark Connect.
+# Settings in an address or a message with a name that marks a secret, such as token=… of Spark Connect.
 _NAMED = re.compile(r"(?i)\b([\w-]*(?:token|secret|password|signature|credential|sig))=[^\s&;'\"]+")
 
 # The part before @ is a container in Azure's addresses, and no secret.
@@ -34,7 +34,7 @@ class Finding:
 
     Attributes:
         name: What was checked.
-        status: "skipped" if the check does not apply here, and nothing needs to be done.
+        status: "ok", "failed" or "skipped". A skipped check does not apply here and needs no action.
         found: What was found.
         remedy: What the user should do; empty unless the check failed.
     """
@@ -65,7 +65,7 @@ class Skipped(Exception):  # noqa: N818 (it is not an error)
 def checked(name: str, check: Callable[Arguments, str], *args: Arguments.args, **named: Arguments.kwargs) -> Finding:
     """Run a check and return its finding; whatever it raises is the finding of a failed check.
 
-    The finding has no secret of an address, neither of the check's arguments nor of another one.
+    Secrets are replaced in the finding: those of addresses in `args`, and those of any other address in its text.
     """
     status: Status = "failed"
     remedy = ""
@@ -112,7 +112,7 @@ def _secrets(address: str) -> list[str]:
         return []
     place, _, query = re.sub("[?#]", "?", rest, count=1).partition("?")
     user, at, _ = place.rpartition("@")
-    # A secret may contain a slash, and then follows a colon; otherwise a slash begins the path.
+    # A secret with a slash follows a colon, as in key:a/secret@bucket. A slash before the first colon begins a path.
     is_path = not at or ("/" in user.partition(":")[0]) or bool(_PORT.match(place))
     is_container = scheme.lower() in _AZURE and ":" not in user
     given = [query, *([] if is_path or is_container else [user])]

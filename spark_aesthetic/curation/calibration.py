@@ -229,7 +229,7 @@ def check_target(name: str, value: Any) -> float:
 
 def rows_of(target: str, wanted: float, scored: int) -> int:
     """Convert a keep or top_k target to a number of rows."""
-    # In floating point 0.1 * 30 is slightly more than 3, and ceil alone would give 4.
+    # In floating point, 0.07 * 100 is slightly more than 7, and ceil alone would give 8.
     return int(wanted) if target == "top_k" else math.ceil(round(wanted * scored, 6))
 
 

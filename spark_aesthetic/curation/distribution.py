@@ -44,7 +44,7 @@ def distribution_of(histogram: Histogram) -> Distribution:
     shares: dict[float, float] = {}
     if histogram.least is not None and histogram.greatest is not None:
         quantiles = dict(zip(QUANTILES, map(float, histogram.quantiles(QUANTILES)), strict=True))
-        # About 16 to 32 thresholds, each at the edge of a bin: 2, 2.5, 3 … for scores from 1 to 10.
+        # About 16 to 32 thresholds, each at the edge of a bin. For scores from 1 to 10 they are 1, 1.5, 2 … 10.
         spread = max(histogram.greatest - histogram.least, histogram.width)
         step = max(2.0 ** math.ceil(math.log2(spread / 32)), histogram.width)
         first, last = math.floor(histogram.least / step), math.floor(histogram.greatest / step)

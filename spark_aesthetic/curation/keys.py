@@ -128,7 +128,10 @@ def keys_of_shards(spark: SparkSession, urls: Sequence[str]) -> DataFrame:
     damaged = found.where(F.col(_DAMAGE).isNotNull()).limit(1).collect()
     if damaged:
         found.unpersist()
-        raise TableError(f"--out: expected shards with readable keys, found a damaged one: {damaged[0][_DAMAGE]}")
+        raise TableError(
+            f"--out: expected shards with readable keys, found a damaged one: {damaged[0][_DAMAGE]}. Replace the "
+            "shards with --mode overwrite, or write to another folder."
+        )
     return found
 
 

@@ -181,7 +181,6 @@ def _by_key(
 
 
 def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
-    # RFC 4180 escapes a quote by doubling it, which is not Spark's default.
     spark, place = scores_df.sparkSession, naming.whole(path)
     missing = "expected a CSV file with a header, found none. Check the path."
     with access.reaching(f"labels {path!r}", missing=missing):
@@ -192,6 +191,7 @@ def _read_csv(scores_df: DataFrame, path: str) -> DataFrame:
             raise TableError(f"labels {path!r}: {missing}")
         header[0] = header[0].removeprefix("\ufeff")
         schema = StructType([StructField(name, StringType()) for name in header])
+        # RFC 4180 escapes a quote by doubling it, which is not Spark's default.
         reader = access.files_reader(spark).options(header=True, multiLine=True, escape='"')
         frame = analysed(reader.schema(schema).csv(place))
     cells = [F.regexp_replace(quoted(name), _SHOWN_AS_TEXT, "").alias(_as_written(name)) for name in frame.columns]

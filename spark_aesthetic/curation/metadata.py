@@ -53,7 +53,7 @@ def save_metadata(
             fields.setdefault(spelled(df, top), []).append(inside)
     if image_cols is None:
         left_out = {field.name for field in df.schema if holds_bytes(field.dataType)}
-    # Spark cannot drop the last field of a struct.
+    # Spark cannot drop every field of a struct, so a struct without remaining fields is left out as a whole.
     left_out |= {name for name, paths in fields.items() if _are_all(df, name, paths)}
     kept = [name for name in df.columns if name not in left_out]
     if not kept:

@@ -1,1 +1,1 @@
-"""Read and write Delta tables through Spark. Nothing here depends on predictors or scores."""
+"""Read and write Delta tables through Spark. Nothing here imports the code of predictors or of scoring."""

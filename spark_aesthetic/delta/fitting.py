@@ -111,7 +111,7 @@ def check_name(spark: SparkSession, table: str, option: str) -> None:
     with reaching(option):
         if schema and not spark.catalog.databaseExists(schema):
             raise TableError(f"{option}: expected a schema that exists, found no {schema}. Run CREATE SCHEMA {schema}")
-    # Spark's own catalog accepts only such names, and would raise its error only after all the work.
+    # Spark's own catalog accepts only ASCII letters, digits and _, and would raise its error only after all the work.
     catalog = parts[0] if len(parts) > 2 else spark.catalog.currentCatalog()
     if catalog == "spark_catalog" and re.fullmatch(r"\w+", parts[-1], re.ASCII) is None:
         raise TableError(

@@ -101,7 +101,7 @@ def _is_set(found: Row, name: str) -> bool:
 def read_table(spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
     """Return the rows of a Delta table at a version; None reads the version that is current at each read."""
     reader = spark.read if version is None else spark.read.option("versionAsOf", version)
-    # Not as delta.`path`, because Spark's parser substitutes ${env:HOME} in a name.
+    # A path is not read as delta.`path`, because Spark's parser substitutes ${env:HOME} in a name.
     path = path_of(table)
     return reader.table(table) if path is None else reader.format("delta").load(path)
 
@@ -155,5 +155,5 @@ def detail(spark: SparkSession, table: str) -> Row | None:
 
 def _delta_hint(spark: SparkSession) -> str:
     if "delta" in (spark.conf.get("spark.sql.extensions", "") or "").lower():
-        return ""
+        return ". Check the name or path, and that this session can read it"
     return ". This session has no Delta Lake. Submit with --properties-file conf/local.conf"

@@ -60,8 +60,8 @@ def aesthetic_score(
         than `max_pixels`.
 
     Raises:
-        PredictorError: No such predictor, or open_clip does not have its backbone. The backbone is checked at the call
-            if open_clip is installed there, and otherwise on the workers.
+        PredictorError: No such predictor, or open_clip does not have its backbone. If the calling process has
+            open_clip, the backbone is checked at the call, and otherwise on the workers.
         OptionError: A misspelt option or a value outside its range.
 
     Examples:
@@ -89,8 +89,8 @@ def clip_embedding(
         cannot be decoded, or has more than `max_pixels`.
 
     Raises:
-        PredictorError: No such predictor, or open_clip does not have its backbone. The backbone is checked at the call
-            if open_clip is installed there, and otherwise on the workers.
+        PredictorError: No such predictor, or open_clip does not have its backbone. If the calling process has
+            open_clip, the backbone is checked at the call, and otherwise on the workers.
         OptionError: A misspelt option or a value outside its range.
     """
     checked = Options.of(clip_embedding, **options)
@@ -130,8 +130,8 @@ def image_embedding(
         is not finite. The reason is lost: `score_image` on this column returns the error "null".
 
     Raises:
-        OptionError: No such model or weights, a misspelt option or a value outside its range. Model and weights are
-            checked at the call if timm and open_clip are installed there, and otherwise on the workers.
+        OptionError: No such model or weights, a misspelt option or a value outside its range. If the calling
+            process has timm and open_clip, model and weights are checked at the call, and otherwise on the workers.
     """
     checked = Options.of(image_embedding, **options)
     name = EncoderName(model_name=model_name, pretrained=pretrained, model_path=checked.model_path)
@@ -167,8 +167,8 @@ def score_image(
         `model_id`, also in a row with an error. The struct itself is never null.
 
     Raises:
-        PredictorError: No such predictor, or open_clip does not have its backbone. The backbone is checked at the call
-            if open_clip is installed there, and otherwise on the workers.
+        PredictorError: No such predictor, or open_clip does not have its backbone. If the calling process has
+            open_clip, the backbone is checked at the call, and otherwise on the workers.
         OptionError: A misspelt option or a value outside its range.
 
     Examples:

@@ -87,7 +87,7 @@ def check_image_column(rows: DataFrame, column: str) -> None:
 
 
 def check_embedding_type(rows: DataFrame, column: str) -> bool:
-    """Return whether a column of embeddings has ml Vectors; raise TableError if it has no embeddings."""
+    """Return whether a column of embeddings holds ml Vectors; raise TableError if its type cannot hold embeddings."""
     return is_vector(column_type(rows, column_path(rows, column), "--embedding-col"), f"--embedding-col {column}")
 
 

@@ -1,6 +1,6 @@
 """The pandas UDFs behind the column functions and the SQL functions.
 
-Each takes a pinned predictor, so that the workers get the checksums of the weights with it.
+Each except `encoder_udf` takes a pinned predictor, so that the workers get the checksums of the weights with it.
 `spark_aesthetic.functions.columns` explains why some are nondeterministic to Spark.
 """
 

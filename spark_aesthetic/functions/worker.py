@@ -115,8 +115,8 @@ def _piped(
         pipeline = load(options)
     except ImportError as missing:
         raise MissingDependencyError(
-            "image columns: expected torch, torchvision, open_clip_torch, Pillow and simplejpeg on every executor, "
-            f"found: {missing}. Run pip install 'spark-aesthetic[image]' there; scoring embeddings needs none of them."
+            "image columns: expected the packages of spark-aesthetic[image] on every executor, found: "
+            f"{missing}. Run pip install 'spark-aesthetic[image]' there; scoring embeddings needs none of them."
         ) from missing
 
     for rows in pipeline.score(chain(first, images)):

@@ -222,13 +222,17 @@ def _pixel_bytes(image: Image.Image, name: str | None) -> int:
     """Most bytes that Pillow and its decoder take to decode an image and to prepare it for resizing."""
     a_pixel = 4 if len(image.getbands()) > 1 else 1
     if image.mode in ("RGBA", "LA"):
-        a_pixel = 8  # resizing makes a copy with the colours multiplied by alpha
+        # Resizing makes a copy with the colours multiplied by alpha.
+        a_pixel = 8
     elif image.mode in _SIXTEEN_BIT:
-        a_pixel = 8  # the image, its array, the shifted array and the uint8 array
+        # The image, its array, the shifted array and the uint8 array exist at the same time.
+        a_pixel = 8
     if name == "WEBP":
-        a_pixel += 8  # two canvases
+        # The decoder holds two canvases.
+        a_pixel += 8
     elif name == "AVIF":
-        a_pixel += 12  # the frame in its own colours, in RGB, and as bytes
+        # The decoder holds the frame in its own colours, in RGB, and as bytes.
+        a_pixel += 12
     return image.width * image.height * a_pixel
 
 

@@ -113,7 +113,7 @@ def plain(data: bytes, *, header_only: bool = False) -> Jpeg:
 
 
 def decoded(data: bytes, image: Image.Image) -> Image.Image | None:
-    """Decode a plain JPEG file without a copy. The pixels equal Pillow's bit by bit.
+    """Decode a plain JPEG file without a copy. The pixels equal Pillow's bit for bit.
 
     Args:
         data: A file from `plain`.

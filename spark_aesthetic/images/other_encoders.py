@@ -106,7 +106,8 @@ def _check_open_clip(name: EncoderName) -> None:
         raise OptionError(f"pretrained: no weights {tag!r} of {name.model_name}: {nearest(tag, tags)}")
     elif open_clip.get_model_config(name.model_name).get("quick_gelu") and not _published(name, tag)["quick_gelu"]:
         raise OptionError(
-            f"model_name={name.model_name!r}: weights {tag!r} were trained without QuickGELU, which this model has"
+            f"model_name={name.model_name!r}: expected weights that were trained with QuickGELU, which this model has, "
+            f"found {tag!r}, trained without it. Use the model without QuickGELU, or another tag."
         )
 
 
@@ -216,7 +217,10 @@ def _file(name: EncoderName) -> Path | None:
     given = Path(name.model_path)
     file = given / f"{name.model_name}.safetensors" if given.is_dir() else given
     if not file.is_file():
-        raise WeightsNotFoundError(f"model_path: expected the weights of {name.model_name} at {file}, found nothing")
+        raise WeightsNotFoundError(
+            f"model_path: expected the weights of {name.model_name} at {file}, found nothing. Put a safetensors file "
+            "there."
+        )
     # timm and open_clip also read formats that can run code.
     if not is_safetensors(file):
         raise WeightsError(f"model_path: expected a safetensors file, found {file}. Save the tensors as safetensors.")

@@ -164,8 +164,8 @@ class Pipeline:
         """Score a stream of images of any length. A bad image affects only its own row.
 
         Rows leave in their original order, `batch_rows` at a time. The bytes in flight are limited, and that limits
-        `batch_size` too. If a batch does not fit the device's memory, it and all later batches pass the model in
-        smaller parts.
+        `batch_size` too. If a batch does not fit the device's memory even when it runs alone, it and all later batches
+        go through the model in smaller parts.
         """
         with ExitStack() as stack:
             decoding = inferring = self._pool(stack, "decode", self.options.num_threads)
@@ -294,7 +294,7 @@ class Pipeline:
             # OutOfMemoryError is a RuntimeError; this is its name before torch 2.5.
             if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(w in str(error) for w in _NO_MEMORY):
                 raise
-            # The traceback keeps the tensors of this attempt alive until this returns, so the caller tries again.
+            # The traceback keeps this attempt's tensors alive until this method returns, so the caller does the retry.
             return None
         return encoded
 

@@ -1,8 +1,8 @@
 """Convert a backbone's weights file to the file that every worker of a node memory-maps.
 
-The file is written once per node, as safetensors in the cache. It holds only the image tower, rewritten for
-`spark_aesthetic.images.tower`, in the dtype in which it runs. The published ViT-L/14 shrinks from 1.7 GB with both
-towers to 1.2 GB.
+The file is written once per node, as safetensors in the cache. It holds only the image tower, in the dtype in which it
+runs, rewritten for `spark_aesthetic.images.tower` if that module supports the architecture. The published ViT-L/14
+shrinks from 1.7 GB with both towers to 1.2 GB.
 """
 
 from __future__ import annotations

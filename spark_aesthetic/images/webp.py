@@ -33,7 +33,7 @@ _CUT = 16
 
 
 def plain(data: bytes) -> bytes:
-    """Return the file without metadata, and with only the first picture of an animation.
+    """Return the file with only the first picture of an animation, and with no metadata except a small Exif chunk.
 
     Raises:
         Refused: The file has more chunks than any encoder writes, or a canvas that is too large.

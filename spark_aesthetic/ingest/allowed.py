@@ -226,7 +226,8 @@ class Allowed:
         if address.scheme not in WEB:
             return any(_is_below(address, prefix) for prefix in self.prefixes)
         own = [prefix for prefix in self.prefixes if (prefix.host, prefix.port) == (address.host, address.port)]
-        # If prefixes list a host, only addresses below them are read, even if `https://` is also allowed.
+        # If prefixes list a host and port, only addresses below these prefixes are read from it, even if `https://`
+        # is also allowed.
         if own:
             return any(_is_below(address, prefix) for prefix in own)
         if self.prefixes and Address(address.scheme, "", 0, "") not in self.prefixes:

@@ -47,7 +47,7 @@ class ImageSource(Protocol):
 
     @property
     def further(self) -> tuple[str, ...]:
-        """Names of the string columns that are added to the table when the first row has a value for them."""
+        """Names of the string columns that are added to the table as soon as a row has a value for them."""
 
     def knowing(self, columns: Sequence[str]) -> ImageSource:
         """Return this source for a table with these columns."""

@@ -93,7 +93,7 @@ class Folder:
         return self
 
     def new(self, known: DataFrame) -> tuple[int, Iterator[Entry]]:
-        """List the files with an unknown path, modification time or length."""
+        """List the files without a known row of the same path, modification time and length, and those to retry."""
         fresh = self.listed.join(known.where("NOT again"), ["path", "modified_us", "length"], "left_anti")
         return self.count, entries_of(fresh, known, self.listed)
 

@@ -101,9 +101,9 @@ def ingest_images(
 
     The table has the columns image_id (string), path (string, unique), image (binary), width and height (int), format
     (string), error (string), length (bigint), modified_at and ingested_at (timestamp). For shards it also has
-    `__key__`, `__url__` and the text columns (string). Only the header of an image is checked. A file that is not an
-    image keeps its bytes and has the reason in `error`. A file that is too large or cannot be read, and an address that
-    does not return an image, has only the reason.
+    `__key__`, `__url__`, `__version__` and the text columns (string). Only the header of an image is checked. A file
+    that is not an image keeps its bytes and has the reason in `error`. A file that is too large or cannot be read, and
+    an address that does not return an image, has only the reason.
 
     A file is identified by path, modification time and length, a shard by path, size and ETag (or time), and an address
     by its text. If nothing is new, the run reads no image and writes nothing. If a file was modified, its row is

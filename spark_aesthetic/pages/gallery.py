@@ -64,7 +64,7 @@ def gallery(
 
     Args:
         photographs: The images, in any order.
-        model: Their `aesthetic_model`. If it is untrained, the page marks every score as untrained.
+        model: Their `aesthetic_model`. If it is untrained, the page marks the score of each photograph as untrained.
         embeddings: The scored embeddings, in the order of the page.
         embedding_model: Their `aesthetic_model`.
         title: The heading.

@@ -193,7 +193,7 @@ def readable_width(bins: int, most: int) -> int:
 
 
 def _sample(columns: DataFrame, bands: list[Section], key: Sequence[str], model: str | None, seed: int) -> list[Row]:
-    """Sample each band's quota, the rows with the smallest hashes of the key; sort by score, the highest first."""
+    """Take each band's quota of rows with the smallest hashes of the key, and sort them by score, highest first."""
     # Sorting bands of millions of rows would dominate the cost. A bound on the hash lets about 2 * quota + 64 rows of
     # each band pass, so it is next to impossible that fewer rows than the quota pass.
     shares = [min(1.0, (2 * band.quota + 64) / max(band.rows, 1)) for band in bands]

@@ -74,9 +74,10 @@ def is_fetched(target: Path, sha256: str | None) -> bool:
 
 def http_client() -> dict[str, object]:
     """Return `client_kwargs` for fsspec's file system for http(s)."""
-    from aiohttp import ClientTimeout  # imported here, because most processes download nothing
+    # Imported here, because most processes download nothing.
+    from aiohttp import ClientTimeout
 
-    # aiohttp limits a whole response to 300 s by default. Here a response ends only after 60 s without data.
+    # aiohttp limits a whole response to 300 s by default. Here a response times out only after 60 s without data.
     timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
     # Without trust_env aiohttp ignores the proxy in HTTPS_PROXY.
     return {"timeout": timeout, "trust_env": True}

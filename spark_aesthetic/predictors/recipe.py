@@ -92,7 +92,7 @@ class Predictor:
     def model_id(self) -> str:
         """The `model` of a scored row: the name, "@", and 12 digits that identify the weights.
 
-        They are the first digits of the sha256 of the head's checksum followed by the backbone's, all in hexadecimal.
+        They are the first digits of sha256(head_sha256 + backbone_sha256), with both checksums as hexadecimal text.
 
         Raises:
             PredictorError: A checksum is not known yet; `spark_aesthetic.predictors.weights.pin` fills it in.
@@ -134,7 +134,9 @@ class Predictor:
                 raise PredictorError(f"no predictor field {field!r}: {nearest(field, valid)}")
         missing = [field for field in ("name", "backbone", "backbone_weights", "head_weights") if field not in values]
         if missing:
-            raise PredictorError(f"a predictor needs {', '.join(missing)}. Add them to the JSON object.")
+            raise PredictorError(
+                f"predictor as JSON: expected all required fields, found no {', '.join(missing)}. Add what is missing."
+            )
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -154,7 +156,9 @@ class Predictor:
             text = files.read(str(path)).decode()
         # fsspec's file systems share no base exception.
         except Exception as error:
-            raise PredictorError(f"predictor file {str(path)!r}: expected readable JSON, found: {error}") from error
+            raise PredictorError(
+                f"predictor file {str(path)!r}: expected a readable JSON file, found: {error}. Check the path."
+            ) from error
         predictor = cls.from_json(text)
         folder = files.absolute(str(path)).rpartition("/")[0]
         return replace(

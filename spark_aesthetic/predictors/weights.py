@@ -174,7 +174,7 @@ def load_torch(path: Path) -> dict[str, npt.NDArray[np.float64]]:
     except Exception as error:
         raise WeightsError(
             f"{path}: expected a .pth file of tensors by name, as torch.save(model.state_dict(), path) writes it, "
-            f"found one that torch does not load without running code from it: {error}"
+            f"found one that torch.load refuses with weights_only=True: {error}. Save model.state_dict() alone."
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
         raise WeightsError(

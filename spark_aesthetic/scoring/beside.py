@@ -164,7 +164,7 @@ class Steps:
         return None
 
     def _streamed(self, state: State) -> bool:
-        """Run the stream, and return whether it was read to its end."""
+        """Run the stream; before a comparison, warn and return False if it cannot read the source's changes."""
         assert state.progress is not None, "a stream has a progress"
         try:
             self.run.stream(self.folder, state.progress)
@@ -265,9 +265,9 @@ class Steps:
                 name = None if state.progress is None else state.progress.checkpoint
                 until = None if state.lost is None else state.lost.until
                 return SourceChangedError(
-                    f"scores {target.table!r}: expected the checkpoint {self.folder}/{name}, found none, and source "
-                    f"rows that were updated or deleted since version {until}, the last one scored. Run once with "
-                    "--reconcile."
+                    f"scores {target.table!r}: expected the checkpoint {self.folder}/{name}, found none. Source rows "
+                    f"may have been updated or deleted since version {until}, the last version that was scored. Run "
+                    "once with --reconcile."
                 )
 
     def _counted(self) -> int:

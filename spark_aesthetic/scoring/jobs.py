@@ -90,8 +90,9 @@ def score_table(
             is the model of this run.
         predictor: Name of a predictor, or the path of its JSON file. In Python also a `Predictor`.
         with_embedding: Also write `clip_embedding` (`array<float>`), so that other heads can score it later.
-        checkpoint: Folder for the checkpoints of streams. The default is `_spark_aesthetic` in the folder of the scores
-            table.
+        checkpoint: Folder for the checkpoints of streams and, without `scores`, for the staging table. The default is
+            `_spark_aesthetic` in the folder of the scores table; without `scores`, it is a folder beside `source`
+            with the suffix `_spark_aesthetic`.
         max_bytes_per_chunk: Approximate size of the source's files in one commit, in bytes or as text such as "8g".
         max_files_per_chunk: Maximum number of the source's files in one commit, if that limit is reached first.
         reconcile: First compare the keys of source and scores. Score the rows that have no score (with `version_col`

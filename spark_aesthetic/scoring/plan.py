@@ -134,7 +134,7 @@ class Do(Enum):
 
     Attributes:
         STREAM: Score chunk after chunk until no row is left, or with `--every` until the run is stopped. Returns
-            whether the source was read to its end.
+            False if the stream cannot read the source's changes before a comparison, otherwise True.
         REOPEN: Open the source at its current version. Returns that version.
         CHECK_KEYS: Raise an error unless each source row has a unique key.
         COMPARE: Drop scores of deleted rows, and score rows that have no score or a changed version.

@@ -57,8 +57,9 @@ class AestheticEstimator(
 
     The head is affine, like that of the default predictor. It is fitted by ridge regression in closed form to
     embeddings scaled to unit length. Cross-validation chooses the penalty, and its folds also give the figures of the
-    report. The executors read the table in two passes; the driver collects one square matrix, as wide as the
-    embeddings, for each fold. Classic sessions and Spark Connect are supported.
+    report. The executors read the table in two passes, or in three if no published predictor has this backbone's
+    weights; the driver collects one square matrix, as wide as the embeddings, for each fold. Classic sessions and Spark
+    Connect are supported.
 
     `fit` writes three files to the folder `path`: the head, `head-<first 12 digits of its sha256>.safetensors`; the
     predictor, `<name>.json`, which you can use wherever a predictor's name is accepted; and `<name>.report.json`. The
@@ -72,7 +73,7 @@ class AestheticEstimator(
         labelCol: Numeric column of ratings. Several rows may rate one image.
         outputCol: Column of scores (float) that the returned scorer adds.
         name: Name of the predictor, as in the `aesthetic_model` of its scores.
-        path: Folder to write to: local, /Volumes, dbfs:/, or a URL that fsspec supports. It is created if it is
+        path: Folder for the three files: local, /Volumes, dbfs:/, or a URL that fsspec supports. It is created if it is
             missing. By default it is a folder in the cache of this machine. Before Spark 4.2 the executors read the
             head from it too.
         backbone: The open_clip architecture that computed the embeddings.

@@ -42,7 +42,7 @@ _SAMPLE_ROWS = 1000
 _SUMS = "reason string, fold int, line int, task int, sums array<double>"
 _DECILES = 10
 
-# With fewer rows per fold, the tenths of the calibration would be single rows.
+# With two folds, fewer rows per fold would leave some tenths of the calibration with a single row.
 _ROWS_PER_FOLD = 10
 
 
@@ -63,7 +63,7 @@ class Decile:
 
 @dataclass(frozen=True)
 class HeadFigures:
-    """How well a head predicts ratings of rows that it was not fitted to.
+    """How well a head predicts the ratings of rows that were not in its training data.
 
     Attributes:
         r2: The share of the ratings' variance that the scores explain; negative if the mean rating predicts better.
@@ -87,7 +87,7 @@ class HeadReport:
     Attributes:
         model: Name and checksum of the head's predictor, as in `aesthetic_model`.
         predictor: Path of its JSON file.
-        rows: Number of rows that the head was fitted to.
+        rows: Number of rows in the fit.
         left_out: Number of rows left out, by reason.
         reg_param: The penalty that cross-validation chose.
         num_folds: Number of folds of the cross-validation.
@@ -208,7 +208,7 @@ def check_sums(folds: Doubles, left_out: dict[str, int]) -> int:
     if not counts.all():
         raise TableError(
             f"expected embeddings in each of {len(folds)} folds, found them in {np.count_nonzero(counts)}; equal "
-            "embeddings share a fold. Rate more different images."
+            "embeddings share a fold. Rate more images with different embeddings."
         )
     mean, mean_square = folds[:, -1, -2].sum() / rows, folds[:, -1, -1].sum() / rows
     # Rounding can turn a variance of zero into a tiny positive number.

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 # Extensions of text files, which become string columns. All other files become binary columns.
 TEXTS = ("txt", "text", "caption", "json", "jsonl", "cls", "transcript", "url")
 
-# The beginning of the fault of a sample with files that are not consecutive.
+# This text is in the fault of a sample if its files are not consecutive in the shard.
 APART = "sample: its files are apart in the shard"
 
 # The webdataset library treats these files as metadata of the shard.

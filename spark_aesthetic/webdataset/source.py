@@ -57,8 +57,8 @@ class WebDataset(DataSource):
     - `maxMemberBytes` ("256m"): larger files are skipped, and their sample is faulty.
     - `onDamage`: "fail" (default) or "report". With "report", a damaged shard returns the samples before the damage and
       a last row with `__error__`, and a faulty sample has its fault in `__error__`.
-    - `sidecar`: "true" joins the columns of the Parquet file with the shard's stem, by its column `sidecarKey` ("key"),
-      to the sample's key or the last part of the key.
+    - `sidecar`: "true" also reads the Parquet file beside each shard, with the shard's name and .parquet in place of
+      .tar. Its column `sidecarKey` ("key") is matched with the sample's key, or with the last part of the key.
 
     A file named `….__name__` makes its sample faulty, because such names are reserved for the reader's columns.
 
@@ -253,7 +253,7 @@ def _path(url: str, sample: shards.Sample, seen: Counter[int]) -> str:
     if sample.continues:
         number = seen[hash(first)]
         return first if number == 1 else f"{first}#{number}"
-    # A different key may equal this path, for example the key `a#2`.
+    # Two samples can get the same path: the second sample of the key `a` and the first one of the key `a#2`.
     while hash(path) in seen:
         seen[hash(first)] += 1
         path = f"{first}#{seen[hash(first)]}"

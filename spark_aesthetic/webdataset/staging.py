@@ -2,7 +2,8 @@
 
 Tasks write to a hidden folder inside the target folder. Before any file moves, the commit stores a journal of all moves
 there (the note, `commit.json`), and removes it when they are done. The state after a killed driver is therefore known.
-Without a note, no file was moved. With a note, an append is rolled back and an overwrite is finished.
+Without a note, either no file was moved or all were. With a note, an append is rolled back and an overwrite is
+finished.
 
 Only one write to a folder may run at a time. Each write has a lease in its hidden folder, and a write that begins while
 an earlier one is alive is refused. A hidden folder may come from an untrusted writer, so all names in it are checked.
@@ -212,7 +213,7 @@ def _write(system: Any, hidden: str) -> _Write:
             )
         # Reading a named pipe, or a link to one, would block. No write creates them, so they do not count as leases.
         if own is not None and own["type"] == "file" and not own.get("islink"):
-            # By keywords, because the second parameter of s3fs is the version of the object.
+            # `start` and `end` are keywords, because the second parameter of s3fs's cat_file is the object's version.
             held = Lease.parse(system.cat_file(f"{hidden}/{_LEASE}", start=0, end=1 << 16))
     alive = lease.is_alive(held, last, here=lease.machine(), started=lease.started, now=time())
     return _Write(hidden, held, last, alive)
@@ -361,8 +362,8 @@ def _is_pattern(path: str) -> bool:
 def _check_free(system: Any, path: str) -> None:
     if system.exists(path):
         raise TableError(
-            f"{path}: expected no file of that name, found one that a different write has created since this one "
-            "began. Run one write to a folder at a time."
+            f"{path}: expected no file of that name, found one, perhaps of a write that ran at the same time. Write "
+            "again, with one write to a folder at a time; if the file is still in the way, move it."
         )
 
 

@@ -1,7 +1,7 @@
 """Read and write tar files sequentially, without seeking back. This module is independent of samples and Spark.
 
 Python's tarfile treats a truncated or overwritten header as the end of the archive. It is also several times slower per
-header, which dominates for small images. Only its TarInfo is used, to write headers.
+header, which dominates for small images. Only its constants are used, and its TarInfo to write headers.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def _signed_sum(block: bytes) -> int:
 def _fault(kind: bytes, name: str, *, is_sparse: bool) -> str:
     """Return why a file cannot be read, or an empty string. Its size is known, so the next file can still be read."""
     if is_sparse or kind == tarfile.GNUTYPE_SPARSE:
-        return "a sparse file, of which not all bytes are there"
+        return "a sparse file, stored without its runs of zeros"
     if kind == _CONTINUED:
         return "the end of a file that begins in another volume"
     if len(name) > _MAX_NAME:

@@ -149,7 +149,7 @@ def test_a_packed_environment_reaches_the_executors(spark: SparkSession, tmp_pat
     places = [part.split("(")[1].split(")")[0] for part in workers["found"].split("; ")]
     assert len(places) == 2
     assert all(place.startswith(str(tmp_path / "work")) and "/environment/bin/python" in place for place in places)
-    assert "for images no torch" in workers["found"]
+    assert "cannot score images: no torch" in workers["found"]
     assert found["scores by Spark"]["status"] == "ok"
 
 

@@ -1,1 +1,1 @@
-"""Folded affine heads as package data: one safetensors file per predictor, written by tools/make_heads.py."""
+"""Folded affine heads as package data: one safetensors file per head, written by tools/make_heads.py."""

@@ -53,7 +53,7 @@ def test_a_file_that_is_there_is_not_replaced_by_an_append(tmp_path: Path) -> No
     staged = Path(staging.new(str(folder)))
     (staged / "a").write_text("new")
     (folder / "00000.tar").write_text("old")
-    with pytest.raises(TableError, match="a different write has created since"):
+    with pytest.raises(TableError, match="perhaps of a write that ran at the same time"):
         staging.commit(str(staged), {"a": "00000.tar"}, replaces=False)
     staging.roll_back(str(staged))
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"00000.tar": "old"}

@@ -242,7 +242,7 @@ def test_a_sparse_file_is_passed_over_and_the_next_one_read(tmp_path: Path, kind
     (tmp_path / "d.jpg").symlink_to("b.jpg")
     command = f"tar -cSf x.tar --hole-detection=raw --format={kind}".split()
     subprocess.run([*command, *names], cwd=tmp_path, check=True)
-    told = "a sparse file, of which not all bytes are there"
+    told = "a sparse file, stored without its runs of zeros"
     assert contents_or_faults((tmp_path / "x.tar").read_bytes()) == {
         "a.jpg": b"a.jpg", "b.jpg": told, "c.jpg": b"c.jpg", "d.jpg": f"a link to b.jpg, which is {told}",
     }  # fmt: skip
