@@ -1,4 +1,4 @@
-"""One Spark session for all tests, and the places where the real inputs lie."""
+"""Fixtures and helpers of all tests: the Spark session, a cache, a browser, and readers of Spark's query metrics."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-# Before anything of ours is imported: nothing in a test may come from a cache or a weights folder of the machine.
+# Tests must not read a weights folder of this machine, so the variable is removed before the package is imported.
 os.environ.pop("SPARK_AESTHETIC_WEIGHTS", None)
-# Where Python workers find their daemon.
+# Python workers import `preloading_daemon` from this folder.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-# Of every JVM here. They live for seconds or minutes: without the second compiler and the parallel collector four
-# spark-submits take 107 s of CPU and not 185.
+# These options apply to every JVM that the tests start. These JVMs live for seconds or minutes. Without the second
+# compiler and the parallel collector, four runs of spark-submit take 107 s of CPU time instead of 185 s.
 os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 SECOND_COMPILER = (
     "-XX:TieredStopAtLevel=4 -XX:Tier4InvocationThreshold=25000 -XX:Tier4MinInvocationThreshold=3000 "
     "-XX:Tier4CompileThreshold=75000 -XX:Tier4BackEdgeThreshold=200000"
 )
 
-# The same tests on Spark Connect: make test-spark runs those of the interfaces a second time.
+# With this variable the tests run on Spark Connect. `make test-spark` sets it to run the tests of the public interfaces
+# a second time.
 CONNECT = os.environ.get("SPARK_AESTHETIC_TEST_SESSION") == "connect"
 own_session = pytest.mark.skipif(CONNECT, reason="kills a driver of its own, which starts a classic session")
 
-# Before Spark 4.2 embeddings are scored by a pandas UDF.
+# Before Spark 4.2, a pandas UDF scores embeddings.
 native = pytest.mark.skipif(
     tuple(map(int, version("pyspark").split(".")[:2])) < (4, 2), reason="Spark has vector functions since 4.2"
 )
@@ -47,9 +48,12 @@ RunHere = Callable[..., dict[str, Any]]
 
 
 def _delta_package() -> str:
-    """Delta's jars for the pyspark and the delta-spark at hand; make test-compat runs the tests with older ones."""
+    """Return the Maven coordinates of Delta for the installed pyspark and delta-spark.
+
+    `make test-compat` runs the tests with older versions.
+    """
     spark = ".".join(version("pyspark").split(".")[:2])
-    # Since 4.1 an artifact names the Spark that it is for.
+    # Since Spark 4.1, the artifact's name contains the version of Spark.
     artifact = "delta-spark_2.13" if spark == "4.0" else f"delta-spark_{spark}_2.13"
     return f"io.delta:{artifact}:{version('delta-spark')}"
 
@@ -58,7 +62,10 @@ DELTA_PACKAGE = _delta_package()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: two processes share the files, and one would else end long after the other."""
+    """Sort the slowest files to the front.
+
+    Two processes share the files. If a slow file came last, one process would end long after the other.
+    """
     names = ("jobs", "chunks", "docs", "faults", "columns", "readme", "ingest", "prepare", "calibration")
     longest = [f"test_{name}.py" for name in names]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
@@ -72,7 +79,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache for the whole run; the workers inherit it."""
+    """Create an empty cache for the whole run.
+
+    Spark's workers inherit the variable.
+    """
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SPARK_AESTHETIC_CACHE"] = str(folder)
     return folder
@@ -86,7 +96,7 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
     if CONNECT:
         from pyspark.sql.connect.client import DefaultChannelBuilder
 
-        # One for each test process: PySpark lets a local server have no port but its default, which one of them gets.
+        # PySpark starts a local server only on its default port, so each test process sets its own default.
         port = free_port()
         DefaultChannelBuilder.default_port = staticmethod(lambda: port)
         builder = SparkSession.builder.remote("local[2]").config("spark.connect.grpc.binding.port", str(port))
@@ -98,30 +108,33 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
-        # A handful of rows: the defaults of 200 and 50 tasks would be most of the suite's time.
+        # Tests have a handful of rows. The defaults of 200 and 50 tasks would take most of the suite's time.
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.databricks.delta.snapshotPartitions", "1")
-        # Delta keeps each table's snapshot for an hour, about a megabyte of plans: a thousand tables fill the heap.
+        # Delta caches each table's snapshot for an hour, about 1 MB of plans. A thousand tables would fill the heap.
         .config("spark.databricks.delta.delta.log.cacheSize", "20")
-        # As many tasks list files for a VACUUM: 10,000 by default.
+        # VACUUM lists files in this many tasks. The default is 10,000.
         .config("spark.sql.sources.parallelPartitionDiscovery.parallelism", "2")
         .config("spark.python.daemon.module", "preloading_daemon")
-        # One partition unless a test asks for more: a Python worker may take ten seconds to import open_clip.
+        # Data has one partition unless a test asks for more. A Python worker may take ten seconds to import open_clip.
         .config("spark.default.parallelism", "1")
-        # Small, so that a few rows already cross a border between Arrow batches.
+        # Batches are small, so that a few rows already span two Arrow batches.
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "7")
         .config("spark.sql.execution.arrow.pythonUDF.columnarInput.enabled", "false")
         .config("spark.driver.memory", "2g")
-        # This JVM lives as long as the tests: with the second compiler a run takes 0.7 of the time after a minute. At
-        # its own thresholds that compiler takes two fifths of all CPU; at five times these a run takes 0.85 of the CPU.
+        # This JVM lives as long as the tests. After its first minute, a run with the second compiler takes 0.7 of the
+        # time. At its default thresholds that compiler takes two fifths of all CPU time. At five times these, a run
+        # takes 0.85 of the CPU time.
         .config("spark.driver.extraJavaOptions", SECOND_COMPILER)
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.ui.enabled", "false")
     )
-    # Of two test processes on a fresh machine one fetches Delta's jars; Ivy's own cache has no lock.
+    # Two test processes may start on a fresh machine. The lock lets one of them fetch Delta's jars while the other
+    # waits, because Ivy's own cache has no lock.
     with FileLock(tmp_path_factory.getbasetemp().parent / "jars.lock"), warnings.catch_warnings():
         if CONNECT:
-            # Of each setting of the server, which has taken it, it says that a client cannot set it.
+            # The server has already accepted its options. For each of them PySpark still warns that a client cannot set
+            # it.
             warnings.simplefilter("ignore", UserWarning)
         session = builder.getOrCreate()
     if not CONNECT:
@@ -132,7 +145,10 @@ def spark(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Sp
 
 @pytest.fixture
 def interpreted(spark: "SparkSession") -> Iterator[None]:  # noqa: F821, UP037
-    """Queries of a few rows without compiling Java for each, which is most of what a Delta commit costs here."""
+    """Run a test's queries without generating Java code.
+
+    Compiling that code takes most of the time of a Delta commit on a few rows.
+    """
     settings = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
     for name, value in settings.items():
         spark.conf.set(name, value)
@@ -143,7 +159,10 @@ def interpreted(spark: "SparkSession") -> Iterator[None]:  # noqa: F821, UP037
 
 @pytest.fixture
 def run_here(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:  # noqa: F821, UP037
-    """Runs a job's file in this process, whose session it finds, and gives its summary: in a tenth of the time."""
+    """Return a function that runs a job's file in this process and returns its summary.
+
+    The job uses this process's Spark session, so it takes a tenth of the time of spark-submit.
+    """
 
     def run(job: str, *arguments: str) -> dict[str, Any]:
         monkeypatch.setattr("sys.argv", [job, *arguments])
@@ -155,7 +174,7 @@ def run_here(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 @pytest.fixture(scope="session")
 def demo_output(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F821, UP037
-    """What `make demo` leaves behind, as far as the examples of README and docs read it."""
+    """Write the tables of `make demo` that the examples of README and docs read, and return their folder."""
     import spark_aesthetic as sa
 
     out = tmp_path_factory.mktemp("demo-output")
@@ -169,7 +188,7 @@ def demo_output(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium, without a window."""
+    """Start Chromium without a window."""
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -182,7 +201,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def published_heads() -> Path:
-    """The folder of the published .pth files, which are not part of the project."""
+    """Return the folder of the published .pth files, which are not part of the project."""
     folder = SHARED / "weights"
     if not folder.is_dir():
         pytest.skip("the published .pth files are not beside the project (../shared/weights)")
@@ -190,7 +209,10 @@ def published_heads() -> Path:
 
 
 def _queries(spark: "SparkSession") -> Any:  # noqa: F821, UP037
-    """What Spark's UI knows; PySpark keeps a classic session beside a Connect server that it has started."""
+    """Return the store of queries behind Spark's UI.
+
+    PySpark keeps a classic session beside a Connect server that it has started.
+    """
     from pyspark.sql import SparkSession
 
     session = SparkSession._instantiatedSession if CONNECT else spark
@@ -203,27 +225,27 @@ def _executions(spark: "SparkSession") -> "list[Any]":  # noqa: F821, UP037
 
 
 def last_query(spark: "SparkSession") -> int:  # noqa: F821, UP037
-    """The number of the newest query."""
+    """Return the number of the newest query."""
     return max((execution.executionId() for execution in _executions(spark)), default=-1)
 
 
 def descriptions(spark: "SparkSession", since: int) -> set[str]:  # noqa: F821, UP037
-    """What the UI calls the queries after one."""
+    """Return the descriptions that the UI shows for the queries after query `since`."""
     return {execution.description() for execution in _executions(spark) if execution.executionId() > since}
 
 
 def planned(frame: "DataFrame", part: str = "Physical Plan") -> str:  # noqa: F821, UP037
-    """One part of what `explain` prints, on a session of either kind."""
+    """Return one part of what `explain` prints, for a session of either kind."""
     with redirect_stdout(io.StringIO()) as text:
         frame.explain(extended=True)
     return text.getvalue().partition(f"== {part} ==")[2].partition("\n== ")[0]
 
 
 def plan_metrics(spark: "SparkSession", since: int) -> "Iterator[tuple[Any, str, int, str]]":  # noqa: F821, UP037
-    """Of all queries after one: each node of their plans with each of its metrics' name, number and text."""
+    """Yield each plan node of the queries after query `since`, with name, number and text of each of its metrics."""
     store = _queries(spark)
     for execution in (execution.executionId() for execution in _executions(spark)):
-        # Spark keeps the last thousand queries, so a count over all of them would shrink.
+        # Spark keeps only the last thousand queries, so a count over all of them would shrink.
         if execution <= since:
             continue
         values = {}
@@ -239,13 +261,13 @@ def plan_metrics(spark: "SparkSession", since: int) -> "Iterator[tuple[Any, str,
 
 
 def bytes_read(spark: "SparkSession", since: int, column: str) -> int:  # noqa: F821, UP037
-    """Bytes of the files that scans with a column read, over the queries after one."""
+    """Return how many bytes the scans with a column read from files, over the queries after query `since`."""
     total = 0
     for node, name, _, text in plan_metrics(spark, since):
         if not node.name().startswith("Scan") or f"{column}:" not in node.desc().partition("ReadSchema")[2]:
             continue
         if name == "size of files read":
-            # As the Spark UI shows it, such as "total (min, med, max)\n123.4 KiB (…)".
+            # Spark formats this text for its UI, for example "total (min, med, max)\n123.4 KiB (…)".
             size, unit = (text or "0 B").split("\n")[-1].split()[:2]
             total += int(float(size.replace(",", "")) * 1024 ** ["B", "KiB", "MiB", "GiB"].index(unit))
     return total

@@ -1,4 +1,4 @@
-"""Photographs in several encodings, whole and damaged, and whole files that are odd; by code, so none is stored."""
+"""Damaged photographs in several encodings, and whole files that are unusual. Code makes them, so none is stored."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ KINDS = {"zeros": 5, "half": 1, "missing": 5, "bit": 5}
 
 
 class Damaged(NamedTuple):
-    """A file of a photograph before and after.
+    """A photograph's file before and after the damage.
 
     Attributes:
         encoding: One of `ENCODINGS`.
         kind: One of `KINDS`.
-        whole: Before.
-        data: After.
+        whole: The file before.
+        data: The file after.
     """
 
     encoding: str
@@ -47,7 +47,7 @@ class Damaged(NamedTuple):
 
 
 def damaged(names: list[str] | None = None) -> Iterator[Damaged]:
-    """1,440 damaged files: 9 photographs, 10 encodings, 16 damages; or those of some encodings."""
+    """Yield 1,440 damaged files (9 photographs, 10 encodings, 16 damages), or those of the encodings in `names`."""
     for seed, (_, photograph) in enumerate(photographs().items()):
         with Image.open(BytesIO(photograph)) as opened:
             image = opened.convert("RGB")
@@ -61,7 +61,7 @@ def damaged(names: list[str] | None = None) -> Iterator[Damaged]:
 
 
 def _damaged(whole: bytes, kind: str, generator: np.random.Generator) -> bytes:
-    # Behind the header, before the end.
+    # The damage lies behind the header and before the end.
     hole = min(_HOLE, len(whole) // 8)
     at = int(generator.integers(len(whole) // 8 + 700, len(whole) - hole - 64))
     if kind == "zeros":
@@ -77,10 +77,10 @@ def _damaged(whole: bytes, kind: str, generator: np.random.Generator) -> bytes:
 
 
 class Whole(NamedTuple):
-    """A whole file, however odd.
+    """A file that is not damaged, though it may be unusual.
 
     Attributes:
-        label: What it is.
+        label: Describes the file.
         data: The file.
     """
 
@@ -89,7 +89,7 @@ class Whole(NamedTuple):
 
 
 def whole() -> Iterator[Whole]:
-    """More than 2,000 whole files: sizes, encodings and oddities, of photographs and of soft noise."""
+    """Yield more than 2,000 whole files of different sizes and encodings, from a photograph and from soft noise."""
     sizes = ((1, 1), (2, 3), (7, 8), (8, 8), (9, 17), (16, 16), (31, 33), (64, 48), (127, 250), (640, 427), (1999, 60))
     for number, (width, height) in enumerate(sizes):
         image = hostile_images.noise(number, width, height)
@@ -130,10 +130,10 @@ def _others(image: Image.Image) -> Iterator[Whole]:
 
 
 def odd(image: Image.Image) -> Iterator[Whole]:
-    """Whole files of one image that not every encoder would write."""
+    """Yield whole files of one image that only some encoders would write."""
     plain = encoded(image, "JPEG", quality=85)
     bare = plain[:2] + plain[20:]
-    # Transforms that nobody has defined, too.
+    # Adobe defines no transform 7.
     for transform in (0, 1, 2, 7):
         adobe = segment(0xEE, b"Adobe\0\x64\0\0\0\0" + bytes([transform]))
         yield Whole(f"Adobe {transform}", after_start(bare, adobe))

@@ -1,4 +1,4 @@
-"""Image files that are made to be slow, to fill the memory, or to be odd; by code, so that none is stored."""
+"""Image files that are built to be slow, to fill the memory or to be unusual. Code makes them, so none is stored."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ MB = 1 << 20
 
 
 def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
-    """The bytes of an image file."""
+    """Return an image as the bytes of a file."""
     file = BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
 
 
 def segment(code: int, body: bytes) -> bytes:
-    """A JPEG segment."""
+    """Return a JPEG segment."""
     return struct.pack(">BBH", 0xFF, code, len(body) + 2) + body
 
 
 def after_start(jpeg: bytes, extra: bytes) -> bytes:
-    """A JPEG file with more behind its first marker."""
+    """Return a JPEG file with `extra` inserted behind its first marker."""
     return jpeg[:2] + extra + jpeg[2:]
 
 
-# A Huffman table of each class with all its symbols of 8 bits: 0 is a difference of zero, and the end of a block.
+# Each class has one Huffman table, in which all symbols have 8 bits. Symbol 0 is a difference of zero and the end of a
+# block.
 _TABLES = segment(0xDB, b"\x00" + bytes([1] * 64)) + b"".join(
     segment(0xC4, bytes([kind << 4]) + bytes([0, 0, 0, 0, 0, 0, 0, 16] + [0] * 8) + bytes(range(16))) for kind in (0, 1)
 )
@@ -48,7 +49,10 @@ def grey_jpeg(
     sampling: Iterable[tuple[int, int]] = ((1, 1),),
     extra: bytes = b"",
 ) -> bytes:
-    """A JPEG file of flat grey with any sampling, precision and kind of frame; blocks are of two zero bytes each."""
+    """Return a flat grey JPEG file with any sampling, precision and kind of frame.
+
+    Each block takes two zero bytes.
+    """
     factors = list(sampling)
     across, down = max(h for h, _ in factors), max(v for _, v in factors)
     units = -(-width // (8 * across)) * -(-height // (8 * down))
@@ -65,9 +69,9 @@ def grey_jpeg(
 
 
 def many_scans(width: int, height: int, scans: int, *, sof: int = 0xC2) -> bytes:
-    """A progressive JPEG whose scans of a few bytes each end all blocks at once, again and again."""
+    """Return a progressive JPEG file with many scans of a few bytes, each of which ends all blocks at once."""
     frame = segment(sof, struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0]))
-    # Code 0 of 8 bits: all blocks of a run of 32,767 and more end here (EOB14).
+    # The code 00000000 is EOB14. Followed by 14 bits of 1, it ends a run of 32,767 blocks.
     table = segment(0xC4, bytes([0x10]) + bytes([0, 0, 0, 0, 0, 0, 0, 1] + [0] * 8) + b"\xe0")
     blocks = -(-width // 8) * -(-height // 8)
     runs = -(-blocks // 32_767)
@@ -82,13 +86,16 @@ def many_scans(width: int, height: int, scans: int, *, sof: int = 0xC2) -> bytes
 
 
 def chunk(kind: bytes, body: bytes = b"") -> bytes:
-    """A PNG chunk."""
+    """Return a PNG chunk."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(width: int, height: int, *, before: bytes = b"", data: bytes | None = None, bits: int = 8, colour: int = 0,
         interlaced: bool = False, pieces: int = 0) -> bytes:  # fmt: skip
-    """A PNG file of zeros, with chunks before its pixels, perhaps its pixels in pieces of so many bytes."""
+    """Return a PNG file of zeros, with the chunks `before` ahead of its pixels.
+
+    If `pieces` is given, the pixels are split into chunks of that many bytes.
+    """
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced))
     if data is None:
         data = zlib.compress(bytes(height * (1 + -(-width * bits * (3 if colour == 2 else 1) // 8))))
@@ -97,24 +104,24 @@ def png(width: int, height: int, *, before: bytes = b"", data: bytes | None = No
 
 
 def compressed_text(size: int) -> bytes:
-    """A PNG chunk of so many bytes of text."""
+    """Return a PNG chunk that expands to `size` bytes of text."""
     return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size)))
 
 
 def profile(size: int) -> bytes:
-    """A PNG chunk of a colour profile of so many bytes."""
+    """Return a PNG chunk that expands to a colour profile of `size` bytes."""
     return chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(size)))
 
 
 def gif(before: bytes = b"") -> bytes:
-    """A GIF file with more blocks before its picture."""
+    """Return a GIF file with more blocks before its picture."""
     data = noise_image(0, file_format="GIF")
     at = 13 + (3 << (data[10] % 8 + 1))
     return data[:at] + before + data[at:]
 
 
 def gif_of_local_palette(image: Image.Image) -> bytes:
-    """A GIF file whose 256 colours belong to its picture, not to the whole file."""
+    """Return a GIF file that stores its 256 colours with its picture, not for the whole file."""
     colours = image.convert("RGB").quantize(256)
     data = encoded(colours, "GIF", optimize=False)
     at = data.index(b"\x2c", 13 + 768)
@@ -123,7 +130,7 @@ def gif_of_local_palette(image: Image.Image) -> bytes:
 
 
 def bmp_runs(width: int, height: int, body: bytes, *, four_bits: bool = False) -> bytes:
-    """A BMP file of run-length coding."""
+    """Return a BMP file with run-length coding."""
     colours = 16 if four_bits else 256
     offset = 54 + 4 * colours
     head = struct.pack("<2sIHHI", b"BM", offset + len(body), 0, 0, offset)
@@ -135,7 +142,7 @@ def bmp_runs(width: int, height: int, body: bytes, *, four_bits: bool = False) -
 def tiff(width: int, height: int, *, tags: Iterable[tuple[int, int, int, int]] = (), strips: int = 1,
          bits: tuple[int, ...] = (8,), compression: int = 1, photometric: int = 1, data: bytes | None = None,
          ) -> bytes:  # fmt: skip
-    """A TIFF file of zeros with so many strips and more tags (number, type, count, value or place)."""
+    """Return a TIFF file of zeros with `strips` strips and more tags (number, type, count, value or place)."""
     body = bytearray(b"II*\0" + bytes(4))
     pixels = data if data is not None else bytes(width * height * sum(bits) // 8)
 
@@ -165,14 +172,14 @@ def tiff(width: int, height: int, *, tags: Iterable[tuple[int, int, int, int]] =
 
 def tiff_of_shared(strip: bytes, strips: int, *, tiled: bool = False, big: bool = False, compression: int = 8,
                    length: int | None = None, width: int = 16, rows: int = 1) -> bytes:  # fmt: skip
-    """A TIFF file whose strips or tiles, of `rows` rows each, are all the same bytes."""
+    """Return a TIFF file in which all strips or tiles, of `rows` rows each, are the same bytes."""
     number = "<Q" if big else "<I"
     start = 16 if big else 8
     places = start + len(strip) + len(strip) % 2
     lengths = places + strips * struct.calcsize(number)
     at = lengths + strips * struct.calcsize(number)
     length = len(strip) if length is None else length
-    # One value stands in the tag itself.
+    # A single value is stored in the tag itself.
     where = (places, lengths) if strips > 1 else (start, length)
     kind = 16 if big else 4
     tags = [(256, 4, 1, width), (257, 4, 1, rows * strips), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1),
@@ -191,44 +198,44 @@ def tiff_of_shared(strip: bytes, strips: int, *, tiled: bool = False, big: bool 
 
 
 def empty_blocks(count: int, pixels: int = 16) -> bytes:
-    """Deflate data of so many blocks of nothing, then black pixels."""
+    """Return Deflate data of `count` empty blocks, then black pixels."""
     coded = zlib.compress(bytes(pixels))
     return coded[:2] + b"\0\0\0\xff\xff" * count + coded[2:]
 
 
 def riff(kind: bytes, body: bytes) -> bytes:
-    """A chunk of a RIFF file."""
+    """Return a chunk of a RIFF file."""
     return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
 
 
 def webp(*chunks: bytes) -> bytes:
-    """A WebP file of these chunks."""
+    """Return a WebP file of these chunks."""
     body = b"WEBP" + b"".join(chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def webp_with(extra: bytes) -> bytes:
-    """A WebP file with more chunks behind its picture."""
+    """Return a WebP file with more chunks behind its picture."""
     simple = noise_image(0, file_format="WEBP")[12:]
     canvas = bytes([0, 0, 0, 0]) + (63).to_bytes(3, "little") + (47).to_bytes(3, "little")
     return webp(riff(b"VP8X", canvas), simple, extra)
 
 
 def box(kind: bytes, *bodies: bytes) -> bytes:
-    """A box of an ISO file."""
+    """Return a box of an ISO file."""
     body = b"".join(bodies)
     return struct.pack(">I", len(body) + 8) + kind + body
 
 
 def avif_with(extra: bytes) -> bytes:
-    """An AVIF file with more boxes behind its brands."""
+    """Return an AVIF file with more boxes behind its brands."""
     data = noise_image(0, file_format="AVIF")
     at = int.from_bytes(data[:4], "big")
     return data[:at] + extra + data[at:]
 
 
 def avif_items(count: int) -> bytes:
-    """An AVIF file that names so many items."""
+    """Return an AVIF file that names `count` items."""
     entries = b"".join(box(b"infe", struct.pack(">IHH4sB", 2 << 24, n % 65_536, 0, b"av01", 0)) for n in range(count))
     handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
     items = box(b"iinf", struct.pack(">IH", 0, count), entries)
@@ -236,9 +243,9 @@ def avif_items(count: int) -> bytes:
 
 
 def avif_that_lies(data: bytes, size: tuple[int, int]) -> bytes:
-    """An AVIF file whose boxes say that its pictures, all of one size, are of 64 x 48 pixels."""
+    """Return an AVIF file after changing its boxes to state 64 x 48 pixels instead of `size`."""
     for said, form in (("ispe", ">II"), ("av01", ">HH"), ("tkhd", ">II")):
-        # Of a track the size is in parts of 65,536.
+        # The header of a track states the size in units of 1/65,536 of a pixel.
         unit = 65_536 if said == "tkhd" else 1
         stated, lie = (struct.pack(form, unit * w, unit * h) for w, h in (size, (64, 48)))
         for found in [at for at in range(len(data)) if data.startswith(said.encode(), at)]:
@@ -248,34 +255,43 @@ def avif_that_lies(data: bytes, size: tuple[int, int]) -> bytes:
 
 
 def av1(*fields: tuple[int, int], kind: int) -> bytes:
-    """A unit of AV1 data of some numbers, each of so many bits."""
+    """Return a unit of AV1 data that holds `fields`.
+
+    Each field is a number and its count of bits.
+    """
     bits = "".join(f"{value:0{count}b}" for value, count in fields)
     bits += "0" * (-len(bits) % 8)
     body = int(bits, 2).to_bytes(len(bits) // 8, "big")
     return bytes((kind << 3 | 2, len(body))) + body
 
 
-# The first fields of a frame header: a key frame that is not shown, so it says whether it resists errors.
+# A frame header begins with these fields. They describe a key frame that is not shown, so the header also states
+# whether the frame resists errors.
 AV1_FRAME = [(0, 1), (0, 2), (0, 1), (1, 1), (1, 1), (0, 1)]
 
 
 def av1_sequence(width: int, height: int, *, timed: bool = False, even: bool = False) -> bytes:
-    """A sequence header of AV1 whose frames may be of up to 65,536 x 65,536 pixels if they say so themselves.
+    """Return an AV1 sequence header. Its frames may state their own size of up to 65,536 x 65,536 pixels.
 
-    Timed frames have a clock. Its ticks are even, or each shown frame has a time of 8 bits.
+    If `timed`, frames have a clock. If `even`, the ticks of the clock are even; otherwise each shown frame has a time
+    of 8 bits.
     """
     ticks = [(1, 1), (0b00101, 5)] if even else [(0, 1)]
     clock = [(1, 32), (1, 32), *ticks, (1, 1), (9, 5), (1, 32), (0, 5), (7, 5)] if timed else []
     points = [(1, 12), (9, 5), (1, 1), *([(1, 1), (3, 20), (0, 1)] if timed else []), (1, 1), (5, 4)]
     sizes = [(15, 4), (15, 4), (width - 1, 16), (height - 1, 16)]
-    # No numbers of frames, no order, and a choice of screen content that each frame makes.
+    # Frames have no numbers and no order, and each frame chooses whether it has screen content.
     tools = [(0, 1), (0, 7), (0, 1), (1, 1), (1, 1)]
     head = [(0, 5), (int(timed), 1), *clock, (1, 1), (1, 5)]
     return av1(*head, *points, *points, *sizes, *tools, kind=1)
 
 
 def avif_of(*pictures: bytes, inside: bool = False, halves: bool = False) -> bytes:
-    """An AVIF file of such AV1 data, in the file or in its description, each in one piece or in two."""
+    """Return an AVIF file of AV1 pictures.
+
+    Their data is in the description of the file if `inside`, otherwise behind it. Each picture is in two pieces if
+    `halves`, otherwise in one.
+    """
     handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
     entries = [
         box(b"infe", struct.pack(">IIH4sB", 3 << 24, n, 0, b"av01", 0)) for n in range(1, 1 + len(pictures))
@@ -299,14 +315,14 @@ def avif_of(*pictures: bytes, inside: bool = False, halves: bool = False) -> byt
 
 
 def nested(depth: int) -> bytes:
-    """Boxes within boxes."""
+    """Return boxes that are nested `depth` deep."""
     body = b""
     for _ in range(depth):
         body = box(b"ipco", body)
     return body
 
 
-# Each made when it is asked for: some are of 60 MB.
+# Each file is made only when a test asks for it, because some have 60 MB.
 SLOW: dict[str, Callable[[], bytes]] = {
     "20,000 scans": lambda: many_scans(1000, 1000, 20_000),
     "1,500 scans of 16 megapixels": lambda: many_scans(4000, 4000, 1500),
@@ -353,6 +369,6 @@ SLOW: dict[str, Callable[[], bytes]] = {
 
 
 def noise(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """An image of soft noise, which encoders take for a photograph."""
+    """Return an image of soft noise, which encoders treat like a photograph."""
     small = np.random.default_rng(seed).integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)

@@ -1,4 +1,4 @@
-"""Tar files that are damaged or built to do harm: each is made by code, and says what a reader may make of it."""
+"""Tar files that are damaged or built to do harm. Code makes them, so none is stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 def summed(block: bytearray) -> bytes:
-    """A header with the checksum that it should have."""
+    """Write the correct checksum into a header and return it."""
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block[:BLOCK])
     return bytes(block)
@@ -22,7 +22,7 @@ def summed(block: bytearray) -> bytes:
 def header(
     name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "", field: bytes | None = None
 ) -> bytes:
-    """A header of ustar; `field` stands in the place of the size as it is."""
+    """Return a tar header. If `field` is given, its bytes replace the size."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[-BLOCK:])
@@ -53,7 +53,7 @@ def record(name: str, value: str) -> bytes:
 END = bytes(2 * BLOCK)
 GOOD = member("good.jpg", b"good") + member("good.txt", b"a caption")
 AFTER = member("later.jpg", b"later")
-# A sample is whole when the next one has begun.
+# A reader knows that a sample is whole only when the next one begins.
 FRONT = GOOD + member("next.jpg")
 
 
@@ -128,12 +128,12 @@ def _members() -> Iterator[tuple[str, bytes]]:
 
 
 def hostile() -> dict[str, bytes]:
-    """All of them by what they are; each begins with a sample that is whole, but for the last three."""
+    """Return all hostile tars by their description. All except the last two begin with a whole sample."""
     return {name: content for part in (_sizes, _records, _links, _members) for name, content in part()}
 
 
 def bomb(path: Path, size: int, *, extension: str = "jpg", opened: Callable[..., io.IOBase] = gzip.open) -> None:
-    """A compressed shard with a file of zeros between two samples that are whole."""
+    """Write a compressed shard with a file of zeros between two whole samples."""
     piece = bytes(1 << 20)
     with opened(path, "wb") as file:  # type: ignore[call-arg]
         file.write(GOOD + header(f"bomb.{extension}", field=b"\x80" + size.to_bytes(11, "big")))
@@ -143,7 +143,7 @@ def bomb(path: Path, size: int, *, extension: str = "jpg", opened: Callable[...,
 
 
 def mutated(seed: int, bases: list[bytes]) -> bytes:
-    """One of some archives with bytes changed, taken out, doubled or cut off; half of them with checksums that fit."""
+    """Return one of `bases` with bytes changed, removed, repeated or cut off, half of the time with valid checksums."""
     chance = random.Random(seed)
     content = bytearray(chance.choice(bases))
     for _ in range(chance.randint(1, 8)):
@@ -161,7 +161,7 @@ def mutated(seed: int, bases: list[bytes]) -> bytes:
             block = at // BLOCK * BLOCK
             content[block:block] = content[block : block + BLOCK * chance.randint(1, 4)]
         elif what == 4:
-            # Where a header has its size, kind and link.
+            # At these offsets a header has its size, kind, link, magic and prefix.
             block = at // BLOCK * BLOCK
             place = chance.choice((124, 135, 156, 157, 257, 345))
             content[block + place : block + place + 4] = chance.choice(
@@ -176,7 +176,8 @@ def mutated(seed: int, bases: list[bytes]) -> bytes:
     return bytes(content)
 
 
-# Keys that name another place, or that a terminal or a reader takes for something else; and others that are odd alone.
+# Bad keys name a different place, or a terminal or a reader mistakes them for something else. Good keys are only
+# unusual.
 BAD_KEYS = [
     "../../etc/cron.d/x", "/abs", "a/../b", "a/./b", "..", ".", "", "a//b", "a/", "line\nfeed", "line\r", "a\0b",
     "tab\t", "\x1b[2J", "\x9b2J", "back\\slash", "..\\..\\x", "C:/x", "c:x", "line\u2028break", "turned\u202ejpg",

@@ -1,6 +1,6 @@
-"""PySpark's daemon of workers with torch already there: each is forked from it, and imports it in no time.
+"""PySpark's daemon of workers, with torch already imported, so that each worker it forks has torch at once.
 
-Spark ends a worker that was idle for a minute, so the suite's few sessions start dozens of them.
+Spark ends a worker that was idle for a minute, so the suite's few sessions start dozens of workers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, which a test can kill."""
+"""Jobs that run in separate processes, which a test can kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 
 
 def kill(process: subprocess.Popen[Any]) -> None:
-    """SIGKILL to a process, if it runs, and to all that it started."""
+    """Send SIGKILL to a process, if it still runs, and to all processes that it started."""
     if process.poll() is not None:
         return
     parent = psutil.Process(process.pid)
@@ -28,7 +28,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
 
 
 def spark_home(folder: Path) -> Path:
-    """A SPARK_HOME in a folder: a cluster keeps logs and files in its home, and not in the virtual environment."""
+    """Create a SPARK_HOME in a folder, so that a cluster does not write its logs into the virtual environment."""
     home = folder / "spark"
     home.mkdir()
     for part in Path(pyspark.__file__).parent.iterdir():
@@ -37,7 +37,7 @@ def spark_home(folder: Path) -> Path:
 
 
 def commits(table: str) -> int:
-    """The number of a Delta table's commits."""
+    """Return the number of commits of a Delta table."""
     return len(list(Path(table, "_delta_log").glob("*.json")))
 
 
@@ -60,14 +60,14 @@ class Job:
             )  # fmt: skip
 
     def kill(self) -> None:
-        """SIGKILL to the JVM and all that it started, if it runs; some of those are sessions of their own."""
+        """Send SIGKILL to the JVM, if it runs, and to all that it started, some of them in sessions of their own."""
         kill(self.process)
 
     def wait(self) -> int:
         return self.process.wait(timeout=240)
 
     def children(self, word: str) -> list[psutil.Process]:
-        """The processes whose command line has a word."""
+        """Return the child processes that have a word in their command line."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -79,7 +79,10 @@ class Job:
 
 
 def until(condition: Callable[[], object], job: Job, seconds: float = 240) -> None:
-    """Waits; the seconds end a job that hangs, they are no measure of speed."""
+    """Wait until a condition holds.
+
+    The time limit ends a job that hangs. It does not measure speed.
+    """
     ends = time.monotonic() + seconds
     while not condition():
         assert job.process.poll() is None, job.log.read_text()[-3000:]

@@ -1,4 +1,4 @@
-"""Small shards as files."""
+"""Helpers that write small shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`score_table` on Spark Connect, in brief; `make test-long` runs the tests of tables there as they are."""
+"""A short test of `score_table` on Spark Connect. `make test-long` runs all tests of tables there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def source(tmp_path: Path) -> str:
 
 @pytest.fixture
 def add(spark: SparkSession, source: str) -> Add:
-    """Append rows of published embeddings, one of them of a wrong length where it is 10."""
+    """Return a function that appends rows of published embeddings.
+
+    Rows with an id of 10 or more have a wrong length.
+    """
 
     def append(*ids: int) -> None:
         rows = [(at, EMBEDDINGS[at] if at < 10 else [1.0]) for at in ids]

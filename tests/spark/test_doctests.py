@@ -19,9 +19,10 @@ PARSER = doctest.DocTestParser()
 
 
 def examples(file: Path) -> dict[str, list[doctest.Example]]:
-    """The examples in each docstring of ``file``, by the line and the name of what it describes.
+    """Return the examples in each docstring of ``file``, by the line and the name of the documented object.
 
-    Read from the source: ``doctest.testmod`` passes over a class whose ``__module__`` names another module.
+    They are read from the source, because ``doctest.testmod`` skips a class if its ``__module__`` names a different
+    module.
     """
     found = {}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -38,7 +39,7 @@ def test_docstrings(spark: SparkSession, name: str) -> None:
     module = import_module(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for place, some in examples(FILES[name]).items():
-        # What the examples of Spark functions take as given.
+        # The examples of Spark functions use these names without defining them.
         given = {**vars(module), "spark": spark, "F": F, "np": np}
         runner.run(doctest.DocTest(some, given, place, name, None, None))
     assert runner.tries > 0

@@ -1,4 +1,4 @@
-"""The user's session: nothing in it changes, not for a moment, and no setting of it changes what comes out."""
+"""Calls change nothing in the user's session, not even for a moment, and its settings do not change their results."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _number = count()
 
 
 class Watcher:
-    """A thread that looks at a session as often as it can, for what a call must not change.
+    """A thread that checks, as often as it can, what a call must not change in a session.
 
     Attributes:
-        seen: Each state of the session other than the first one.
-        looks: How often it has looked.
+        seen: Each state of the session that differs from the first one.
+        looks: The number of checks.
     """
 
     def __init__(self, spark: SparkSession) -> None:
@@ -59,7 +59,7 @@ class Watcher:
     def _watch(self) -> None:
         while not self._done.is_set():
             settings = self._session.conf().getAll()
-            # Compared in the JVM, so that a look takes a millisecond.
+            # The JVM compares the settings, so that a check takes a millisecond.
             if not settings.equals(self._settings):
                 self._note(str(settings.toSet().diff(self._settings.toSet()).mkString(", ")) or "a setting is gone")
             if self.looks % 4 == 0 and (names := self._state()) != self._names:
@@ -79,20 +79,20 @@ class Watcher:
 
 
 def properties_of_thread(spark: SparkSession) -> dict[str, str]:
-    """What Spark keeps for each thread: its job group, description, tags and pool."""
+    """Return the properties that Spark keeps for this thread: its job group, description, tags and pool."""
     found = spark.sparkContext._jsc.sc().getLocalProperties()
     return {str(name): str(found.getProperty(name)) for name in found.stringPropertyNames()}
 
 
 def active(spark: SparkSession) -> tuple[Any, int | None]:
-    """The session in which Spark looks up names for this thread, by Python's and by Java's word."""
+    """Return this thread's active session, as Python knows it and as Java knows it."""
     found = SparkSession._get_j_spark_session_class(spark._jvm).getActiveSession()
     return SparkSession._activeSession, found.get().hashCode() if found.isDefined() else None
 
 
 @contextmanager
 def untouched(spark: SparkSession) -> Iterator[None]:
-    """Fail if anything in the session changes meanwhile, or in this thread afterwards."""
+    """Fail if the session changes during the block, or if this thread's properties or session differ after it."""
     context = spark.sparkContext
     context.setJobGroup("mine", "my own words", interruptOnCancel=True)
     context.addJobTag("my-tag")
@@ -137,7 +137,7 @@ def test_the_watcher_sees_what_changes_for_20_milliseconds(spark: SparkSession) 
             time.sleep(0.1)
             assert watcher.seen == []
             undo = change()
-            # Names are looked at less often than settings.
+            # The watcher checks names less often than settings.
             time.sleep(0.02 if change in (setting, another_value) else 0.2)
             undo()
         assert len(watcher.seen) == 1, change
@@ -149,7 +149,7 @@ def embeddings(spark: SparkSession, ids: range, shift: int = 0) -> DataFrame:
 
 
 class World:
-    """Tables in a folder, and each public call with what it needs."""
+    """Tables in a folder, and a method for each public call that prepares what the call needs."""
 
     def __init__(self, spark: SparkSession, folder: Path) -> None:
         self.spark, self.folder, self.scores = spark, folder, str(folder / "scores")
@@ -202,7 +202,7 @@ class World:
         return lambda: self.score(dry_run=True)
 
     def a_source_that_is_refused(self) -> Callable[[], object]:
-        """After some work: a key is there twice in a later chunk."""
+        """Prepare a source that is refused after some work, because a later chunk repeats a key."""
         self.make(**FEED)
         self.score()
         twice = embeddings(self.spark, range(8, 9)).union(embeddings(self.spark, range(8, 9)))
@@ -231,13 +231,14 @@ class World:
         return lambda: sa.history(self.spark, self.scores).collect()
 
     def photos(self, shift: int = 0, number: int = 3) -> None:
-        """Files of images, of which one is modified when this is called again."""
+        """Write image files. A second call modifies one of them."""
         (self.folder / "photos").mkdir(exist_ok=True)
         for at in range(number):
             path = self.folder / "photos" / f"{at}.png"
             if not path.exists() or at == 0:
                 path.write_bytes(noise_image(10 * at + shift, file_format="PNG"))
-                # Two of them an hour apart that a clock of Los Angeles calls the same, another that it leaves out.
+                # In Los Angeles the first two times, an hour apart, read alike, and the clock skips an hour shortly
+                # before the third.
                 os.utime(path, (times := (1762072200, 1762075800, 1772965800)[at % 3] + shift, times))
 
     def ingest(self, **options: Any) -> Any:
@@ -307,7 +308,7 @@ class World:
 CALLS = [
     World.in_place_in_chunks, World.ingest_modified, World.write_kept, World.export,
 ]  # fmt: skip
-# The same paths as above, or no statement at all.
+# These calls take the same paths as those above, or run no statement at all.
 RARER = [
     World.a_change_data_feed, World.beside, World.in_place, World.reconcile, World.retry_failed,
     World.a_source_that_is_refused, World.rescore,
@@ -378,7 +379,7 @@ def test_appends_of_another_thread_are_neither_lost_nor_marked(
 
 @pytest.mark.long
 def test_names_without_a_schema_are_those_of_the_current_one(spark: SparkSession, tmp_path: Path) -> None:
-    """Also where statements run in a session of their own."""
+    """This also holds for statements that run in a separate session."""
     spark.sql("CREATE DATABASE IF NOT EXISTS of_the_user")
     spark.catalog.setCurrentDatabase("of_the_user")
     try:
@@ -397,7 +398,7 @@ def test_names_without_a_schema_are_those_of_the_current_one(spark: SparkSession
         spark.catalog.setCurrentDatabase("default")
 
 
-# Settings that change what a statement means, or what is read or written.
+# These settings change the meaning of a statement, or what is read or written.
 SETTINGS = {
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
     "spark.sql.parser.escapedStringLiterals": "true",
@@ -423,7 +424,7 @@ SETTINGS = {
     "spark.sql.legacy.typeCoercion.datetimeToString.enabled": "true",
     "spark.sql.mapKeyDedupPolicy": "LAST_WIN",
 }
-# Those that stand for themselves, for they need another one or are the other value of one above.
+# These settings run separately, because each needs a second setting or is a different value of one above.
 OTHERS = [
     {"spark.sql.ansi.enabled": "true", "spark.sql.storeAssignmentPolicy": "ANSI"},
     {"spark.sql.storeAssignmentPolicy": "LEGACY", "spark.sql.ansi.enabled": "false"},
@@ -444,7 +445,8 @@ def together(*parts: str) -> dict[str, str]:
     return {name: value for name, value in SETTINGS.items() if any(part in name for part in parts)}
 
 
-# Together they cost a tenth of each for itself, which `make test-long` runs to tell which one it is.
+# Combined settings take a tenth of the time of separate ones. `make test-long` also runs each alone, to find the one
+# that fails.
 COMBINED = [
     together("timestampType", "escaped", "ansi.enabled", "quotedRegex", "timeZone", "caseSensitive"),
     together("timeParser", "storeAssignment", "substitute", "databricks", "outputTimestampType", "Hive", "default"),
@@ -476,7 +478,10 @@ def texts(spark: SparkSession, numbers: range, shift: int = 0) -> DataFrame:
 
 
 def outcome(spark: SparkSession, folder: Path, values: dict[str, str]) -> dict[str, Any]:
-    """A run, an update and two ingests under some settings, then a run without them; what they say and leave."""
+    """Return the summaries and tables of a run, an update and two ingests under some settings.
+
+    A last run has no settings.
+    """
     source, scores, files = str(folder / "source"), str(folder / "scores"), World(spark, folder)
     texts(spark, range(6)).write.format("delta").options(**FEED).save(source)
     said: list[Any] = []
@@ -490,7 +495,7 @@ def outcome(spark: SparkSession, folder: Path, values: dict[str, str]) -> dict[s
     began = time.time()
     with under(spark, values):
         score()
-    # The last two of the first six go, and others come.
+    # Rows 0 to 2 are updated, 4 and 5 are deleted, and 6 and 7 are new.
     keep, more = texts(spark, range(3, 4)), texts(spark, range(6, 8))
     updated = texts(spark, range(3), shift=5)
     updated.union(keep).union(more).coalesce(1).write.format("delta").mode("overwrite").save(source)
@@ -529,14 +534,14 @@ _plain: dict[str, Any] = {}
 
 @pytest.fixture
 def plain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What comes out under no settings."""
+    """Return the outcome without any settings."""
     if not _plain:
         _plain.update(outcome(spark, tmp_path_factory.mktemp("plain"), {}))
     return _plain
 
 
 def test_without_any_setting_the_outcome_is_what_the_tables_hold(plain: dict[str, Any]) -> None:
-    """So that equal outcomes below are not equally wrong."""
+    """This check ensures that equal outcomes below are not equally wrong."""
     wrong = {"embedding: wrong length": 1}
     assert plain["said"] == [
         (6, 5, wrong, 0, 0), (6, 5, wrong, 0, 2), (6, 0, {}, 6, 0), (3, 0, 3, 0, 0), (3, 2, 0, 1, 0), (7, 1, {}, 6, 0),

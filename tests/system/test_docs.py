@@ -1,4 +1,4 @@
-"""The examples on the pages of docs/, and the notebooks, as they stand there."""
+"""The examples on the pages of docs/ and the notebooks run as they are written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_examples_give_what_the_page_says(spark: SparkSession, demo_output: str,
         spark.sql(statement).collect()
 
 
-# Of each job: what takes its arguments, and which of them name a table.
+# For each job: the function that parses its arguments, and the arguments that name a table.
 JOBS = {
     "score_table.py": (score_table_arguments, ("source", "scores")),
     "ingest_images.py": (curation.ingest_arguments, ("source",)),
@@ -84,10 +84,10 @@ def test_commands_are_what_the_job_takes(page: Path, monkeypatch: pytest.MonkeyP
         arguments, tables = JOBS[job]
         monkeypatch.setattr("sys.argv", shlex.split(called))
         args = arguments()
-        # Every page's commands but those of a cluster run on what make demo leaves behind, without a download.
+        # Except for the commands of a cluster, those of every page run on the output of make demo, without a download.
         named = [getattr(args, table) for table in tables if getattr(args, table) is not None]
         assert named[0].startswith("demo-output/"), command
-        # The published head of embeddings is in the package.
+        # The head for embeddings is part of the package.
         if job == "score_table.py" and args.embedding_col is None:
             assert args.predictor.startswith(("untrained-", "demo-output/"))
 
@@ -115,7 +115,7 @@ def test_embeddings_that_are_scored_again_have_been_kept_by_a_command_before(mon
         if args.with_embedding:
             kept[args.scores] = sa.resolve(args.predictor)
         if args.rescore_from_embeddings:
-            # The examples above it have saved the predictor.
+            # An example above the command has saved the predictor.
             (saved,) = re.findall(r"sa\.Predictor\(.*?\n\.\.\. \)", blocks(page, "pycon"), flags=re.DOTALL)
             other = eval(re.sub(r"^\.\.\. ?", "", saved, flags=re.MULTILINE), {"sa": sa})
             assert f'other.save("{args.predictor}")' in blocks(page, "pycon")
@@ -126,7 +126,7 @@ def test_embeddings_that_are_scored_again_have_been_kept_by_a_command_before(mon
 
 
 def run_cells(notebook: str, spark: SparkSession, given: dict[str, str]) -> None:
-    """Run a notebook in Databricks' source format, with other values for the names that it sets first."""
+    """Run a notebook in Databricks' source format, with different values for the names that it sets first."""
     text = (NOTEBOOKS / notebook).read_text(encoding="utf-8")
     code = "\n".join(line for line in text.splitlines() if not line.startswith("# MAGIC"))
     for name, value in given.items():
@@ -169,7 +169,7 @@ def assert_the_notebook_says_it(text: str) -> None:
 def test_the_notebook_runs_in_this_session(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without the start of a kernel and of a JVM; its settings are of this session, and are restored."""
+    """No kernel and no JVM is started. The notebook's settings are set in this session, and then restored."""
     monkeypatch.chdir(NOTEBOOKS)
     *cells, last = [cell.source for cell in CURATION.cells if cell.cell_type == "code"]
     assert last == "spark.stop()"
@@ -182,7 +182,7 @@ def test_the_notebook_runs_in_this_session(
 @pytest.mark.long
 def test_the_notebook_runs_from_top_to_bottom() -> None:
     notebook = deepcopy(CURATION)
-    # In this environment, whatever kernels the machine has.
+    # The kernel is that of this environment, whatever kernels the machine has.
     notebook.metadata["kernelspec"]["name"] = "python3"
     done = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     text = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
@@ -207,5 +207,5 @@ def test_the_reference_shows_the_types_that_docstrings_name() -> None:
     for thing in public:
         # The docstrings become Markdown, where a bare <float> is a tag that shows nothing.
         assert not re.search(r"<(float|double|string|binary)\b", re.sub(r"`[^`]*`|>>> .*", "", thing.__doc__)), thing
-        # "name: text" there is read as a type.
+        # Below "Returns:", a text such as "name: text" would be read as a type.
         assert not re.search(r"Returns:\n\s*\S+: ", thing.__doc__), thing

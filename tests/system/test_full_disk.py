@@ -1,4 +1,4 @@
-"""A disk that is full: one line with the remedy, and after more room the next run ends what was begun."""
+"""On a full disk, the error is one line with the remedy. With more room, the next run completes the work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINE = r"^expected room on disk .* found: .*No space left on device.*\. Make roo
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a file system of a size, or gives it another one."""
+    """Return a function that mounts a file system of a given size, or resizes it."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -44,7 +44,7 @@ def test_scores_that_found_no_room_are_ended_by_the_next_run(
     source = str(tmp_path / "source")
     rows = [(at, row.astype(float).tolist()) for at, row in enumerate(published_embeddings())]
     spark.createDataFrame(rows, "id int, e array<float>").repartition(5).write.format("delta").save(source)
-    # Enough for the first chunk, not for the last.
+    # The room is enough for the first chunk, not for the last.
     folders = {name: str(tmp_path / name) for name in ("scores", "checkpoint")}
     folders[full] = str(disk("48k") / full)
     given = {"source": source, "key": "id", "embedding_col": "e", "max_files_per_chunk": 1, **folders}

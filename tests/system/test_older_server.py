@@ -1,4 +1,4 @@
-"""A client of this Spark on a Spark Connect server of an older one; `make test-compat` installs and runs it."""
+"""A client of this Spark on a Spark Connect server of an older Spark, which `make test-compat` installs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OLDER = REPOSITORY / ".compat" / "4.0.5-4.0.1" / "pyspark"
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not OLDER.exists(), reason="make test-compat installs it")]
 
-# No createDataFrame: this client asks for settings there that an older server does not have.
+# The client does not call createDataFrame, which asks for settings that an older server does not have.
 CLIENT = """
 import sys
 from pyspark.sql import SparkSession

@@ -1,4 +1,4 @@
-"""The README's examples, as they stand there."""
+"""The README's examples run as they are written."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_sql(spark: SparkSession, demo_output: str) -> None:
 
 
 def in_shell(text: str, demo_output: str) -> list[dict[str, Any]]:
-    """The summaries of the jobs that a shell runs, with what the README's first lines of shell set."""
+    """Run jobs in a shell with the settings of the README's first lines, and return the summaries."""
     shell = {"PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}", "SPARK_CONF_DIR": str(REPOSITORY / "conf")}
     done = subprocess.run(
         ["bash", "-euc", text.replace("demo-output", demo_output)],
@@ -72,7 +72,7 @@ def test_spark_submit(spark: SparkSession, demo_output: str) -> None:
 
 
 def in_this_session(text: str, run_here: RunHere) -> list[dict[str, Any]]:
-    """The summaries of the jobs that a shell would run, without the start of a JVM for each."""
+    """Run the jobs of a shell text in this session, without a JVM for each, and return the summaries."""
     commands = text.replace("\\\n", " ").splitlines()
     submit = "spark-submit --properties-file conf/local.conf jobs/"
     assert all(command.startswith(submit) for command in commands)

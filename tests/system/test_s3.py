@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 IMAGES = 6
 
-# The way of images from a folder to shards; the last line is what each step found.
+# This script takes images from a folder to shards. Its last line is the result of each step.
 JOB = """
 import json, sys
 import fsspec
@@ -65,7 +65,7 @@ spark.stop()
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The server, and a folder with s3fs."""
+    """Install an S3 server and s3fs, and return the path of the server and the folder of s3fs."""
     uv, folder = Path(sys.executable).parent / "uv", tmp_path_factory.mktemp("s3")
     environment, s3fs = folder / "environment", folder / "s3fs"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)

@@ -36,7 +36,7 @@ class Cluster(NamedTuple):
     folder: Path
 
     def settings(self) -> dict[str, str]:
-        """One core and 1 GB for each executor, and the places of this machine."""
+        """Return settings with one core and 1 GB for each executor, and with the paths of this machine."""
         return {
             "spark.executor.cores": "1", "spark.executor.memory": "1g", "spark.pyspark.python": sys.executable,
             "spark.executorEnv.SPARK_AESTHETIC_CACHE": os.environ["SPARK_AESTHETIC_CACHE"],
@@ -83,7 +83,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def said(job: Job) -> dict[str, Any]:
-    """The last line that a job printed."""
+    """Return the last line of JSON that a job printed."""
     lines = [line for line in job.log.read_text().splitlines() if line.startswith("{")]
     return dict(json.loads(lines[-1]))
 
@@ -102,7 +102,7 @@ def test_a_worker_that_is_killed_in_the_middle_costs_no_row(
         master=cluster.master, properties=CONF, settings=cluster.settings(),
     )  # fmt: skip
     try:
-        # The table, the stream, and a first chunk.
+        # The commits for the table and the stream come before that of the first chunk.
         until(lambda: commits(scores) >= 4, job, seconds=400)
         done = commits(scores)
         kill(cluster.workers[0])
@@ -110,7 +110,7 @@ def test_a_worker_that_is_killed_in_the_middle_costs_no_row(
     finally:
         job.kill()
     assert said(job)["scored"] == ROWS
-    # It had a chunk left to score, on an executor that it lost.
+    # The job still had a chunk to score after it lost an executor.
     assert commits(scores) > done + 1
     assert "Lost executor" in job.log.read_text()
     assert cluster.alive() == 1
@@ -122,7 +122,7 @@ def test_a_worker_that_is_killed_in_the_middle_costs_no_row(
 
 
 def test_a_packed_environment_reaches_the_executors(spark: SparkSession, tmp_path: Path, cluster: Cluster) -> None:
-    """What embeddings and addresses need; torch would be gigabytes more of the same."""
+    """The environment has what embeddings and addresses need. Torch would only add gigabytes."""
     uv, environment, packed = Path(sys.executable).parent / "uv", tmp_path / "environment", tmp_path / "e.tar.gz"
     python = str(environment / "bin" / "python")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
@@ -154,7 +154,7 @@ def test_a_packed_environment_reaches_the_executors(spark: SparkSession, tmp_pat
 
 
 def test_without_a_python_for_the_driver_spark_cannot_start_it(tmp_path: Path, cluster: Cluster) -> None:
-    """Why docs/cluster.md sets spark.pyspark.driver.python beside spark.archives."""
+    """This failure is why docs/cluster.md sets spark.pyspark.driver.python beside spark.archives."""
     job = Job(
         tmp_path / "doctor.log", script="jobs/doctor.py", master=cluster.master, properties=CONF,
         settings=cluster.settings() | {"spark.pyspark.python": "./environment/bin/python"},

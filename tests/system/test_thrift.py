@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The address of a server that was started by the page's command, in a folder of its own for the metastore."""
+    """Start a server by the page's command, in a new folder for the metastore, and return its address."""
     text = (REPOSITORY / "docs" / "sql.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^```bash\n(spark-submit [^`]*HiveThriftServer2[^`]*)```", text, flags=re.MULTILINE)
     port = str(free_port())
@@ -48,7 +48,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def asked(address: str, tmp_path: Path, *statements: str) -> list[str]:
-    """The lines that Beeline, a client by JDBC, prints for some statements."""
+    """Return the lines that Beeline, a client by JDBC, prints for some statements."""
     script = tmp_path / "statements.sql"
     script.write_text(";\n".join(statements) + ";\n", encoding="utf-8")
     beeline = Path(pyspark.__file__).parent / "bin" / "beeline"
@@ -69,6 +69,6 @@ def test_a_client_by_jdbc_reads_scores_through_a_view_over_the_catalog_function(
         sa.create_function_ddl("aesthetic_v1", predictor="laion-aesthetics-v2"),
         "CREATE VIEW scored AS SELECT name, aesthetic_v1(embedding) AS aesthetic_score FROM embeddings",
     )  # fmt: skip
-    # Another client, which created nothing.
+    # A second client, which created nothing, reads the view.
     found = asked(server, tmp_path, "SELECT name, round(aesthetic_score, 3) FROM scored ORDER BY name")
     assert [float(line.split("\t")[1]) for line in found] == [round(score, 3) for score in PUBLISHED_SCORES]

@@ -36,10 +36,10 @@ def test_an_executors_tasks_use_up_its_cores_and_its_gpus(name: str) -> None:
 def test_delta_and_arrow_are_set_as_in_local_conf(name: str) -> None:
     local, given = properties("local.conf"), properties(name)
     shared = [key for key in local if key.startswith("spark.sql.")]
-    # A cluster has more keys and more files than one machine.
+    # Each cluster sets its own number of partitions, because it has more keys and files than one machine.
     shared.remove("spark.sql.shuffle.partitions")
     assert len(shared) == 6
-    # In the image of Kubernetes are Delta's jars.
+    # The container image for Kubernetes already contains Delta's jars.
     packages = None if name.startswith("kubernetes") else local["spark.jars.packages"]
     assert given.get("spark.jars.packages") == packages
     assert {key: given.get(key) for key in shared} == {key: local[key] for key in shared}
@@ -74,7 +74,8 @@ def test_driver_and_executors_look_for_weights_in_the_same_places(name: str) -> 
 def test_whoever_discovers_gpus_has_the_script() -> None:
     standalone, yarn, kubernetes = map(properties, GPU_CONFS)
     key = "executor.resource.gpu.discoveryScript"
-    # Standalone workers discover, and tell their executors; YARN and Kubernetes tell them nothing.
+    # Standalone workers discover GPUs and pass them to their executors. On YARN and Kubernetes each executor discovers
+    # its own.
     assert standalone["spark.worker.resource.gpu.discoveryScript"].endswith("/conf/gpu-discovery.sh")
     assert f"spark.{key}" not in standalone
     assert yarn[f"spark.{key}"] == f"./{yarn['spark.files'].rpartition('/')[2]}"

@@ -1,4 +1,4 @@
-"""What importing costs, and what works without the heavy packages."""
+"""The cost of importing the package, and the parts that work without the heavy packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import spark_aesthetic
 
-# As if the packages of the extra "image" were not installed.
+# This code hides the packages of the extra "image", as if they were not installed.
 WITHOUT_TORCH = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -37,7 +37,7 @@ def test_importing_the_package_loads_neither_torch_nor_pyspark() -> None:
 
 def test_importing_the_functions_loads_no_torch() -> None:
     code = "import spark_aesthetic.functions, spark_aesthetic.scoring.jobs, sys; print('torch' in sys.modules)"
-    # PySpark warns of its own on import under -W error, so this one runs without it.
+    # PySpark raises warnings of its own on import, so this process runs without `-W error`.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -58,10 +58,10 @@ def test_a_star_brings_no_name_that_a_notebook_has() -> None:
     exec("from spark_aesthetic import *", brought)
     assert {name: brought[name] for name in own} == own
     assert "score_table" in brought
-    # Names of two words or more, all of them.
+    # The star brings exactly the names of two words or more.
     words = {name: len(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)) for name in dir(spark_aesthetic)}
     assert set(spark_aesthetic.__all__) == {name for name, count in words.items() if count > 1}
-    # The others are still there by name.
+    # All other names can be imported by name.
     exec("from spark_aesthetic import display, history, register, review, Calibration", brought)
 
 

@@ -1,4 +1,4 @@
-"""Numbers, paths and modes as callers give them: taken for what they are, or refused in one line."""
+"""Numbers, paths and modes from callers are accepted in every valid type, or refused with an error of one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spark_aesthetic.options import Options, number, share, whole
 from spark_aesthetic.predictors.recipe import Predictor
 
 NO_NUMBERS = ["5", None, True, np.bool_(True), [1], 1j, float("nan"), float("inf"), Decimal("NaN"), Decimal("Infinity")]
-# Python writes no integer of so many digits, so pytest needs a name for it.
+# Python refuses to write an integer of so many digits, so pytest needs an id for it.
 HUGE = pytest.param(10**9000, id="huge")
 
 

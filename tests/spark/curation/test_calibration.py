@@ -41,7 +41,7 @@ def scores() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def table(spark: SparkSession, scores: np.ndarray) -> DataFrame:
-    """2,000 scores of two sources, b 1.5 points above a, and ten rows that have none."""
+    """Return 2,000 scores of two sources, b 1.5 points above a, and ten rows without a finite score."""
     rows: list[tuple[object, ...]] = [
         (at, float(score) + 1.5 * (at % 2), None, MODEL, "ab"[at % 2]) for at, score in enumerate(scores)
     ]
@@ -52,7 +52,7 @@ def table(spark: SparkSession, scores: np.ndarray) -> DataFrame:
 
 @pytest.fixture(scope="module")
 def known(scores: np.ndarray) -> np.ndarray:
-    """The scores of the table, as it holds them."""
+    """Return the scores as the table holds them."""
     return (scores.astype(np.float64) + 1.5 * (np.arange(2000) % 2)).astype(np.float32)
 
 
@@ -92,7 +92,7 @@ def test_a_cut_keeps_so_many_rows_and_no_bin_more(
 
 
 def test_a_cut_of_ones_own_keeps_what_spark_finds_above_it(table: DataFrame, known: np.ndarray) -> None:
-    # Between two edges of bins.
+    # This cut is between two edges of bins.
     chosen = calibrate(table, min_score=5.1003)
     assert chosen.cut.value == 5.1003
     assert chosen.cut.kept == (known.astype(np.float64) >= 5.1003).sum()
@@ -145,7 +145,7 @@ def test_a_score_that_equals_the_cut_is_kept_in_every_type(
         assert sorted(row.id for row in kept.collect()) == [3, 4, 5]
     shares = describe_scores(rows, score_col="s", cuts=[cut, 4.0]).collect()[0].shares
     assert shares == {cut: 3 / 6, 4.0: 5 / 6}
-    # The files' statistics leave out files by it.
+    # With this filter, files are skipped by their statistics.
     assert f"GreaterThanOrEqual(s,{literal})" in planned(filtered)
 
 
@@ -235,7 +235,7 @@ def test_a_filter_by_a_calibration_is_lazy_and_reaches_the_files(
     assert counted > since
     kept = curate(table, chosen)
     assert last_query(spark) == counted
-    # Delta reads its log for it.
+    # Planning the filter reads Delta's log, so the queries are counted before it.
     plan = planned(kept)
     assert "GreaterThanOrEqual(aesthetic_score," in plan
     assert "Exchange" not in plan
@@ -349,7 +349,7 @@ def test_too_many_counts_are_said(table: DataFrame, monkeypatch: pytest.MonkeyPa
     assert calibrate(table, bin_width=0.25, keep=0.5).cut.kept == pytest.approx(1000, abs=250)
 
 
-# Labels.
+# Cuts from labels
 
 
 def labels_of(
@@ -360,7 +360,10 @@ def labels_of(
 
 @pytest.fixture(scope="module")
 def judged(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a plain sample of the table, and whether someone would keep them: the likelier the higher the score."""
+    """Return the rows of a plain sample of the table, and whether each is kept.
+
+    A row with a higher score is more likely to be kept.
+    """
     random = np.random.default_rng(1)
     rows = random.choice(2000, 400, replace=False)
     return rows, random.random(400) < 1 / (1 + np.exp(-2 * (known[rows] - 6)))
@@ -383,7 +386,7 @@ def test_evidence_is_that_of_sklearn(
     assert evidence.precision.value == pytest.approx(precision_score(keep, above, sample_weight=weights), abs=1e-12)
     assert evidence.recall is not None
     assert evidence.recall.value == pytest.approx(recall_score(keep, above, sample_weight=weights), abs=1e-12)
-    # A plain sample: the weights change little.
+    # The sample is plain, so the weights change little.
     assert evidence.auc.value == pytest.approx(roc_auc_score(keep, scores), abs=0.01)
     binned = np.floor(scores * 1024) / 1024
     false_positive, true_positive, cuts = roc_curve(keep, binned, sample_weight=weights, drop_intermediate=False)
@@ -418,7 +421,7 @@ def test_a_precision_that_no_cut_reaches_is_said(spark: SparkSession, table: Dat
 
 
 def test_labels_of_groups_give_each_its_cut(spark: SparkSession, table: DataFrame, known: np.ndarray) -> None:
-    # People keep what is above the middle of its source.
+    # A row is labelled "keep" if it is above the middle of its source.
     rows = [(at, "keep" if known[at] > 5 + 1.5 * (at % 2) else "drop") for at in range(200)]
     a, b = calibrate(table, labels_of(spark, rows), precision=1.0, by="source", key="id").cuts
     assert a.value == pytest.approx(5, abs=0.1)
@@ -444,7 +447,7 @@ def test_labels_come_from_the_csv_of_the_review_page(spark: SparkSession, tmp_pa
     file = tmp_path / "labels.csv"
     file.write_bytes("\r\n".join(["name,score,label", *lines, '"not marked",9,', ""]).encode())
     chosen = calibrate(table, str(file), precision=1.0, key="name")
-    # Scores are the table's, not the file's.
+    # The scores are those of the table, not those of the file.
     assert chosen.cut.value == 3
     assert chosen.labels_without_score == 2
     assert chosen.cut.evidence is not None
@@ -487,7 +490,7 @@ def test_labels_of_one_row_that_agree_count_once_and_others_are_said(
 ) -> None:
     rows = [(at, "keep" if at % 3 else "drop") for at in range(90)]
     once = calibrate(table, labels_of(spark, rows), min_score=5, key="id")
-    # 2003 has no score, and a null key is of no row.
+    # Row 2003 has no score, and a null key belongs to no row.
     again = [*rows, *rows[:7], rows[3], (2003, "keep"), (2003, "drop"), (None, "keep"), (None, "drop")]
     twice = calibrate(table, labels_of(spark, again), min_score=5, key="id")
     assert (once.labels_without_score, once.labels_repeated) == (0, 0)
@@ -499,7 +502,7 @@ def test_labels_of_one_row_that_agree_count_once_and_others_are_said(
     torn = [*rows, *((at, "drop" if at % 3 else "keep") for at in range(20, 25))]
     with pytest.raises(TableError, match=r"found keep and drop for 20, 21, 22 and 2 more\. Keep only one"):
         calibrate(table, labels_of(spark, torn), min_score=5, key="id")
-    # Labels that name no row are all counted.
+    # Labels without a key are all counted.
     by_score = [(float(at % 5) + 3, "keep" if at % 2 else "drop") for at in range(20)]
     loose = calibrate(table, labels_of(spark, by_score, "score double, label string"), min_score=5)
     assert loose.labels_repeated == 0
@@ -543,7 +546,7 @@ def test_labels_are_limited_and_a_key_is_of_one_row(
     labels = labels_of(spark, [(1, "keep"), (2, "keep"), (3, "drop"), (4, "drop")])
     with pytest.raises(TableError, match="key id: expected one row of the scores for each label"):
         calibrate(table.unionByName(table), labels, key="id")
-    # One key twice and another one gone are as many rows as labels.
+    # Key 1 is repeated and key 4 is missing, so rows and labels are equal in number.
     gone = table.where("id != 4").unionByName(table.where("id = 1"))
     with pytest.raises(TableError, match="key id: expected one row of the scores for each label"):
         calibrate(gone, labels, key="id")

@@ -1,4 +1,4 @@
-"""Tables to shards: the function and its job."""
+"""The export of tables to shards, by the function and by its job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tup
     images = spark.createDataFrame(rows, "image_id string, path string, photo binary, txt string").coalesce(1)
     images.write.format("delta").save(f"{folder}/images")
     scored = [(key, 4.0 + at, model) for at, key in enumerate([*IMAGES, "none"]) for model in ("a@1", "b@2")]
-    # Not scored yet, as in a view.
+    # This row is not scored yet, as in a view.
     scored.append(("later", None, None))
     scores = spark.createDataFrame(scored, "image_id string, aesthetic_score float, aesthetic_model string").coalesce(1)
     scores.write.format("delta").save(f"{folder}/scores")
@@ -143,7 +143,7 @@ def test_a_second_run_is_refused_unless_it_says_what_to_do(
     spark: SparkSession, tables: tuple[str, str], tmp_path: Path, run_here: RunHere, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = ["export_webdataset.py", "--table", tables[0], "--image-col", "photo", "--out", str(tmp_path / "out")]
-    # A folder without shards is as good as none.
+    # An existing folder without shards is accepted.
     (tmp_path / "out").mkdir()
     assert run_here(*job)["shards"] == 1
     with pytest.raises(SystemExit) as refused:
@@ -206,7 +206,7 @@ def test_a_key_that_no_reader_finds_again_is_refused_with_the_key(
         sa.export_webdataset(spark, table="named_so", key_col="name", out=str(tmp_path / "out"))
     assert f"found {key!r}. Choose another column" in str(refused.value)
     assert not (tmp_path / "out").exists()
-    # The data source, which is written to without an export, has the same rule.
+    # The data source has the same rule for writes without an export.
     assert re.match(shards.WHOLE_KEY, key) is None
     assert all(re.match(shards.WHOLE_KEY, good) for good in ("good", "ü b/c-1", "x.y/z", "a..b/c", "__x__"))
 
@@ -241,7 +241,7 @@ def test_an_image_in_a_struct_goes_out_with_the_other_fields(spark: SparkSession
         sa.export_webdataset(spark, image_col="image", out=f"{tmp_path}/other", **given)
     with pytest.raises(TableError, match=r"--image-col: no column 'image\.byte'"):
         sa.export_webdataset(spark, image_col="image.byte", out=f"{tmp_path}/other", **given)
-    # A column whose name has a dot is that column.
+    # If a column's name has a dot, the column is taken, not the field of a struct.
     spark.createDataFrame(
         [(bytearray(b"first"), (bytearray(b"second"),))], "`image.bytes` binary, image struct<bytes: binary>"
     ).createOrReplaceTempView("dotted")
@@ -309,7 +309,7 @@ def test_embeddings_of_the_scores_go_out_where_they_are_named_and_are_no_broadca
         return set(told[0])
 
     assert export(None) == {"image_id", "path", "aesthetic_score", "aesthetic_model"}
-    # Spark itself sends such a small table to all.
+    # Spark itself would broadcast such a small table.
     before, limit = last_query(spark), "spark.sql.autoBroadcastJoinThreshold"
     spark.conf.set(limit, "-1")
     assert export(["clip_embedding"]) == {"clip_embedding"}
@@ -342,7 +342,7 @@ def test_a_folder_that_another_write_is_at_work_in_is_refused(
     with pytest.raises(Exception, match="expected one write at a time to a folder, found a second one begun at"):
         rows.write.format("webdataset").mode("append").save(str(out))
     assert [str(path) for path in out.iterdir()] == [staged]
-    # The remedy that the error gives.
+    # This is the remedy that the error states.
     (Path(staged) / "writer.json").unlink()
     assert sa.export_webdataset(spark, table=tables[0], image_col="photo", out=str(out)).shards == 1
     assert [path.name for path in out.iterdir()] == ["00000.tar"]

@@ -1,4 +1,4 @@
-"""From a scores table to a table of the rows that are kept: by the jobs, as their command lines say."""
+"""The jobs that make a table of the rows to keep from a scores table, called by their command lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 @pytest.fixture(scope="module")
 def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images in two files of ten rows each, and their scores by two models; a key of the scores has no image."""
+    """Write images in two files of ten rows each, and their scores by two models.
+
+    Two keys of the scores have no image.
+    """
     folder = tmp_path_factory.mktemp("keeping")
     images = [(at, bytearray(bytes([at]) * 10_000), "ab"[at % 2]) for at in range(20)]
     for start in range(0, 20, 10):
@@ -41,7 +44,7 @@ def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def job(tables: Path, run_here: RunHere, capsys: pytest.CaptureFixture[str]) -> RunHere:
-    """Runs a job in this process; gives its JSON, or its exit code and what it says where it fails."""
+    """Return a function that runs a job and returns its JSON, or the exit code and message of a failure."""
 
     def run(name: str, *arguments: str) -> dict[str, Any]:
         try:
@@ -67,7 +70,7 @@ def test_a_cut_is_chosen_and_its_images_are_written(
     images = ["--table", str(tables / "images"), "--key", "id", "--out", str(out)]
     since = last_query(spark)
     done = job("curate", "--calibration", str(tmp_path / "cut.json"), *images)
-    # Before this test itself reads what was written.
+    # This is measured before the test itself reads the new table.
     read = bytes_read(spark, since, "content")
     assert (done["kept"], done["without_row"], done["model"], done["out"]) == (4, 1, MODEL, str(out))
     written = spark.read.format("delta").load(str(out))
@@ -77,7 +80,7 @@ def test_a_cut_is_chosen_and_its_images_are_written(
     assert {row.id: (bytes(row.content)[:2], row.aesthetic_score) for row in written.collect()} == {
         at: (bytes([at, at]), at / 2) for at in range(16, 20)
     }
-    # They lie in the second of two files.
+    # The kept images are in the second of two files.
     sizes = spark.sql(f"SELECT max(_metadata.file_size) AS largest FROM delta.`{tables}/images`").collect()[0]
     assert 0 < read < 1.5 * sizes.largest
     told = json.loads(spark.sql(f"DESCRIBE HISTORY delta.`{out}` LIMIT 1").collect()[0].userMetadata)
@@ -86,7 +89,7 @@ def test_a_cut_is_chosen_and_its_images_are_written(
     assert refused["code"] == 2
     assert refused["said"].endswith("expected no table there, found one. Replace it with --overwrite.")
     assert job("curate", "--calibration", str(tmp_path / "cut.json"), "--overwrite", *images)["kept"] == 4
-    # Names of columns are blind to case.
+    # Column names are case-insensitive.
     images[3] = "ID"
     assert job("curate", "--calibration", str(tmp_path / "cut.json"), "--overwrite", *images)["kept"] == 4
 
@@ -177,7 +180,7 @@ def test_scores_in_the_table_of_images_make_way_for_those_that_are_kept(
     assert job("curate", *wanted, "--out", str(tmp_path / "kept"))["kept"] == 2
     kept = spark.read.format("delta").load(str(tmp_path / "kept")).orderBy("id").collect()
     assert [(row.id, row.aesthetic_score, row.aesthetic_model) for row in kept] == [(18, 9.0, MODEL), (19, 9.5, MODEL)]
-    # An image twice, and scores of two models.
+    # A repeated image is refused, and so are scores of two models.
     images.where("id = 18").write.format("delta").mode("append").save(str(tmp_path / "images"))
     done = job("curate", *wanted, "--out", str(tmp_path / "other"))
     assert "expected one row of --table for each key, found 2 for 18" in done["said"]
@@ -195,13 +198,13 @@ def test_a_table_is_replaced_only_where_it_is_said(
         refused = job("curate", "--min-score", "5", *out, *mode)
         assert refused["code"] == 2
         assert "expected no table there, found one. Replace it with --overwrite." in refused["said"]
-    # The rows that both runs keep would be there twice.
+    # An append would repeat the rows that both runs keep.
     assert "invalid choice: 'append'" in job("curate", "--min-score", "5", *out, "--mode", "append")["said"]
     assert "not allowed with" in job("curate", "--min-score", "5", *out, "--mode", "overwrite", "--overwrite")["said"]
     assert job("curate", "--min-score", "9.5", *out, "--mode", "overwrite")["kept"] == 2
     with pytest.raises(OptionError, match=r"mode=.append.: .*Valid: errorifexists, overwrite"):
         write_kept(spark, scores=str(tables / "scores"), out=out[-1], wanted={"min_score": 5}, mode="append")
-    # A table that was made after the first look.
+    # A table that was created after the first check is not replaced.
     rows = spark.createDataFrame([(1,)], "other int")
     with pytest.raises(TableError, match="found one that was created since this run began"):
         _write(spark, rows, out[-1], {}, "errorifexists")
@@ -232,7 +235,7 @@ def test_keys_that_join_no_row_or_several_are_said(
     assert "expected one row of --table for each key, found 2 for 1, 2 for 2, 2 for 3 and 1 more" in done["said"]
     by_images = [*by_twice[:-1], str(tables / "images")]
     assert sum(cut["distribution"]["rows"] for cut in job("calibrate", *by_images)["cuts"]) == 20
-    # 99 and 100 have no image, so no source.
+    # Keys 99 and 100 have no image, so they have no source.
     assert "2 rows of --scores are left out: no row of --table has their key" in caplog.text
     scores = spark.read.format("delta").load(str(tables / "scores")).where(f"aesthetic_model = '{MODEL}'")
     no_key = scores.withColumn("id", F.when(F.col("id") < 18, F.col("id")))
@@ -270,7 +273,7 @@ def test_a_place_that_no_table_can_be_at_is_refused_before_the_work(
     spark: SparkSession, tables: Path, out: str, message: str
 ) -> None:
     with pytest.raises(TableError, match=message):
-        # The model is looked for after the place.
+        # The place is checked before the model, which does not exist either.
         write_kept(spark, scores=str(tables / "scores"), out=out, wanted={"keep": 0.5}, model="none")
 
 

@@ -1,4 +1,4 @@
-"""Everything but the pixels: which fields of a struct stay, and what happens to files that are there."""
+"""Metadata is saved without pixels: the fields of a struct that stay, and files that exist already."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_one_field_of_a_struct_is_left_out_and_not_read(spark: SparkSession, tmp
     assert any("path" in schema for schema in read)
     assert not any("bytes" in schema for schema in read)
     found = spark.read.parquet(out)
-    # Of the second struct nothing is left.
+    # Nothing is left of the second struct.
     assert found.columns == ["id", "image"]
     assert sorted(row.image.asDict()["path"] for row in found.collect()) == ["0.jpg", "1.jpg"]
     assert found.schema["image"].dataType.simpleString() == "struct<path:string>"

@@ -1,4 +1,4 @@
-"""Figures of a table of scores, and how far it has moved."""
+"""The statistics of a scores table, and its drift between two versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 @pytest.fixture(scope="module")
 def known() -> np.ndarray:
-    # Multiples of a bin's width, so that nothing is lost by counting in bins.
+    # The scores are multiples of a bin's width, so counting them in bins loses nothing.
     return (np.random.default_rng(0).normal(5, 1, 1500) * 1024).round() / 1024
 
 
@@ -41,7 +41,8 @@ def test_each_model_is_described_by_the_figures_of_numpy(spark: SparkSession, kn
     assert a["mean"] == pytest.approx(known.mean(), rel=1e-12)
     assert set(a.quantiles) == {0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99}
     for share, quantile in a.quantiles.items():
-        # Half a bin's width: just that where scores lie on edges; NumPy interpolates by other roundings.
+        # The tolerance is half a bin's width, which scores on the edges of bins reach. NumPy rounds differently when it
+        # interpolates.
         assert abs(quantile - np.quantile(known, share)) <= 2**-11 + 1e-12
     assert a.shares == {cut: (known >= cut).mean() for cut in (4.5, 5.0, 5.5, 6.0, 6.25, 6.5, 7.0)}
     assert (b.rows, b.scored, b.unscored, b.quantiles, b["mean"]) == (2, 0, {"not finite": 2}, None, None)
@@ -72,7 +73,7 @@ def test_two_versions_of_a_table_are_compared_as_scipy_does(
     assert (drift.before, drift.after) == (1500, 700)
     assert drift.ks == pytest.approx(ks_2samp(known, moved).statistic, abs=1e-12)
     assert drift.p_value == pytest.approx(kolmogorov(drift.ks * np.sqrt(1500 * 700 / 2200)), rel=1e-9)
-    # By NumPy, over bands with the same borders; each holds a tenth of the scores before, but for ties.
+    # NumPy counts the same bands. Except for ties, each band has a tenth of the earlier scores.
     assert len(drift.bands) == 10
     borders = [-np.inf, *(band.low for band in drift.bands[1:]), np.inf]
     was, now = (np.histogram(scores, borders)[0] / len(scores) for scores in (known, moved))

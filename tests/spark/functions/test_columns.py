@@ -1,4 +1,4 @@
-"""The column functions on a real session: every row, every kind of damage, evaluated once."""
+"""The column functions on a real session: every row and every kind of damage is evaluated once."""
 
 from __future__ import annotations
 
@@ -213,8 +213,8 @@ ODD_VECTORS = [
     ([float("nan"), *UNIT[1:]], "embedding: not finite"),
     ([float("inf"), *UNIT[1:]], "embedding: not finite"),
     ([0.0] * 768, "embedding: zero norm"),
-    ([1e-30] * 768, "embedding: zero norm"),  # its square is nothing in float32
-    ([1e30] * 768, "embedding: not finite"),  # and that of this one too much
+    ([1e-30] * 768, "embedding: zero norm"),  # its square is 0 in float32
+    ([1e30] * 768, "embedding: not finite"),  # its square overflows float32
 ]
 
 
@@ -305,7 +305,7 @@ def test_without_normalisation_the_length_counts_and_zeros_score_as_the_bias(spa
 def test_an_embedding_is_read_once(
     spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str], normalize: bool
 ) -> None:
-    # From a file: a local relation is computed before any code is generated.
+    # The rows come from a file, because a local relation is computed before any code is generated.
     spark.createDataFrame([(UNIT,)], "e array<float>").write.parquet(str(tmp_path / "rows"))
     frame = spark.read.parquet(str(tmp_path / "rows"))
     sa.register(spark)
@@ -319,7 +319,8 @@ def test_an_embedding_is_read_once(
         used, unused = ("CosineSimilarity", "InnerProduct") if normalize else ("InnerProduct", "CosineSimilarity")
         assert code.count(f"expressions.VectorFunctionImplUtils.vector{used}(") == 1
         assert code.count(f"expressions.VectorFunctionImplUtils.vector{unused}(") == 0
-        # Within branches: for a similarity of 0, which may be an overflow, and for the reason of a null.
+        # The norm is computed only in branches: for a similarity of 0, which may be an overflow, and for the reason of
+        # a null.
         norms = 2 if column is with_reason else int(normalize)
         assert code.count("expressions.VectorFunctionImplUtils.vectorNorm(") == norms
 
@@ -374,7 +375,7 @@ def test_a_column_that_holds_no_embeddings_is_an_error_when_the_query_is_analyse
     ):
         with pytest.raises(AnalysisException) as raised:
             _ = frame.select(column).schema
-        # Below it stands the plan, with the weights in it.
+        # The plan, with the weights in it, is below the first line.
         assert "cannot cast" in str(raised.value).splitlines()[0]
 
 
@@ -472,7 +473,7 @@ def test_a_column_is_found_by_its_name_whatever_it_is_and_else_by_its_path(spark
         r"--image-col photo.bytes",
     ):
         inputs.check_image_type(rows.schema["photo"].dataType, "--image-col photo")
-    # Spark's image source has no files in it.
+    # Spark's image source gives pixels, not the bytes of files.
     with pytest.raises(TableError, match=r"inputCol image: .*Read files with format binaryFile"):
         inputs.check_image_type(StructType.fromDDL("height int, nChannels int, data binary"), "inputCol image")
 

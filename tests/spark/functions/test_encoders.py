@@ -1,4 +1,4 @@
-"""Encoders of timm and open_clip beside those libraries themselves, and beside our own tower."""
+"""Encoders of timm and open_clip give the embeddings of those libraries, and those of this package's own tower."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_clip_in_timm_is_the_embedding_that_scores_are_made_of(spark: SparkSessi
     )
     tower = seeded_tower(weights.pin(mine))
     save_file({f"visual.{key}": tensor for key, tensor in tower.items()}, tmp_path / f"{name}.safetensors")
-    # Square and of the target's size: this model of timm's crops to 0.9, which then does nothing but enlarge and cut.
+    # The images are square and of the target's size. This model of timm crops to 0.9, so it only enlarges and cuts
+    # them.
     rows = [noise_image(seed, width=224, height=224, file_format="PNG") for seed in range(3)]
     found = embedded(spark, rows, model_name=name, model_path=str(tmp_path))
     assert found.shape == (3, 512)
@@ -110,7 +111,8 @@ def test_bad_rows_are_null_and_cost_no_other_row(spark: SparkSession) -> None:
 def test_wrong_arguments_are_errors_at_the_call(options: dict[str, object], match: str) -> None:
     with pytest.raises(OptionError, match=match) as raised:
         sa.image_embedding("image", **options)  # type: ignore[arg-type]
-    # Of a thousand models it names a few, and where the others are; of an architecture's thirty weights all.
+    # The message names a few of a thousand models and where to find the rest, but all thirty weights of an
+    # architecture.
     assert len(str(raised.value)) < 1000
 
 

@@ -1,4 +1,4 @@
-"""The functions in SQL: everywhere a query may stand, and as text for a catalog."""
+"""The functions in SQL: in every part of a query, and as the text of a statement for a catalog."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_registered_functions_stand_wherever_a_query_has_a_column(
     best = spark.sql(
         f"SELECT id, {score} AS s FROM vectors WHERE {score} > 5.5 ORDER BY round(s, 3) DESC, id"
     ).collect()
-    # 19 is 2.5 times 9.
+    # Row 19 is 2.5 times row 9, so both have the same score.
     assert [row.id for row in best] == [9, 19, 8]
     spark.sql(f"CREATE OR REPLACE TEMPORARY VIEW scored AS SELECT id, {score} AS score FROM vectors")
     assert spark.table("scored").where("id = 3").collect()[0].score == pytest.approx(PUBLISHED_SCORES[3], abs=6e-4)
@@ -127,7 +127,7 @@ def test_a_head_that_is_missing_is_told_before_anything_is_registered(spark: Spa
 NASTY = """it's \\ a "${env:HOME}" ${system:user.name} -- ; ü\n' COMMENT 'x' RETURN 1"""
 
 
-# Connect says so by a warning.
+# Connect warns that the setting is deprecated.
 @pytest.mark.filterwarnings("ignore:The SQL config .* has been deprecated")
 @pytest.mark.parametrize("escaped", ["false", "true"])
 def test_names_of_a_predictor_are_no_sql(spark: SparkSession, interpreted: None, vectors: None, escaped: str) -> None:

@@ -1,4 +1,4 @@
-"""The stage of pyspark.ml: params, schemas, pipelines, and what is saved."""
+"""The stage for pyspark.ml: params, schemas, pipelines, saving and loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files, shards and addresses into a table: nothing lost, nothing twice, bytes untouched."""
+"""Files, shards and addresses become rows of a table. No row is lost or repeated, and no byte changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def rows(spark: SparkSession, table: Path | str) -> dict[str, Row]:
-    """By the last part of the path, which is unique."""
+    """Return the rows by the last part of their path, after a check that no path is repeated."""
     found = spark.read.format("delta").load(str(table)).collect()
     assert len({row.path for row in found}) == len(found)
     return {row.path.rpartition("/")[2]: row for row in found}
@@ -53,7 +53,7 @@ def id_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-# Letters that Spark takes for a pattern, that an address escapes, that are not ASCII.
+# Some names have letters that Spark takes for a pattern, that a URL escapes, or that are not ASCII.
 FILES = {
     "chelsea.png": photographs()["chelsea.png"],
     "china.jpg": photographs()["china.jpg"],
@@ -66,7 +66,7 @@ FILES = {
     "notes.txt": b"no image",
     "also no image.txt": b"no image",
     "large.bmp": noise_image(5, width=600, height=400, file_format="BMP"),
-    # Which Hadoop lists on a local disk and cannot open; Python can.
+    # Hadoop lists this name on a local disk and cannot open the file. Python can.
     "a:b.jpg": noise_image(8),
 }
 
@@ -97,7 +97,7 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
     assert (done.listed, done.skipped, done.added, done.replaced, done.chunks) == (12, 0, 12, 0, 3)
     assert (done.failed, done.failed_by_reason) == (4, reasons)
     assert done.passed_over == 0
-    # A photograph, and a file of text.
+    # A photograph and a text have a copy each.
     assert (done.duplicates, done.left_out) == (2, 0)
     found = rows(spark, table)
     assert len(found) == len(FILES)
@@ -115,7 +115,7 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
                 assert (row.width, row.height, row.format) == (*image.size, image.format)
         else:
             assert (row.width, row.height, row.format) == (None, None, None)
-    # Its header is whole; scoring it tells the rest.
+    # The header of this file is whole. Only scoring finds that the rest is cut off.
     assert found["cut off.jpg"].error is None
     assert found["wrong name.png"].format == "TIFF"
 
@@ -126,16 +126,16 @@ def test_a_folder_becomes_a_table_and_later_what_is_new_in_it(
     assert not any("content:" in node.desc().partition("ReadSchema")[2] for node, *_ in plan_metrics(spark, since))
 
     (folder / "new.jpg").write_bytes(noise_image(6))
-    # Spark passes over both, which is told.
+    # Spark skips the next two files, and the summary counts them.
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "_hidden.jpg").write_bytes(noise_image(6))
     (folder / "notes.txt").write_bytes(noise_image(7))
-    # The time alone is another, so it is looked at again.
+    # Only the time of this file changes, so the file is read again.
     os.utime(folder / "china.jpg", (1_000_000_000, 1_000_000_000))
     more = ingest()
     assert (more.listed, more.skipped, more.added, more.replaced, more.failed) == (13, 10, 1, 2, 0)
     assert (more.passed_over, set(more.passed_over_by_reason.values())) == (2, {1})
-    # The one that was a copy already has a copy still.
+    # china.jpg is replaced and still has a copy.
     assert more.duplicates == 1
     found = rows(spark, table)
     assert len(found) == 13
@@ -154,7 +154,7 @@ def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) ->
         return sa.ingest_images(spark, str(folder), str(table), keep_once=True, max_files_per_chunk=2)
 
     done = ingest()
-    # b and c in one chunk, e in a later one.
+    # b and c are in one chunk, and e is in a later one.
     assert (done.added, done.duplicates, done.left_out, done.chunks) == (3, 2, 2, 3)
     assert set(rows(spark, table)) == {"b.jpg", "d.jpg", "f.jpg"}
     left = spark.read.format("delta").load(f"{table}_duplicates")
@@ -162,9 +162,10 @@ def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) ->
     assert {row.path.rpartition("/")[2]: row.image_id for row in left.collect()} == {
         "c.jpg": id_of(noise_image(1)), "e.jpg": id_of(noise_image(1)),
     }  # fmt: skip
-    # What was left out is known too.
+    # The files that were left out are known too, so they are skipped.
     assert (ingest().skipped, version(spark, table)) == (5, 5 - 1)
-    # A lesser path that comes later, and rows that are replaced: by what is there, by what it was, by something new.
+    # a.jpg is a later copy with a lesser path. f.jpg becomes a copy of d.jpg, d.jpg keeps its content, and c.jpg gets a
+    # new one.
     (folder / "a.jpg").write_bytes(noise_image(1))
     (folder / "f.jpg").write_bytes(noise_image(2))
     os.utime(folder / "d.jpg", (1_000_000_000, 1_000_000_000))
@@ -177,7 +178,7 @@ def test_copies_are_kept_once_and_listed(spark: SparkSession, tmp_path: Path) ->
         predictor=small_predictor(),
     )  # fmt: skip
     assert (scored.scored, scored.failed) == (3, 0)
-    # The one that was kept is another file now: its copies are new again.
+    # The kept file b.jpg gets a different content, so its copies are new to the next run.
     (folder / "b.jpg").write_bytes(noise_image(10))
     done = ingest()
     assert (done.replaced, done.left_out) == (1, 0)
@@ -199,7 +200,7 @@ def make_shard(path: Path, samples: dict[str, int]) -> None:
 
 
 def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path) -> None:
-    # As a notebook has it that reads shards itself, too.
+    # A notebook that reads shards itself has registered the data source already.
     spark.dataSource.register(WebDataset)
     table = tmp_path / "table"
     make_shard(tmp_path / "00000.tar", {"a": 0, "b": 1})
@@ -222,7 +223,7 @@ def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path
     assert found["00001.tar#c"].error == "sample: no image"
     assert "found damage at byte" in found["00003.tar"].error
     assert done.failed == 2
-    # Another image than the first samples have, and no sample at all.
+    # One shard has an image of a different format from the first samples, and one has no sample.
     with tarfile.open(tmp_path / "00004.tar", "w") as tar:
         add(tar, "a.bmp", noise_image(7))
     with tarfile.open(tmp_path / "00005.tar", "w"):
@@ -231,7 +232,7 @@ def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path
     assert (more.listed, more.skipped, more.added, more.failed) == (6, 4, 2, 1)
     assert rows(spark, table)["00005.tar"].error == "shard: no sample"
     assert sa.ingest_images(spark, source, str(table)).chunks == 0
-    # As the data source writes it.
+    # The data source can write these rows to shards again.
     columns = ["`__key__`", "image", "txt", "json"]
     kept = spark.read.format("delta").load(str(table)).where("path LIKE '%00000.tar#%'").selectExpr(*columns)
     kept.coalesce(1).write.format("webdataset").mode("append").save(str(tmp_path / "out"))
@@ -240,7 +241,7 @@ def test_shards_become_rows_with_their_texts(spark: SparkSession, tmp_path: Path
 
 
 class Images(BaseHTTPRequestHandler):
-    """/N.jpg is the noise of seed N, in two pieces; other places are as their name says."""
+    """A server that sends the noise of seed N for /N.jpg, in two pieces, and treats other paths by their names."""
 
     asked: ClassVar[list[str]] = []
 
@@ -266,7 +267,7 @@ class Images(BaseHTTPRequestHandler):
             self.wfile.write(data[100:])
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -301,7 +302,7 @@ def test_addresses_in_a_table_are_fetched_once(spark: SparkSession, tmp_path: Pa
         "fetch: connection cut off": 1, "fetch: HTTP 404": 1, "fetch: not found": 1, "fetch: HTTP 403": 1,
         "fetch: more bytes than max_file_bytes": 1, "fetch: refused address": 4, "decode: not an image": 1,
     }  # fmt: skip
-    # What is no image is not to be read in the table.
+    # Bytes that are no image are not kept in the table.
     assert (found["no image.jpg"].image, found["no image.jpg"].error) == (None, "decode: not an image")
     assert found["passwd"].image_id == id_of(b"/etc/passwd")
     assert all(bytes(found[f"{seed}.jpg"].image) == noise_image(seed) for seed in range(20))
@@ -349,12 +350,12 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(spark: SparkSession, tmp_
     folder.mkdir()
     for at in range(40):
         (folder / f"{at:02d}.jpg").write_bytes(noise_image(at))
-    # Two files a chunk.
+    # With this limit, a chunk has two files.
     size = str(2 * max(path.stat().st_size for path in folder.iterdir()))
     arguments = ["--source", str(folder), "--table", str(table), "--max-bytes-per-chunk", size]
     job = Job(tmp_path / "log", *arguments, script="jobs/ingest_images.py")
     try:
-        # The table is made, older runs are ended, two chunks are there, and one is at work.
+        # Four commits are the new table, the end of older runs, and two chunks. The third chunk is in progress.
         until(lambda: len(list((table / "_delta_log").glob("*.json"))) >= 4, job)
     finally:
         job.kill()
@@ -366,7 +367,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(spark: SparkSession, tmp_
     assert {name: row.image_id for name, row in found.items()} == {
         f"{at:02d}.jpg": id_of(noise_image(at)) for at in range(40)
     }
-    # Those that were there are the same rows still.
+    # The rows from before the kill are unchanged.
     assert {name: found[name].ingested_at for name in there} == {name: row.ingested_at for name, row in there.items()}
 
 
@@ -485,12 +486,12 @@ def test_a_folder_is_left_by_no_link_and_a_circle_ends(spark: SparkSession, tmp_
         return sa.ingest_images(spark, str(folder), str(table), **options)
 
     assert (ingest().listed, set(rows(spark, table))) == (6, mine)
-    # A link to a file: Spark lists, and it is left out.
+    # Spark lists the folder despite a link to a file, and the link is left out.
     (folder / "file.jpg").symlink_to(outside / "e.jpg")
     done = ingest()
     assert (done.listed, done.skipped, done.chunks) == (6, 6, 0)
     assert done.passed_over_by_reason == {listing.LINK: 1, listing.NO_FILE: 1}
-    # Links to folders: it does not list, since it would follow them without an end.
+    # Spark does not list the folder if it has links to folders, because it would follow them without end.
     (folder / "folder").symlink_to(outside)
     for at in range(3):
         (folder / "sub" / f"up{at}").symlink_to(folder)
@@ -503,7 +504,7 @@ def test_a_folder_is_left_by_no_link_and_a_circle_ends(spark: SparkSession, tmp_
     assert (done.listed, done.skipped, done.added) == (7, 6, 1)
     assert set(rows(spark, table)) == {*mine, "f.jpg"}
     assert ingest(glob="[ab]*.jpg").listed == 3
-    # The folder that the caller names may be a link; what a pattern matches is not the caller's word.
+    # The folder that the caller names may be a link. A link that a pattern matches is left out.
     (tmp_path / "link").symlink_to(outside)
     named = sa.ingest_images(spark, str(tmp_path / "link"), str(tmp_path / "named"))
     assert (named.listed, named.passed_over) == (1, 0)

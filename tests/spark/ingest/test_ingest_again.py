@@ -1,4 +1,4 @@
-"""Sources that are not what they were when they were taken in: shards written again, pages in place of images."""
+"""Sources that have changed since they were ingested: shards that are written again, and pages in place of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def write_shard(path: Path, samples: dict[str, int], at: int) -> None:
-    """Each sample an image of its seed and a caption; the shard's time is `at`."""
+    """Write a shard with an image and a caption for each sample.
+
+    `at` is the time of the shard.
+    """
     with tarfile.open(path, "w") as tar:
         for key, seed in samples.items():
             add(tar, f"{key}.jpg", noise_image(seed))
@@ -35,7 +38,7 @@ def write_shard(path: Path, samples: dict[str, int], at: int) -> None:
 @pytest.mark.long
 def test_a_shard_that_was_written_again_replaces_its_rows(spark: SparkSession, tmp_path: Path) -> None:
     table, shard = tmp_path / "table", tmp_path / "0.tar"
-    # Later than the run that takes it in.
+    # `late` is later than the run that ingests the shard.
     early, late = 1_000_000_000, 4_000_000_000
     write_shard(shard, {"b": 1, "c": 2, "d": 3}, early)
     write_shard(tmp_path / "1.tar", {"b": 4}, early)
@@ -43,11 +46,11 @@ def test_a_shard_that_was_written_again_replaces_its_rows(spark: SparkSession, t
     first = sa.ingest_images(spark, source, str(table))
     assert (first.listed, first.added, first.unchanged) == (2, 4, 0)
     assert sa.ingest_images(spark, source, str(table)).chunks == 0
-    # c is another, d is gone, e is new, and the least path is one that was not there.
+    # c is a different image, d is gone, e is new, and a is new and has the least path.
     write_shard(shard, {"b": 1, "c": 12, "e": 5, "a": 6}, early + 1)
     done = sa.ingest_images(spark, source, str(table))
     assert (done.listed, done.skipped, done.chunks) == (2, 1, 1)
-    # b had the version, so its row is written again without it.
+    # The row of b had the shard's version, so it is written again without that version.
     assert (done.added, done.replaced, done.removed, done.unchanged) == (2, 2, 1, 0)
     found = rows(spark, table)
     ids = {f"0.tar#{key}": seed for key, seed in {"a": 6, "b": 1, "c": 12, "e": 5}.items()} | {"1.tar#b": 4}
@@ -56,12 +59,12 @@ def test_a_shard_that_was_written_again_replaces_its_rows(spark: SparkSession, t
     }
     assert found["0.tar#c"].txt == "caption of 12"
     assert sa.ingest_images(spark, source, str(table)).chunks == 0
-    # The same samples: none of them is scored again.
+    # The samples are the same, so none of them is scored again.
     os.utime(shard, (late, late))
     touched = sa.ingest_images(spark, source, str(table))
     assert (touched.added, touched.replaced, touched.removed, touched.unchanged) == (0, 1, 0, 3)
     assert sa.ingest_images(spark, source, str(table)).chunks == 0
-    # A table of an older release has no versions: what was modified since then is read again.
+    # A table of an older release has no versions, so the shards that were modified since then are read again.
     older = tmp_path / "older"
     spark.read.format("delta").load(str(table)).drop("__version__").write.format("delta").save(str(older))
     upgraded = sa.ingest_images(spark, source, str(older))
@@ -97,7 +100,7 @@ def test_copies_of_samples_that_are_no_more_are_taken_in_later(spark: SparkSessi
     write_shard(tmp_path / "0.tar", {"b": 2}, 1_000_000_001)
     done = ingest()
     assert (done.removed, done.replaced + done.unchanged, done.added) == (1, 1, 0)
-    # Its copies are new to the next run, which keeps one of them.
+    # The copies of the removed sample are new to the next run, which keeps one of them.
     done = ingest()
     assert (done.added, done.left_out) == (1, 1)
     assert set(rows(spark, table)) == {"0.tar#b", "1.tar#a", "1.tar#c"}
@@ -147,7 +150,7 @@ def test_files_that_may_belong_to_either_of_two_samples_are_told(spark: SparkSes
 
 
 class Pages(BaseHTTPRequestHandler):
-    """Answers 200, with a page until `images` is set."""
+    """A server that answers 200, with a page until `images` is set."""
 
     images: ClassVar[bool] = False
 
@@ -159,7 +162,7 @@ class Pages(BaseHTTPRequestHandler):
         self.wfile.write(data if seed < 3 or Pages.images else noise_image(seed)[:20])
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 def test_what_was_no_image_is_fetched_again(spark: SparkSession, tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_what_was_no_image_is_fetched_again(spark: SparkSession, tmp_path: Path)
         places = [(f"{prefix}{seed}.jpg",) for seed in range(4)]
         spark.createDataFrame(places, "url string").coalesce(1).write.parquet(source)
         done = sa.ingest_images(spark, source, table, uri_col="url", allow=[prefix])
-        # A page, and an image that was cut off within its header.
+        # Two answers are pages, and one is an image that is cut off within its header.
         assert (done.added, done.failed) == (4, 3)
         Pages.images = True
         assert sa.ingest_images(spark, source, table, uri_col="url", allow=[prefix]).chunks == 0
@@ -193,7 +196,7 @@ def test_a_clock_that_was_ahead_blocks_no_later_run(spark: SparkSession, tmp_pat
     (folder / "b.jpg").write_bytes(noise_image(1))
     done = sa.ingest_images(spark, str(folder), str(table))
     assert (done.skipped, done.added) == (1, 1)
-    # It ends those that began before it, whatever their clocks said.
+    # A run ends all runs that began before it, whatever their clocks said.
     (folder / "c.jpg").write_bytes(noise_image(2))
     with pytest.raises(TableError, match="found that a later one has begun"):
         ahead.write(list(_run(spark, folder, table).list_new()[1]), 2)
@@ -210,7 +213,7 @@ def test_of_two_runs_of_one_number_one_goes_on(
     one.table.make()
     one.generation = other.generation = 1_000
     _, new = one.list_new()
-    # The other one has looked for the last number before the first one committed.
+    # The second run has read the last number before the first run committed.
     with monkeypatch.context() as patched:
         patched.setattr(ImageTable, "last_generation", lambda _: one.generation - 1)
         with pytest.raises(TableError, match="found that a later one has begun"):

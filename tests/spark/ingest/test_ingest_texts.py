@@ -1,4 +1,4 @@
-"""Texts of shards that the first samples do not have, or that a shard has no more."""
+"""Texts that the first samples lack, or that a shard no longer has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def write_shard(path: Path, samples: dict[str, dict[str, str]], at: int) -> None:
-    """Each sample an image, and its texts by extension; `at` is the shard's time and the image's seed."""
+    """Write a shard with an image for each sample and its texts by extension.
+
+    `at` is the time of the shard and the seed of the images.
+    """
     with tarfile.open(path, "w") as tar:
         for key, texts in samples.items():
             add(tar, f"{key}.jpg", noise_image(at))
@@ -38,7 +41,7 @@ def test_texts_that_the_first_samples_lack_are_taken_in_with_their_column(spark:
         "0.tar#a": ("text 0", None), "1.tar#a": (None, "text 1"), "2.tar#a": ("text 2", None),
         "3.tar#a": (None, "text 3"), "4.tar#a": ("text 4", None),
     }  # fmt: skip
-    # No column for what no sample has.
+    # Texts that no sample has get no column.
     assert not {"json", "cls", "transcript"} & set(spark.read.format("delta").load(str(table)).columns)
 
 
@@ -48,7 +51,7 @@ def test_a_text_that_a_shard_has_no_more_goes_with_the_older_image(spark: SparkS
     write_shard(tmp_path / "0.tar", {"a": {"en.txt": "a cat"}, "b": {"en.txt": "a dog"}}, 1)
     sa.ingest_images(spark, source, str(table))
     assert rows(spark, table)["0.tar#a"]["en.txt"] == "a cat"
-    # The same image without its text, another one without, and one with a text of another kind.
+    # a and b have lost their texts, and c is new and has a text of a different kind.
     write_shard(tmp_path / "0.tar", {"a": {}, "b": {}, "c": {"cls": "7"}}, 1)
     os.utime(tmp_path / "0.tar", (2_000_000_000, 2_000_000_000))
     done = sa.ingest_images(spark, source, str(table))

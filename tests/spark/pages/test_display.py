@@ -1,4 +1,4 @@
-"""What a notebook shows of scored images."""
+"""The display of scored images in a notebook."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.connect
 
 ROWS = [(at, bytearray(noise_image(at)), at / 4, "mine@0") for at in range(20)]
 ROWS += [(20, bytearray(b"no image"), 9.5, "mine@0"), (21, None, None, "mine@0")]
-# Scored from what was kept of it.
+# This row has no image. Its score was made from a kept embedding.
 ROWS += [(22, None, 9.75, "mine@0")]
 SCHEMA = "id int, image binary, aesthetic_score float, aesthetic_model string"
 

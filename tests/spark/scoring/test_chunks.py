@@ -1,4 +1,4 @@
-"""Chunks: exactly once, whatever the source does between them, and what the scores table tells of it."""
+"""Chunks score each row exactly once, whatever happens to the source between them, and their commits record it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
 
 
 def rows(spark: SparkSession, ids: range, shift: int = 0) -> DataFrame:
-    """Rows whose embedding, so whose score, follows from the id; `shift` makes others of the same ids."""
+    """Return rows with embeddings that follow from the ids.
+
+    `shift` gives the same ids different embeddings.
+    """
     made = [(at, f"photo {at}", PUBLISHED[(at + shift) % 10]) for at in ids]
     return spark.createDataFrame(made, "id bigint, title string, e array<float>")
 
@@ -59,7 +62,7 @@ def test_a_process_for_chunks_that_comes_up_late_is_started_again(said: str, fai
 
 @pytest.fixture
 def source(spark: SparkSession, tmp_path: Path) -> Callable[..., str]:
-    """Makes a table of 20 rows in 4 files, so of two chunks."""
+    """Return a function that writes a table of 20 rows in 4 files."""
 
     def make(**properties: str) -> str:
         path = str(tmp_path / "source")
@@ -84,7 +87,7 @@ def load(spark: SparkSession, path: str) -> DataFrame:
 
 
 def assert_all_scored(spark: SparkSession, source: str, scores: str) -> None:
-    """The table of scores is what a run without any disturbance makes of the source as it is now."""
+    """Check that the scores are those that an undisturbed run would give the current source."""
     expected = load(spark, source).select("id", sa.aesthetic_score_from_embedding("e").alias("score")).collect()
     found = load(spark, scores).select("id", "aesthetic_score").collect()
     assert sorted((row.id, round(row.aesthetic_score, 5)) for row in found) == sorted(
@@ -106,7 +109,7 @@ def test_a_table_is_scored_in_chunks_and_a_run_reads_what_is_new_alone(
     assert (first.rows_read, first.scored, first.chunks) == (20, 20, 2)
     assert bytes_read(spark, before, "e") <= 1.05 * size + sample(path)
     said = {f"spark-aesthetic: chunk {number} of delta.`{path}`" for number in range(2)}
-    # Connect has its own, of its own process.
+    # On Connect, a separate process runs the chunks with descriptions of its own.
     assert CONNECT or said <= descriptions(spark, before)
     assert_all_scored(spark, path, scores)
 
@@ -124,9 +127,9 @@ def test_a_table_is_scored_in_chunks_and_a_run_reads_what_is_new_alone(
 
 @pytest.fixture
 def sample(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
-    """Makes the sample that tells a wrong predictor small, and gives the most bytes that it reads."""
+    """Limit the predictor's check to a sample of one row. Return a function that gives the most bytes that it reads."""
     monkeypatch.setattr("spark_aesthetic.functions.inputs._SAMPLE_ROWS", 1)
-    # As the Spark UI rounds it.
+    # The Spark UI rounds sizes, so 1 KiB is added.
     return lambda path: (
         1024 + max(Path(file.removeprefix("file:")).stat().st_size for file in load(spark, path).inputFiles())
     )
@@ -153,7 +156,7 @@ def test_what_only_rewrites_files_scores_nothing_again(
 
 
 def change(spark: SparkSession, path: str) -> None:
-    """Updates, deletes, a row that goes and comes back as another, and new rows, in commits of their own."""
+    """Update, delete and add rows, and delete a row that comes back different, each in its own commit."""
     spark.sql(f"DELETE FROM delta.`{path}` WHERE id IN (3, 4)")
     spark.sql(f"UPDATE delta.`{path}` SET e = array_repeat(0.1F, 768) WHERE id = 5")
     append(spark, path, range(3, 4), shift=1)
@@ -170,19 +173,19 @@ def test_a_change_data_feed_is_followed(
     change(spark, path)
     done = score(spark, path, scores, max_files_per_chunk=files)
     assert (done.chunks or 0) > 1 if files == 1 else done.chunks == 1
-    # 4; and 3 and 40, which have no score in between where all of it is one chunk.
+    # Row 4 is dropped. With one file per chunk, rows 3 and 40 are scored in between, so they are dropped too.
     assert done.dropped == (3 if files == 1 else 1)
     assert_all_scored(spark, path, scores)
     assert score(spark, path, scores).chunks == 0
 
 
 def overwrite(spark: SparkSession, path: str) -> None:
-    """Other images for most rows; 0 to 2 go, 20 to 24 come."""
+    """Replace most rows by different ones, remove rows 0 to 2, and add rows 20 to 24."""
     rows(spark, range(3, 25), shift=2).repartition(3).write.format("delta").mode("overwrite").save(path)
 
 
 def go_and_come(spark: SparkSession, path: str) -> None:
-    """A row that an overwrite takes away comes back as another one, and one that it brings goes."""
+    """Overwrite the table, bring removed rows back as different ones, and delete a new row."""
     overwrite(spark, path)
     append(spark, path, range(2), shift=5)
     spark.sql(f"DELETE FROM delta.`{path}` WHERE id IN (5, 24)")
@@ -190,14 +193,14 @@ def go_and_come(spark: SparkSession, path: str) -> None:
 
 
 def restore(spark: SparkSession, path: str) -> None:
-    """Version 0 again, from which all rows had gone one way or the other."""
+    """Replace or delete all rows, and then restore version 0."""
     overwrite(spark, path)
     spark.sql(f"DELETE FROM delta.`{path}` WHERE id < 12")
     spark.sql(f"RESTORE TABLE delta.`{path}` TO VERSION AS OF 0")
 
 
 def truncate(spark: SparkSession, path: str) -> None:
-    """All rows go, and half of them come back as others."""
+    """Delete all rows, and bring half of them back as different ones."""
     spark.sql(f"TRUNCATE TABLE delta.`{path}`")
     rows(spark, range(10), shift=3).repartition(3).write.format("delta").mode("append").save(path)
 
@@ -216,7 +219,7 @@ def truncate(spark: SparkSession, path: str) -> None:
 def test_an_overwrite_that_takes_several_chunks_is_followed(
     spark: SparkSession, source: Callable[..., str], scores: str, changed: Callable[..., None], files: int
 ) -> None:
-    # Delta reads and restores no version that is older than this, unless a setting allows it.
+    # Unless a setting allows it, Delta reads and restores no version that is older than this.
     retention = {} if changed is restore else {"delta.deletedFileRetentionDuration": "interval 0 hours"}
     path = source(**{FEED: "true"}, **retention)
     score(spark, path, scores)
@@ -224,7 +227,7 @@ def test_an_overwrite_that_takes_several_chunks_is_followed(
     done = score(spark, path, scores, max_files_per_chunk=files)
     assert (done.chunks or 0) > 2
     assert_all_scored(spark, path, scores)
-    # The stream alone did it: no row was scored a second time because its score was missing.
+    # The stream alone scored the rows. No row was scored a second time because its score was missing.
     commits = sa.history(spark, scores)
     assert commits.where("(rows_written > 0 OR rows_deleted > 0) AND chunk IS NULL").count() == 0
     # Even if the last chunk changes no score, its commit names the version up to which the scores are right.
@@ -238,7 +241,7 @@ def test_reconcile_takes_over_what_the_feed_tells(spark: SparkSession, source: C
     change(spark, path)
     spark.sql(f"DELETE FROM delta.`{scores}` WHERE id = 9")
     done = score(spark, path, scores, max_files_per_chunk=100, reconcile=True)
-    # The keys alone would not tell that 3 and 5 are other rows.
+    # A comparison of keys alone would not find the changes of rows 3 and 5.
     assert done.scored == 3 + 2 + 1
     assert_all_scored(spark, path, scores)
     append(spark, path, range(50, 52))
@@ -254,7 +257,7 @@ def test_changes_without_a_feed_are_an_error_that_names_both_ways_out(
     change(spark, path)
     with pytest.raises(SourceChangedError, match=r"--reconcile.*enableChangeDataFeed"):
         score(spark, path, scores)
-    # The row that came back has been scored under its key before, and nothing here tells that it is another.
+    # Row 3 came back as a different row. Its key has a score, so a comparison of keys does not find the change.
     done = score(spark, path, scores, reconcile=True)
     assert (done.scored, done.dropped) == (3, 1)
     assert {row.id for row in load(spark, scores).collect()} == {row.id for row in load(spark, path).collect()}
@@ -278,7 +281,7 @@ def test_a_version_column_tells_reconcile_what_has_changed(
 def test_reconcile_reads_the_bytes_of_missing_rows_alone(
     spark: SparkSession, tmp_path: Path, scores: str, sample: Callable[[str], int]
 ) -> None:
-    # Without an order, as keys that are hashes have none: by their least and greatest no file can be left out.
+    # The rows have no order, like rows with hashes as keys, so no file can be skipped by its least and greatest key.
     path = str(tmp_path / "sou rce%")
     rows(spark, range(40)).repartition(8).write.format("delta").save(path)
     size = embedding_bytes(spark, path)
@@ -313,7 +316,7 @@ def test_a_version_column_that_comes_later_tells_from_then_on(
 
 
 def chunks_of(spark: SparkSession, scores: str) -> int:
-    """Commits of scores."""
+    """Return the number of commits of chunks, or 0 without a table."""
     return sa.history(spark, scores).where("chunk IS NOT NULL").count() if Path(scores).exists() else 0
 
 
@@ -406,7 +409,7 @@ def test_a_checkpoint_that_is_lost_before_an_update_is_told(
     spark.sql(f"UPDATE delta.`{path}` SET title = 'another' WHERE id IN (3, 5)")
     with pytest.raises(SourceChangedError, match=r"updated or deleted since version 0.*--reconcile"):
         score(spark, path, scores, checkpoint=checkpoint)
-    # The feed tells all that has changed since the last chunk.
+    # The feed has all changes since the last chunk. Without a feed, a version column finds them.
     told = {} if feed == "true" else {"version_col": "title"}
     score(spark, path, scores, checkpoint=checkpoint, reconcile=True, **told)
     assert_all_scored(spark, path, scores)
@@ -418,7 +421,10 @@ def test_a_checkpoint_that_is_lost_before_an_update_is_told(
 def test_a_chunk_names_the_version_that_it_has_read_to_the_end(
     spark: SparkSession, source: Callable[..., str], tmp_path: Path, feed: str
 ) -> None:
-    """Spark's offset names the next version: an update in that one would count as read where a checkpoint is lost."""
+    """Spark's offset names the next version, which a chunk must not name.
+
+    If it did, an update in that version would count as read after the checkpoint is lost.
+    """
     path, scores, checkpoint = source(**{FEED: feed}), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
     score(spark, path, scores, checkpoint=checkpoint, version_col="title")
     append(spark, path, range(40, 43))
@@ -438,7 +444,10 @@ def test_a_chunk_names_the_version_that_it_has_read_to_the_end(
 def test_a_checkpoint_that_is_deleted_while_a_run_begins_is_told_and_hides_no_update(
     spark: SparkSession, source: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Spark makes it anew, with chunks that begin at 0 again: Delta would drop them, and the update with them."""
+    """Spark makes a new checkpoint and numbers its chunks from 0.
+
+    Delta would drop these chunks, and the update with them.
+    """
     path, scores, checkpoint = source(), str(tmp_path / "scores"), str(tmp_path / "checkpoint")
     score(spark, path, scores, checkpoint=checkpoint, version_col="title")
     change(spark, path)
@@ -448,7 +457,8 @@ def test_a_checkpoint_that_is_deleted_while_a_run_begins_is_told_and_hides_no_up
     def deletes() -> bool:
         nonlocal asked
         asked += 1
-        # Before the steps of a run: what others did, the checkpoint, the stream.
+        # A run calls `stopping` before each step: the look at other writers, the look for the checkpoint, and the
+        # stream.
         if asked == 3:
             shutil.rmtree(checkpoint)
         return False
@@ -545,7 +555,7 @@ def test_deletion_vectors_outlive_the_property_that_made_them(spark: SparkSessio
     spark.sql(f"DELETE FROM delta.`{path}` WHERE id = 3 AND title != 'another'")
     spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES ('{property_}' = 'false')")
     assert score(spark, path, scores).scored == 10
-    # In the file of the deleted row, which is read for it; and that row's key.
+    # Row 2 is in the file of the deleted row, so that file is read again. Row 3 has the key of the deleted row.
     spark.sql(f"DELETE FROM delta.`{scores}` WHERE id IN (2, 3)")
     assert score(spark, path, scores, reconcile=True).scored == 2
     assert_all_scored(spark, path, scores)
@@ -603,7 +613,7 @@ def test_in_place_stages_in_chunks_and_says_what_it_rewrites(
     assert 0 < second.bytes_rewritten < size
     assert score(spark, path, None).bytes_rewritten == 0
     assert_all_scored(spark, path, path)
-    # Only the source's own MERGE commits came to the source.
+    # The source got only its own writes, the new columns and one MERGE for each run.
     operations = [row.operation for row in spark.sql(f"DESCRIBE HISTORY delta.`{path}`").collect()]
     assert operations == ["MERGE", "WRITE", "MERGE", "ADD COLUMNS", "WRITE"]
     comments = {field.name: field.metadata.get("comment") for field in load(spark, path).schema}
@@ -695,7 +705,7 @@ def test_a_view_shows_one_model_or_all(spark: SparkSession, source: Callable[...
     for beside in (scores, f"{scores}-new"):
         with pytest.raises(TableError, match=f"--view-model: no model 'laion@1'.*{v2}"):
             score(spark, path, beside, view="one", view_model="laion@1")
-    # Told before any work.
+    # The error comes before any work.
     assert not Path(f"{scores}-new").exists()
     assert {row.aesthetic_model for row in load(spark, scores).collect()} == {v1, v2}
 
@@ -729,13 +739,13 @@ def test_scores_from_embeddings_between_two_chunks_are_not_there_twice(
     )
     assert stopped.scored == 10
     score(spark, path, scores, with_embedding=False)
-    # As a run with_embedding of images of the same backbone leaves them.
+    # A run over images of the same backbone with `with_embedding` would leave these embeddings.
     spark.sql(f"ALTER TABLE delta.`{scores}` ADD COLUMNS (clip_embedding ARRAY<FLOAT>)")
     spark.sql(
         f"MERGE INTO delta.`{scores}` t USING delta.`{path}` s ON t.id = s.id AND t.aesthetic_model LIKE '%v2@%' "
         "WHEN MATCHED THEN UPDATE SET clip_embedding = s.e"
     )
-    # With those whose embedding is newer than their score.
+    # Rows with an embedding that is newer than their score are scored again.
     assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=head).scored == 20
     assert score(spark, path, scores, predictor=head).scored == 0
     assert load(spark, scores).where(f"aesthetic_model = '{stopped.model}'").count() == 20
@@ -762,12 +772,12 @@ def test_a_new_head_scores_the_embeddings_that_were_kept(
     sa.score_table(spark, source=path, key=["id"], image_col="image", scores=scores, predictor=one, with_embedding=True)
     kept = load(spark, scores).select("id", "clip_embedding")
     assert {row.id for row in kept.where("clip_embedding IS NULL").collect()} == {5}
-    # A row that is another now has no embedding of what it was.
+    # A row that has changed loses the embedding of its former image.
     spark.sql(f"UPDATE delta.`{path}` SET image = X'00' WHERE id = 4")
     sa.score_table(spark, source=path, key=["id"], image_col="image", scores=scores, predictor=one)
     assert {row.id for row in kept.where("clip_embedding IS NULL").collect()} == {4, 5}
     shutil.rmtree(path)
-    # By the job, whose session this is then.
+    # The job runs in this process and uses its session.
     other.save(tmp_path / "other.json")
     arguments = ["--rescore-from-embeddings", "--scores", scores, "--key", "id"]
     monkeypatch.setattr("sys.argv", ["score_table.py", *arguments, "--predictor", str(tmp_path / "other.json")])
@@ -782,7 +792,7 @@ def test_a_new_head_scores_the_embeddings_that_were_kept(
 
     assert made_of_embeddings()
     assert sa.rescore_from_embeddings(spark, scores=scores, key=["id"], predictor=other).scored == 0
-    # An embedding that is newer than the score made of it.
+    # This embedding becomes newer than the score that was made from it.
     newer = "SET clip_embedding = transform(clip_embedding, x -> -x), aesthetic_scored_at = now() WHERE id = 2"
     spark.sql(f"UPDATE delta.`{scores}` {newer} AND clip_embedding IS NOT NULL")
     assert not made_of_embeddings()

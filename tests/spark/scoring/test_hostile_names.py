@@ -1,7 +1,7 @@
-"""Keys, folders and columns with hostile names: a scores table holds what a plain dictionary says.
+"""With hostile names of keys, folders and columns, a scores table holds what a plain dictionary says.
 
-`SPARK_AESTHETIC_EXAMPLES=50 pytest tests/spark/scoring/test_hostile_names.py` draws more
-examples than `make test` does.
+`SPARK_AESTHETIC_EXAMPLES=50 pytest tests/spark/scoring/test_hostile_names.py` draws more examples than `make test`
+does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = [
 ]
 drawn = settings(
     max_examples=EXAMPLES,
-    # The same examples on every machine.
+    # The examples are the same on every machine.
     derandomize=True,
     deadline=None,
     # An example takes half a minute, so a failure is reported as it was drawn, not in its smallest form.
@@ -48,7 +48,7 @@ drawn = settings(
 
 V2, V1 = "laion-aesthetics-v2", "laion-aesthetics-v1"
 PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
-# What a row of the source holds in place of one of the ten published embeddings.
+# A row of the source may hold one of these in place of the number of a published embedding.
 WRONG_LENGTH, NULL = -1, -2
 REASONS = {WRONG_LENGTH: "embedding: wrong length", NULL: "null"}
 
@@ -85,18 +85,18 @@ other_steps = ["retry", "another model", "lost scores"]
 
 @dataclass(frozen=True)
 class World:
-    """What an example draws.
+    """The values that are drawn for an example.
 
     Attributes:
-        columns: Names of the key's columns, of the embedding, of the version and of one more column.
-        second: Type of the second column of the key, if it has one.
-        second_first: That column stands before the other one.
-        keys: Some keys, of which the first is a row that is never deleted and always has a score.
-        contents: What rows hold, in the order in which rows are written.
-        folders: Of source, scores and checkpoints; None are names in the catalog.
-        feed: The source has a change data feed, not a column of versions.
-        max_files: Of a chunk.
-        steps: What happens after the first run.
+        columns: Names of the two key columns, the embedding, the version and one more column.
+        second: Type of the second key column, or None if the key has one column.
+        second_first: Whether the second key column stands before the first.
+        keys: Some keys. The first is a row that is never deleted and always has a score.
+        contents: The contents of rows, in the order in which rows are written.
+        folders: Folders of source, scores and checkpoints, or None for tables in the catalog.
+        feed: Whether the source has a change data feed. Otherwise it has a column of versions.
+        max_files: The most files of a chunk.
+        steps: The steps after the first run.
     """
 
     columns: list[str]
@@ -111,7 +111,7 @@ class World:
 
 
 def unlike(names: list[str]) -> bool:
-    """Whether Spark, which does not mind the case, tells names apart."""
+    """Return whether names differ for Spark, which ignores case."""
     return len({name.lower() for name in names}) == len(names)
 
 
@@ -138,7 +138,7 @@ def quoted(name: str) -> str:
 
 
 class Tables:
-    """A source and its scores table, with the dictionaries that say what they hold."""
+    """A source and its scores table, with dictionaries of their expected contents."""
 
     def __init__(self, spark: SparkSession, world: World, base: Path, predictors: dict[str, list[float]]) -> None:
         self.spark, self.world, self.base, self.published = spark, world, base, predictors
@@ -158,47 +158,48 @@ class Tables:
         self.schema = self.schema.add(self.embedding, ArrayType(FloatType())).add(self.version, StringType())
         self.schema = self.schema.add(self.further, StringType())
         self.keys, self.contents = list(world.keys), list(world.contents)
-        # What the source holds; what each model saw of it in its last run; what was written since then.
+        # These are the contents of the source, the contents that each model saw in its last run, and the writes since
+        # then.
         self.rows: dict[Key, int] = {}
         self.seen: dict[str, dict[Key, int]] = {}
         self.written: dict[str, Counter[Key]] = {}
         self.versions = count()
 
     def frame(self, rows: dict[Key, int | None]) -> DataFrame:
-        """Rows as the source takes them, and whether they go."""
+        """Return rows with the columns of the source, and a column that marks deletions."""
         listed = []
         for key, content in rows.items():
             values = key[::-1] if self.world.second_first else key
             embedding = None if content in (None, NULL) else [1.0] if content == WRONG_LENGTH else PUBLISHED[content]
-            # Another version with every write of a row.
+            # Every write gives a row a new version.
             version = f"{self.world.columns[0]}{next(self.versions)}"
             listed.append((*values, embedding, version, self.world.columns[-1], content is None))
         return self.spark.createDataFrame(listed, StructType([*self.schema, StructField("zz_gone", BooleanType())]))
 
     def make(self, rows: dict[Key, int]) -> None:
-        """The source, with its rows."""
+        """Create the source with its rows."""
         builder = DeltaTable.create(self.spark).addColumns(self.schema)
         builder = builder.property("delta.columnMapping.mode", "name")
         builder = builder.property("delta.enableChangeDataFeed", str(self.world.feed).lower())
         if self.world.folders is None:
             builder.tableName(self.source).execute()
         else:
-            # Delta's builder makes SQL of the folder's name, so the table gets that name later.
+            # Delta's builder puts the folder's name into SQL, so the table gets that name later.
             builder.location(f"{self.base}-new").execute()
             Path(f"{self.base}-new").rename(self.source)
         self.append(rows)
 
     def append(self, rows: dict[Key, int]) -> None:
-        """New rows, each in a file of its own."""
+        """Append new rows, each in a file of its own."""
         writer = self.frame(dict(rows)).drop("zz_gone").repartition(len(rows)).write.format("delta").mode("append")
         writer.saveAsTable(self.source) if self.world.folders is None else writer.save(self.source)
         self._note(dict(rows))
 
     def change(self, rows: dict[Key, int | None]) -> None:
-        """Insert, update and (where it is None) delete rows, in one commit."""
+        """Insert, update and (if the content is None) delete rows, in one commit."""
         table = self.delta(self.source).alias("t").merge(self.frame(rows).alias("s"), self.same_key())
         gone = F.col("s.zz_gone")
-        # Not "all" columns, for which Delta does not escape a backquote in a name.
+        # The columns are listed, because Delta's "all" does not escape a backquote in a name.
         sets = {quoted(name): F.col(f"s.{quoted(name)}") for name in self.schema.names}
         table.whenMatchedDelete(gone).whenMatchedUpdate(~gone, sets).whenNotMatchedInsert(~gone, sets).execute()
         self._note(rows)
@@ -219,14 +220,14 @@ class Tables:
             else:
                 self.rows[key] = content
         for written in self.written.values():
-            # Not the mapping, of which a Counter would add the values.
+            # The keys are given, because a Counter would add the values of a mapping.
             written.update(rows.keys())
 
     def load(self, table: str) -> DataFrame:
         return self.spark.read.format("delta").load(table) if "/" in table else self.spark.table(table)
 
     def run(self, model: str, **options: Any) -> None:
-        """Score, then compare the figures and both tables with the dictionaries."""
+        """Score the source, then compare the summary and both tables with the dictionaries."""
         before, written = self.seen.get(model, {}), self.written.get(model, Counter())
         arguments: dict[str, Any] = {} if self.world.feed else {"version_col": self.version}
         done = sa.score_table(
@@ -271,7 +272,7 @@ class Tables:
         return REASONS.get(content, content)
 
     def found_scores(self) -> dict[tuple[Key, str], int | str]:
-        """The scores table, with the number of the embedding that has such a score."""
+        """Return the scores table, with the number of the embedding that has each score."""
         rows = self.load(self.scores).select(
             *map(quoted, self.types), "aesthetic_model", "aesthetic_score", "aesthetic_error"
         )
@@ -299,7 +300,7 @@ class Tables:
             assert embedding == pytest.approx(PUBLISHED[content], abs=1e-6) if content >= 0 else content in REASONS
 
     def assert_view(self) -> None:
-        """Each row of the source once, with what each model made of it."""
+        """Check that the view has each row of the source once, with the result of each model."""
         view = self.spark.table(self.view)
         for model in self.seen:
             suffix = model.replace("-", "_")
@@ -309,16 +310,16 @@ class Tables:
             assert len(found) == len(self.rows)
 
     def assert_no_stray_files(self) -> None:
-        """Nothing was written in a folder of another name."""
+        """Check that nothing was written to a folder of a different name."""
         folders = {"checkpoint"} if self.world.folders is None else set(self.world.folders)
         assert {path.name for path in self.base.iterdir()} == folders
 
     def new(self, number: int) -> dict[Key, int]:
-        """Rows that the source does not have."""
+        """Return rows that the source does not have."""
         return {self.keys.pop(): self.contents.pop() for _ in range(number)}
 
     def some(self, number: int) -> list[Key]:
-        """Rows that the source has, failed ones first, without the one that always stays."""
+        """Return keys of the source, failed rows first, without the row that always stays."""
         rest = [key for key in self.rows if key != self.world.keys[0]]
         return sorted(rest, key=lambda key: self.rows[key] >= 0)[:number]
 
@@ -358,14 +359,14 @@ class Tables:
 
 @pytest.fixture(scope="module")
 def scores_of(spark: SparkSession) -> dict[str, list[float]]:
-    """The scores of the ten published embeddings by each predictor."""
+    """Return the scores that each predictor gives the ten published embeddings."""
     rows = spark.createDataFrame(list(enumerate(PUBLISHED)), "id int, e array<float>").orderBy("id")
     v1 = [row[0] for row in rows.select(sa.aesthetic_score_from_embedding("e", predictor=V1)).collect()]
     return {V2: list(PUBLISHED_SCORES), V1: v1}
 
 
 def made(spark: SparkSession, world: World, folder: Path, scores_of: dict[str, list[float]]) -> Tables:
-    """The tables of a world, with five rows in the source."""
+    """Write the tables of a world, with five rows in the source."""
     base = folder / f"example{next(_number)}"
     base.mkdir()
     tables = Tables(spark, world, base, scores_of)
@@ -421,7 +422,7 @@ STRANGE_MODELS = {
     [kind if kind in ("quotes", "SQL") else pytest.param(kind, marks=pytest.mark.long) for kind in STRANGE_MODELS],
 )
 def test_models_of_other_rows_are_shown_and_never_run(spark: SparkSession, tmp_path: Path, kind: str) -> None:
-    """A scores table can hold rows that anybody has written, of a model with any name."""
+    """Anybody can write rows to a scores table, with any model name."""
     payroll = spark.createDataFrame([(0, 123456.0)], "id int, salary float")
     payroll.write.format("delta").mode("overwrite").saveAsTable("default.hostile_payroll")
     source, scores, view = str(tmp_path / "source"), str(tmp_path / "scores"), f"hostile_models_{next(_number)}"
@@ -435,7 +436,7 @@ def test_models_of_other_rows_are_shown_and_never_run(spark: SparkSession, tmp_p
     shown = spark.table(view)
     assert sorted(row.id for row in shown.collect()) == [0, 1, 2]
     names = [name for name in shown.columns if name.startswith("aesthetic_score")]
-    # A row without a model is of none.
+    # A row without a model is not shown.
     expected = [score for _, score, model in others if model is not None]
     values = [value for value in shown.where("id = 0").select(*map(quoted, names)).collect()[0] if value is not None]
     assert sorted(values)[1:] == expected

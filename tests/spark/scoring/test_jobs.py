@@ -1,4 +1,4 @@
-"""Delta: both modes, by name and by path; nothing twice, nothing lost, and errors before any work."""
+"""Both modes on Delta tables, by name and by path: no row is lost or repeated, and errors come before any work."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Any:
-    """Makes the paths of new tables, where names would tell nothing more."""
+    """Return a function that makes the paths of new tables, for tests that need no names."""
     return lambda: str(tmp_path / f"table_{next(_number)}")
 
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Makes the names of new tables, as paths or as names in the catalog."""
+    """Return a function that makes the names of new tables, as paths or as names in the catalog."""
     if request.param == "path":
         return lambda: str(tmp_path / f"table_{next(_number)}")
     return lambda: f"default.table_{next(_number)}"
@@ -198,16 +198,17 @@ def test_columns_may_be_named_in_any_case(spark: SparkSession, path: Any) -> Non
 
 def image_table(spark: SparkSession, table: str, rows: dict[str, bytes | None]) -> str:
     listed = [(name, None if data is None else bytearray(data)) for name, data in rows.items()]
-    # One file, so one task: a Python worker takes ten seconds to import open_clip, and two take each other's core.
+    # One file is one task. A Python worker takes ten seconds to import open_clip, and two workers would share the
+    # cores.
     return write(spark.createDataFrame(listed, "name string, image binary").coalesce(1), table)
 
 
 def rows_through_python(spark: SparkSession, since: int) -> int:
-    """Rows that the Python workers of all image functions gave back, over the queries after one."""
+    """Return how many rows the Python workers of image functions gave back in the queries after query `since`."""
     seen: dict[int, int] = {}
     for node, name, number, text in plan_metrics(spark, since):
         if node.name() == "ArrowEvalPython" and name == "number of output rows":
-            # One plan can stand in several queries (a cached one), of which one has counted.
+            # A cached plan is part of several queries, and only one of them has the count.
             seen[number] = max(seen.get(number, 0), int((text or "0").replace(",", "")))
     return sum(seen.values())
 
@@ -231,12 +232,12 @@ def test_images_are_scored_once_and_with_their_reasons(spark: SparkSession, tmp_
     assert (first.scored, first.failed_by_reason) == (9, {"decode: not an image": 1, "null": 1})
     assert rows_through_python(spark, before) == 11
     assert first.model.startswith("untrained-")
-    # Of Connect's chunks another process knows.
+    # On Connect, a separate process runs the chunks and has these figures.
     if not CONNECT:
         stages = first.to_dict()["stages"]
         assert list(stages) == ["decode", "transfer", "infer", "wait"]
         assert 0 <= stages["transfer"] < stages["infer"] < first.seconds
-        # More than torch alone takes, less than a gigabyte beside it.
+        # The peak includes torch, which takes more than 0.2 GB.
         assert 0.2e9 < first.to_dict()["peak_memory_bytes"] < 2e9
     written = spark.table(identifier(scores or source))
     assert {len(row.clip_embedding) for row in written.where("aesthetic_score IS NOT NULL").collect()} == {384}
@@ -257,7 +258,7 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
     from concurrent.futures import ThreadPoolExecutor
 
     source, scores = write(embeddings(spark), str(tmp_path / "source")), str(tmp_path / "scores")
-    # The table is there first, so that the two meet at the commit and not at its making.
+    # The scores table exists first, so that the runs meet at the commit and not at its creation.
     write(embeddings(spark, stop=1), str(tmp_path / "one"))
     sa.score_table(spark, source=str(tmp_path / "one"), key=["id"], embedding_col="e", scores=scores)
 
@@ -275,7 +276,7 @@ def test_two_runs_at_once_leave_one_score_for_each_row(spark: SparkSession, tmp_
     assert_published(scores_by_id(spark, scores), 10)
 
 
-# What is wrong is said before any work.
+# Errors come before any work
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_columns_to_score_may_have_a_dot_or_be_fields_of_a_struct_which_itself_i
     assert sa.score_table(spark, source=images, image_col="seg.jpg", **scored).scored == 1
     of_field = scored | {"scores": str(tmp_path / "of-field")}
     assert sa.score_table(spark, source=images, image_col="S.jpg", **of_field).scored == 1
-    # By its keys a row is read from its file alone.
+    # With `reconcile`, a row is found by its key and read only from its file.
     assert sa.score_table(spark, source=images, image_col="s.jpg", reconcile=True, **of_field).skipped == 1
 
 

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal, and what is counted within a chunk."""
+"""Progress without a terminal, and the counts within a chunk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def listener(file: StringIO) -> ProgressListener:
 def test_without_a_terminal_there_is_a_log_line_and_no_live_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # As PySpark does wherever it is installed.
+    # PySpark imports ipykernel wherever it is installed.
     import ipykernel  # noqa: F401
 
     monkeypatch.setattr(live, "_LOG_EVERY_SECONDS", 0.05)
@@ -69,7 +69,7 @@ shown.close()
 
 
 def test_a_saved_notebook_has_the_last_line_only() -> None:
-    """In a real kernel, which has no ipywidgets: no warning of theirs either."""
+    """The cell runs in a real kernel without ipywidgets, and no warning says that they are missing."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(IN_A_CELL)])
     NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
     (output,) = notebook.cells[0].outputs
@@ -79,7 +79,7 @@ def test_a_saved_notebook_has_the_last_line_only() -> None:
 
 @pytest.fixture
 def slow(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A table of 20 rows in 8 files, each of which takes some time."""
+    """Write a table of 20 rows in 8 files, each of which takes some time to score."""
 
     @F.pandas_udf("boolean")
     def wait(ids: pd.Series) -> pd.Series:
@@ -103,7 +103,7 @@ def slow(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_within_a_chunk_rows_go_with_its_tasks(spark: SparkSession, slow: str, tmp_path: Path, way: str) -> None:
     scores = None if way == "in place" else str(tmp_path / "scores")
     if way == "keys":
-        # Nothing of it is new to the stream then, so all of it is scored by its keys.
+        # The stream then has no new rows, so all rows are scored by their keys.
         sa.score_table(spark, source=slow, key=["id"], embedding_col="e", scores=scores)
         spark.sql(f"DELETE FROM delta.`{scores}`")
     before, file = last_query(spark), Terminal()
@@ -120,6 +120,6 @@ def test_within_a_chunk_rows_go_with_its_tasks(spark: SparkSession, slow: str, t
     said = {"in place": f"scoring in place delta.`{slow}`", "keys": f"scoring keys of delta.`{slow}`"}
     if way in said:
         assert f"spark-aesthetic: {said[way]}" in descriptions(spark, before)
-    # As it was for whatever the session does next.
+    # The properties of the thread are restored for later queries.
     for name in ("spark.jobGroup.id", "spark.job.description"):
         assert spark.sparkContext.getLocalProperty(name) is None

@@ -1,4 +1,4 @@
-"""Scores that others delete, overwrite or restore: noticed, scored again, and counted."""
+"""Scores that other writers delete, overwrite or restore are found missing, scored again and counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows(spark: SparkSession, ids: range, shift: int = 0) -> DataFrame:
 
 @pytest.fixture
 def tables(spark: SparkSession, tmp_path: Path) -> Callable[..., tuple[str, str]]:
-    """Makes a source of 15 rows that is scored, and gives its path and that of the scores."""
+    """Return a function that writes a source of 15 rows, scores it, and returns both paths."""
 
     def make(*, feed: bool = False, **options: Any) -> tuple[str, str]:
         source, scores = str(tmp_path / "source"), str(tmp_path / "scores")
@@ -91,7 +91,7 @@ def test_scores_that_others_take_away_are_scored_again_and_counted(
     versions = spark.sql(f"DESCRIBE HISTORY delta.`{scores}`").count()
     again = score(spark, source, scores)
     assert (again.scored, again.skipped) == (0, 15)
-    # What was mended is not looked for again.
+    # A later run does not look again for scores that were repaired.
     assert spark.sql(f"DESCRIBE HISTORY delta.`{scores}`").count() == versions
 
 
@@ -164,14 +164,14 @@ def test_what_is_skipped_is_counted_when_rows_are_scored_a_second_time(
         "delta"
     ).mode("append").save(source)
     assert score(spark, source, scores).failed == 2
-    # The row that is tried again is also updated in the source: it is one row, and was not skipped.
+    # The row that is retried is also updated in the source. It counts as one row and not as skipped.
     spark.sql(f"UPDATE delta.`{source}` SET v = 'v1' WHERE id = 50")
     done = score(spark, source, scores, retry_failed=True)
     assert (done.rows_read, done.skipped) == (17, 15)
 
 
 def interposed(monkeypatch: pytest.MonkeyPatch, name: str, other: Callable[[], object]) -> None:
-    """Let something happen right before the next call of a method of the writer."""
+    """Call `other` right before the next call of a method of the writer."""
     method = getattr(Writer, name)
 
     def call(self: Writer, *args: Any, **options: Any) -> Any:

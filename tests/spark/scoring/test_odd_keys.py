@@ -1,4 +1,4 @@
-"""Keys that are no text or no number, that are no text Python can hold, or that come again."""
+"""Keys that are neither text nor numbers, keys that Python cannot hold as text, and repeated keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 pytestmark = pytest.mark.usefixtures("interpreted")
 PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
 FEED = {"delta.enableChangeDataFeed": "true"}
-# In Latin-1, as names of files are that strangers made; two that sort after all text, and two within it.
+# File names may be in Latin-1, which is no valid UTF-8. Two such keys sort after all text, and two within it.
 BYTES = [b"apple", b"\xf6ster", b"zebra", b"\xff", b"\x80A", b"\xe4"]
 
 
@@ -30,7 +30,7 @@ def put(rows: DataFrame, path: str, **options: str) -> None:
 
 
 def keyed(spark: SparkSession, keys: list[Any], kind: str, first: int = 0) -> DataFrame:
-    """A row of each key, with the published embeddings from the first on."""
+    """Return a row for each key, with the published embeddings from `first` on."""
     rows = [(key, PUBLISHED[at]) for at, key in enumerate(keys, start=first)]
     held = "binary" if kind == "text of bytes" else kind
     frame = spark.createDataFrame(rows, f"k {held}, e array<float>")
@@ -38,7 +38,7 @@ def keyed(spark: SparkSession, keys: list[Any], kind: str, first: int = 0) -> Da
 
 
 def scored(spark: SparkSession, scores: str) -> list[tuple[Any, int]]:
-    """Each key as bytes or as itself, and which of the published embeddings has such a score."""
+    """Return each key, as bytes if it is text, with the number of the published embedding that has its score."""
     rows = spark.read.format("delta").load(scores)
     kind = rows.schema["k"].dataType.simpleString()
     key = F.hex(F.col("k").cast("binary")).alias("k") if kind == "string" else F.col("k")
@@ -100,7 +100,7 @@ def test_in_place_a_key_that_came_again_before_the_end_is_refused(
     def killed(*_: Any) -> bool:
         raise KeyboardInterrupt
 
-    # After the last chunk, and before the commit of all.
+    # The run is killed after the last chunk, before the commit that takes over all chunks.
     with monkeypatch.context() as patched:
         patched.setattr("spark_aesthetic.scoring.in_place._take_over", killed)
         with pytest.raises(KeyboardInterrupt):

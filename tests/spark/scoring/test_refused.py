@@ -1,4 +1,4 @@
-"""What can be known before work is refused before work; and what looks odd, but is right, is taken."""
+"""Errors that can be known before the work come before it, and unusual but valid arguments are accepted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def embeddings(spark: SparkSession, *columns: str) -> DataFrame:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Callable[..., str]:
-    """Writes a Delta table and gives its path."""
+    """Return a function that writes a Delta table and returns its path."""
 
     def write(frame: DataFrame, name: str = "source", **properties: str) -> str:
         path = str(tmp_path / name)
@@ -146,7 +146,7 @@ def test_a_key_that_is_too_short_or_too_long_is_refused(
             with pytest.raises(TableError, match=r"expected shard, id, the key of the scores .*, found another"):
                 score(spark, source, scores, key=key, dry_run=dry_run)
     assert versions(spark, scores) == before
-    # The order and the case of the columns are no part of the key.
+    # The order and the case of the key columns do not matter.
     assert score(spark, source, scores, key=["ID", "shard"]).skipped == 10
 
 
@@ -163,7 +163,7 @@ def test_a_table_of_an_earlier_release_is_asked_for_its_key_by_its_rows(
         score(spark, source, scores, key="shard")
     assert score(spark, source, scores, key=["shard", "id"]).skipped == 10
     names = [row.key for row in spark.sql(f"SHOW TBLPROPERTIES delta.`{scores}`").collect()]
-    # Its sources are known by their progress.
+    # The run has recorded the key. The sources are known by their progress.
     assert "spark_aesthetic.key" in names
 
 
@@ -208,7 +208,7 @@ def test_a_widened_key_names_the_statements_and_goes_on_after_them(
     assert score(spark, source, scores).skipped == 11
 
 
-# Names of ours.
+# Names that this package uses itself
 
 
 @pytest.mark.long
@@ -225,7 +225,7 @@ def test_keys_may_be_called_as_steps_of_ours(spark: SparkSession, table: Callabl
     assert score(spark, source, None, key=key).failed == 1
 
 
-# A sample may warn; it does not decide.
+# A sample may lead to a warning, but it does not decide
 
 
 def test_rows_of_the_right_length_behind_many_others_are_scored(
@@ -239,11 +239,11 @@ def test_rows_of_the_right_length_behind_many_others_are_scored(
     done = score(spark, source, str(tmp_path / "scores"))
     assert (done.scored, done.failed_by_reason) == (10, {"embedding: wrong length": 1100})
     if "found 512 in the first" not in caplog.text:
-        # Delta gave the rows of the right length first.
+        # Without this warning, Delta has returned the rows of the right length first.
         assert spark.read.format("delta").load(source).limit(1000).where("size(e) = 768").count() > 0
 
 
-# Paths.
+# Paths
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_cell_that_is_interrupted_leaves_no_stream_at_work(
     source, scores = table(embeddings(spark)), tmp_path / "scores"
 
     def interrupt() -> None:
-        # The ledger's three commits come before that of the first chunk.
+        # The ledger makes three commits before the commit of the first chunk.
         while len(list(scores.glob("_delta_log/*.json"))) < 4:
             time.sleep(0.05)
         _thread.interrupt_main()

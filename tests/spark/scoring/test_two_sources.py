@@ -1,4 +1,4 @@
-"""One scores table and two sources: refused, or shared on purpose, and never two rows of one key and model."""
+"""A second source of a scores table is refused, or shared on purpose, and no key has two rows of one model."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ _number = count()
 
 
 def rows(spark: SparkSession, ids: range, shift: int = 0) -> DataFrame:
-    """Rows whose embedding follows from the id; `shift` gives the same ids other embeddings."""
+    """Return rows with embeddings that follow from the ids.
+
+    `shift` gives the same ids different embeddings.
+    """
     return spark.createDataFrame([(at, PUBLISHED[(at + shift) % 10]) for at in ids], "id bigint, e array<float>")
 
 
 @pytest.fixture
 def table(spark: SparkSession, tmp_path: Path) -> Callable[..., str]:
-    """Makes a table of some ids in some files."""
+    """Return a function that writes a table of some ids in some files."""
 
     def make(name: str, ids: range, shift: int = 0, files: int = 1, **properties: str) -> str:
         path = str(tmp_path / name)
@@ -62,7 +65,10 @@ def append(spark: SparkSession, source: str, ids: range, shift: int = 0) -> None
 
 
 def found(spark: SparkSession, scores: str) -> dict[int, int]:
-    """The number of the published embedding that has each id's score; fails where an id and model stand twice."""
+    """Return for each id the number of the published embedding that has its score.
+
+    Fail if an id has two rows of one model.
+    """
     listed = spark.read.format("delta").load(scores).collect()
     keys = [(row.id, row.aesthetic_model) for row in listed]
     assert len(set(keys)) == len(keys), sorted(keys)
@@ -102,7 +108,7 @@ def test_a_second_source_is_refused_before_any_work(
         options = {"checkpoint": str(tmp_path / options["checkpoint"])}
     with pytest.raises(TableError, match=r"expected .*, found .*--shared-keys") as refused:
         score(spark, other, scores, **options)
-    # Another table is the other way out, and both tables are named.
+    # A different scores table is the second remedy. The message names both sources.
     assert "--scores" in str(refused.value)
     assert "train" in str(refused.value)
     assert "val" in str(refused.value)
@@ -159,12 +165,12 @@ def test_with_shared_keys_equal_keys_are_skipped_and_counted(
     assert found(spark, scores) == both
     append(spark, train, range(8, 11))
     done = score(spark, train, scores, shared_keys=True)
-    # A feed does not tell whether a row that comes later was there before, and was another one.
+    # A feed does not show whether a later row existed before and was different, so such a row is scored.
     new = range(8, 11) if feed == "true" else range(9, 11)
     assert (done.rows_read, done.scored, done.skipped) == (8, len(new), 8 - len(new))
     assert found(spark, scores) == both | expected(new)
     assert score(spark, other, scores, shared_keys=True).skipped == 6
-    # A third one is no longer alone either.
+    # A third source needs --shared-keys too.
     with pytest.raises(TableError, match="--shared-keys"):
         score(spark, table("test", range(20, 22)), scores)
 
@@ -195,7 +201,7 @@ def test_shared_keys_of_the_first_source_change_nothing(
 
 
 def chunks(scores: str) -> int:
-    """Commits that added files to a table."""
+    """Return the number of commits that added files to a table."""
     logs = Path(scores, "_delta_log").glob("*.json")
     return sum('"add":' in log.read_text() for log in logs)
 
@@ -205,7 +211,7 @@ FILES, ROWS = 8, 40
 
 @pytest.fixture
 def killed(tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """Starts a job and sends SIGKILL to its driver after some of its chunks."""
+    """Return a function that starts a job and sends SIGKILL to its driver after some of its chunks."""
     jobs: list[Job] = []
 
     def run(source: str, scores: str, after: int, *options: str) -> None:
@@ -223,7 +229,7 @@ def killed(tmp_path: Path) -> Iterator[Callable[..., None]]:
 
 
 @own_session
-# One driver of its own in each.
+# Each kill needs a driver of its own.
 @pytest.mark.timeout(600)
 @pytest.mark.long
 @pytest.mark.parametrize("feed", ["false", "true"])
@@ -246,13 +252,13 @@ def test_a_kill_between_two_sources_leaves_each_key_once(
 
 @own_session
 @pytest.mark.long
-# Two drivers.
+# This test starts two drivers.
 @pytest.mark.timeout(900)
 def test_both_killed_and_both_resumed_leave_each_key_once(
     spark: SparkSession, table: Callable[..., str], scores: str, killed: Callable[..., None]
 ) -> None:
     one = table("one", range(ROWS), files=FILES)
-    # In another order, so that both have chunks with keys of the other.
+    # The order is different, so that each source has chunks with keys of the other one.
     other = table("other", range(ROWS - 1, -1, -1), shift=5, files=FILES)
     killed(one, scores, 1)
     killed(other, scores, 1, "--shared-keys")
@@ -285,7 +291,7 @@ def test_runs_that_are_stopped_between_chunks_leave_each_key_once(
 )
 def test_two_sources_at_once_leave_each_key_once(spark: SparkSession, table: Callable[..., str], scores: str) -> None:
     sources = [table("one", range(12), files=6), table("other", range(12), shift=5, files=6)]
-    # The table and both sources are known first, so that the runs meet at their chunks.
+    # The scores table knows both sources first, so that the runs meet at their chunks.
     for source in sources:
         score(spark, source, scores, shared_keys=True, stopping=lambda: True)
 
@@ -305,7 +311,7 @@ def test_two_sources_at_once_leave_each_key_once(spark: SparkSession, table: Cal
 
 
 def old_scores(spark: SparkSession, source: str, scores: str) -> None:
-    """A scores table as the commit 55e0716 left it, which wrote what it knew of a source into one property."""
+    """Write a scores table as commit 55e0716 did, with the progress on a source in one property."""
     kinds = {"aesthetic_score": "FLOAT", "aesthetic_error": "STRING", "aesthetic_model": "STRING"}
     columns = ", ".join(f"{name} {kind}" for name, kind in {**kinds, "aesthetic_scored_at": "TIMESTAMP"}.items())
     spark.sql(f"CREATE TABLE delta.`{scores}` (id BIGINT, {columns}) USING delta")
@@ -349,7 +355,7 @@ def test_a_scores_table_of_an_earlier_version_goes_on_for_its_own_source(
     source = table("source", range(6))
     old_scores(spark, source, scores)
     assert found(spark, scores) == expected(range(6))
-    # It knows its source too.
+    # The earlier table knows its source too.
     with pytest.raises(TableError, match="--shared-keys"):
         score(spark, table("other", range(6), shift=5), scores)
     done = score(spark, source, scores)
@@ -384,7 +390,7 @@ def test_a_source_that_was_moved_is_the_same_and_a_copy_of_its_files_is_refused(
 ) -> None:
     source, moved, copy = table("source", range(4)), str(tmp_path / "moved"), str(tmp_path / "copy")
     score(spark, source, scores)
-    # Both have the id that Delta gave to the first one.
+    # The copy has the id that Delta gave to the source.
     shutil.copytree(source, copy)
     append(spark, copy, range(4, 6), shift=5)
     for shared_keys in (False, True):

@@ -1,4 +1,4 @@
-"""Heads of one's own: what is fitted, what is reported, what is left out, and where it is saved."""
+"""Trained heads: the fit, its report, the rows that are left out, and where a head is saved."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from spark_aesthetic.training.ridge import cross_validate, solve, squares
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 ROWS, WIDTH = 600, 12
-# A backbone that nobody published, with its checksum, so that no file is read for it.
+# Nobody published this backbone. Its checksum is given, so that no file is read for it.
 BACKBONE = {"backbone": "ViT-B-32", "backboneWeights": "/models/mine.safetensors", "backboneSha256": "0" * 64}
 TRUE_WEIGHT = np.random.default_rng(1).standard_normal(WIDTH)
 TRUE_BIAS = 5.25
 
 
 def unit(rows: int, width: int) -> np.ndarray:
-    """Float32 embeddings of unit length that are not centred, as CLIP's are not."""
+    """Return float32 embeddings of unit length that are not centred, as CLIP's are not."""
     drawn = np.random.default_rng(0).standard_normal((rows, width)) + 0.5
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
 EMBEDDINGS = unit(ROWS, WIDTH)
-# As the fit sees them.
+# The fit normalizes the embeddings in float64.
 X = EMBEDDINGS / np.linalg.norm(EMBEDDINGS.astype(np.float64), axis=1, keepdims=True)
 NOISE = np.random.default_rng(2).standard_normal(ROWS)
 EXACT = X @ TRUE_WEIGHT + TRUE_BIAS
@@ -88,7 +88,7 @@ def head_of(scorer: AestheticScorer) -> tuple[np.ndarray, float]:
 
 
 def folds_of(noisy: DataFrame) -> np.ndarray:
-    """The fold of each row of EMBEDDINGS, by Spark's hash."""
+    """Return the fold of each row of EMBEDDINGS, by Spark's hash."""
     rows = noisy.select("stars", F.expr("pmod(xxhash64(e), 5)").alias("fold")).collect()
     by_rating = {row.stars: row.fold for row in rows}
     return np.array([by_rating[rating] for rating in NOISY.tolist()])
@@ -102,7 +102,7 @@ def test_ridge_from_sums_is_that_of_the_rows() -> None:
 
 
 def test_cross_validation_takes_the_penalty_that_is_best_on_rows_left_out() -> None:
-    # Much noise and few rows, so that the best penalty is neither the least nor the largest.
+    # With much noise and few rows, the best penalty is neither the least nor the largest.
     x, y = X[:60], EXACT[:60] + NOISE[:60]
     parts = np.array_split(np.arange(60), 5)
     tried = [1e-6, 1e-4, 1e-2, 1e-1, 10.0]
@@ -183,7 +183,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(
     ]  # fmt: skip
     bad = spark.createDataFrame(damaged, "e array<double>, stars double").coalesce(1)
     both = noisy.union(bad.withColumn("e", F.col("e").cast("array<float>")))
-    # Lengths are told apart by what the backbone is known to give; of this one nothing is known.
+    # A wrong length is one that differs from the backbone's known length. The length of this backbone is unknown.
     with pytest.raises(TableError, match="embeddings of one length, found 0, 11, 12"):
         make().fit(both)
     sums, left_out = ratings.add_up(ratings.rated(both, F.col("e"), F.col("stars"), 5), WIDTH, 5)
@@ -202,10 +202,10 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(
 def test_vectors_and_longer_embeddings_give_the_same_head(
     spark: SparkSession, fitted: AestheticScorer, make: Make
 ) -> None:
-    # A power of two for each half, so that they come back to the same bits at unit length.
+    # Each half is scaled by a power of two, so that normalizing gives the same bits.
     longer = EMBEDDINGS.astype(float) * np.where(np.arange(ROWS) % 2, 4.0, 0.25)[:, None]
     rows = [(Vectors.dense(row), float(rating)) for row, rating in zip(longer, NOISY, strict=True)]
-    # They hash to other folds, so the penalty is given.
+    # These embeddings hash to different folds, so the penalty is given.
     assert fitted.report is not None
     scorer = make(regParams=[fitted.report.reg_param]).fit(spark.createDataFrame(rows, ["e", "stars"]).coalesce(1))
     assert head_of(scorer)[0] == pytest.approx(head_of(fitted)[0], abs=1e-6)
@@ -254,7 +254,7 @@ def test_a_folder_at_an_address_or_moved_keeps_its_head(noisy: DataFrame, make: 
     assert len(memory.ls("/bucket/heads")) == 3
     head = sa.resolve("memory://bucket/heads/mine.json")
     assert head.head_weights.startswith("memory://bucket/heads/head-")
-    # Fetched and verified, as every head at an address is.
+    # The head is fetched and verified, as every head at an address is.
     assert weights.load_head(head).dimension == WIDTH
     memory.get("/bucket/heads", str(tmp_path / "moved"), recursive=True)
     moved = sa.Predictor.load(tmp_path / "moved" / "mine.json")
@@ -366,7 +366,7 @@ def test_the_schema_is_that_of_the_scorer(make: Make) -> None:
 
 
 def test_what_cannot_be_saved_or_named_is_an_error_before_any_row(spark: SparkSession, make: Make) -> None:
-    # To read a row of it would be another error.
+    # Reading a row of this table would raise a different error.
     unread = spark.range(1).select(F.expr("array(float(raise_error('read')))").alias("e"), F.lit(1).alias("stars"))
     for path in ("/proc/no/heads", "nosuch://bucket/heads"):
         with pytest.raises(OptionError, match="path: expected a folder that can be written"):
@@ -440,7 +440,7 @@ def test_first_rows_of_another_length_do_not_refuse_the_rest(
     assert "expected 12 numbers of ViT, found 5 in the first 1000 rows" in caplog.text
     with pytest.raises(TableError, match=r"expected 7 numbers of ViT, found 5\. Set backbone"):
         ratings.width_of(first_wrong, 7, "ViT")
-    # Where nothing is known of the backbone, the place of a row does not decide.
+    # If the backbone's length is unknown, the order of the rows does not decide.
     for rows in (first_wrong, lengths(12, *[5] * 1200)):
         with pytest.raises(TableError, match="expected embeddings of one length, found 5, 12"):
             ratings.width_of(rows, None, "ViT")

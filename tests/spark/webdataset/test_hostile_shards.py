@@ -1,4 +1,4 @@
-"""Hostile shards, as Spark reads them."""
+"""Spark reads hostile shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards in and out, beside the webdataset library's own."""
+"""Shards are read and written, and compared with those of the webdataset library."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def damaged(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "kept"),
-    # Unless the next sample has begun, the one before the damage may lack its last file, and is not given.
+    # If no later sample has begun, the sample before the damage may lack its last file, so it is not returned.
     [("within a file", 4), ("within a header", 3), ("between two files", 3), ("overwritten", 3), ("empty", 0)],
 )
 def test_a_damaged_shard_fails_or_is_reported_with_the_place(
@@ -131,7 +131,7 @@ def test_a_damaged_shard_fails_or_is_reported_with_the_place(
     (told,) = (row for row in rows if row["__error__"] is not None)
     assert told["__url__"] == str(tmp_path / "x.tar")
     assert told["__key__"] is None
-    # Its columns are those of the others.
+    # The damaged shard has the columns of the other shards.
     assert load(spark, tmp_path / "*.tar", onDamage="report").columns[-1] == "__error__"
     whole = [row["__key__"] for row in rows if row["__error__"] is None and row["__url__"].endswith("x.tar")]
     assert whole == [f"some/{at:05d}" for at in range(kept)]
@@ -161,7 +161,7 @@ def test_ten_thousand_samples_go_out_and_come_back_to_the_byte(spark: SparkSessi
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-# The library leaves its file to the garbage collector.
+# The library does not close its file, so the garbage collector does.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_webdataset_library_reads_ours_and_we_read_its(spark: SparkSession, tmp_path: Path) -> None:
     images = [(f"k{at}", bytearray(noise_image(at)), at / 2) for at in range(4)]
@@ -170,7 +170,7 @@ def test_the_webdataset_library_reads_ours_and_we_read_its(spark: SparkSession, 
     read = list(webdataset.WebDataset(str(tmp_path / "ours" / "00000.tar"), shardshuffle=False).decode())
     assert [sample["__key__"] for sample in read] == [key for key, _, _ in images]
     assert [sample["json"]["aesthetic_score"] for sample in read] == [score for _, _, score in images]
-    # Two samples a shard.
+    # Each shard has two samples.
     with webdataset.ShardWriter(str(tmp_path / "theirs-%03d.tar"), maxcount=2, verbose=0) as sink:
         for key, image, score in images:
             sink.write({"__key__": key, "jpg": bytes(image), "json": {"score": score}, "seg.png": b"mask"})
@@ -189,7 +189,7 @@ def test_a_failed_job_leaves_nothing_and_a_second_completes(spark: SparkSession,
     assert list(out.iterdir()) == []
     rows.write.format("webdataset").mode("append").save(str(out))
     assert load(spark, out).count() == 40
-    # Appending numbers on.
+    # An append continues the numbers of the shards.
     rows.write.format("webdataset").mode("append").save(str(out))
     assert sorted(path.name for path in out.glob("*.tar")) == [f"{at:05d}.tar" for at in range(4)]
 
@@ -209,7 +209,7 @@ def test_a_task_that_has_not_heard_of_the_failure_adds_nothing(spark: SparkSessi
     assert list(tmp_path.iterdir()) == []
 
 
-# Commits shard after shard until it is killed.
+# This job writes shards until it is killed.
 WRITER = """
 import sys
 from pyspark.sql import SparkSession
@@ -234,7 +234,7 @@ def test_a_killed_job_leaves_whole_shards_alone_and_a_second_completes(spark: Sp
         driver = psutil.Process(job.pid)
         for process in [*driver.children(recursive=True), driver]:
             process.kill()
-    # What it had staged is still there, but no pattern for shards finds it.
+    # The staged shards still exist, but no pattern for shards finds them.
     assert len(list(out.rglob("*.tar"))) > 2
     assert shards.find(str(out)) == [str(out / name) for name in sorted(there)]
     assert load(spark, out).count() == 40
@@ -242,7 +242,7 @@ def test_a_killed_job_leaves_whole_shards_alone_and_a_second_completes(spark: Sp
     assert {path.name for path in out.iterdir()} == {f"{at:05d}.tar" for at in range(4)}
     assert {name: (out / name).read_bytes() for name in there} == there
     assert (out / "00002.tar").read_bytes() == there["00000.tar"]
-    # Numbers go on from the greatest, and overwriting leaves nothing of what was there.
+    # Numbers continue from the greatest. An overwrite removes all earlier shards and their sidecars.
     (out / "00001.tar").unlink()
     rows.write.format("webdataset").mode("append").save(str(out))
     assert {path.name for path in out.iterdir()} == {f"{at:05d}.tar" for at in (0, 2, 3, 4, 5)}

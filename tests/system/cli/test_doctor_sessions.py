@@ -42,6 +42,6 @@ def test_a_session_without_delta_and_a_path_without_a_connector() -> None:
     failed = {name for name, finding in found.items() if finding["status"] == "failed"}
     assert {"Delta's jar", "Delta tables", "settings for images", "s3a://bucket/images by Spark"} <= failed
     assert "conf/local.conf" in found["Delta's jar"]["remedy"]
-    # Nobody has set it, and its default lets 4096 images into a batch.
+    # The setting is missing, and its default lets 4,096 images into a batch.
     assert "columnarInput.enabled=false" in found["settings for images"]["remedy"]
     assert found["scores by Spark"]["status"] == "ok"

@@ -1,4 +1,4 @@
-"""The job as its users run it: exit codes, stdout and stderr. Under spark-submit it succeeds in the README's tests."""
+"""Exit codes, stdout and stderr of the job. The README's tests show that it succeeds under spark-submit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOWHERE = "/proc/no/scores"
 
 def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.prefix) / "bin" / "spark-submit"), "--properties-file", "conf/local.conf"]
-    # As a user's shell has it: the job itself sees to it that workers run the driver's Python.
+    # A user's shell does not set PYSPARK_PYTHON. The job itself makes workers run the driver's Python.
     environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
     environment |= {
         "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -60,7 +60,7 @@ def test_what_a_run_refuses_at_work_is_exit_code_2_and_one_line_under_spark_subm
 ) -> None:
     arguments = ("--source", embeddings, "--key", "id", "--embedding-col", "e", "--scores", str(tmp_path / "scores"))
     run_here("score_table.py", *arguments)
-    # A key that is there twice is found by the chunk, inside of Spark's stream.
+    # A repeated key is found while a chunk is scored, inside Spark's stream.
     repeated = spark.read.format("delta").load(embeddings).where("id = 3")
     repeated.selectExpr("id + 100 AS id", "e").union(repeated.selectExpr("id + 100 AS id", "e")).write.format(
         "delta"
@@ -89,7 +89,7 @@ def test_a_wrong_argument_is_exit_code_2_and_one_line(
 def test_a_failure_at_work_is_exit_code_1_with_its_stack_on_stderr(
     embeddings: str, tmp_path: Path, run_here: RunHere, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Files of the table that are damaged: nothing of the call is wrong.
+    # The call is right, but the files of the table are damaged.
     for file in Path(embeddings).glob("*.parquet"):
         file.write_bytes(bytes(file.stat().st_size))
         file.with_name(f".{file.name}.crc").unlink()

@@ -1,4 +1,4 @@
-"""GPUs that Spark hands out, without a GPU: a real cluster on this machine, told of made-up ones by nvidia-smi."""
+"""How Spark assigns GPUs, without a GPU: a real cluster on this machine, and an nvidia-smi that lists made-up GPUs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from spark_aesthetic.functions.worker import granted, score_images
 
 DISCOVERY = CONF / "gpu-discovery.sh"
 
-# Numbers that no machine has, so that scoring on them fails on a machine with GPUs, too.
+# No machine has GPUs of these numbers, so scoring on them fails on a machine with GPUs too.
 ADDRESSES = ("41", "43")
 
-# Runs in the cluster; the last line of its output is what it found.
+# This job runs in the cluster. The last line of its output is its result.
 JOB = """
 import json, time
 from pyspark import TaskContext
@@ -69,7 +69,7 @@ spark.stop()
 def submit(
     job: Path, *args: str, conf: dict[str, str], env: dict[str, str], options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run a job by spark-submit, which is killed after four minutes: what waits for ever is a failure."""
+    """Run a job by spark-submit, and kill it after four minutes, because a job that waits forever is a failure."""
     brief = {"spark.executor.extraJavaOptions": os.environ["SPARK_SUBMIT_OPTS"]}
     settings = [word for key, value in (brief | conf).items() for word in ("--conf", f"{key}={value}")]
     return subprocess.run(
@@ -84,7 +84,7 @@ def submit(
 
 @pytest.fixture(scope="module")
 def nvidia_smi(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an nvidia-smi that lists the made-up GPUs, after a warning as drivers print it."""
+    """Write an nvidia-smi that lists the made-up GPUs after a warning, as drivers print it, and return its folder."""
     script = tmp_path_factory.mktemp("bin") / "nvidia-smi"
     script.write_text(f"#!/bin/sh\necho 'WARNING: infoROM is corrupted'\nprintf '%s\\n' {' '.join(ADDRESSES)}\n")
     script.chmod(0o755)
@@ -93,10 +93,10 @@ def nvidia_smi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_two_gpus(nvidia_smi: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What JOB found on a standalone cluster with conf/standalone-gpu.conf: one worker of two GPUs, so two executors.
+    """Run JOB on a standalone cluster of one worker with two GPUs, and return its result.
 
-    One worker and not two: each worker would find the same addresses, as machines do, and here Spark itself must
-    give each executor another one.
+    The settings are those of conf/standalone-gpu.conf, so the worker has two executors. Two workers would both find the
+    same addresses, as two machines do. With one worker, Spark must give each executor a different address.
     """
     folder = tmp_path_factory.mktemp("cluster")
     job = folder / "job.py"
@@ -110,27 +110,27 @@ def on_two_gpus(nvidia_smi: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         env={
             "SPARK_HOME": str(home),
             "PATH": f"{nvidia_smi}:{os.environ['PATH']}",
-            # Else it is the address of the host's name, which on a machine without a network is none.
+            # Without this, the address is that of the host's name, which a machine without a network cannot resolve.
             "SPARK_LOCAL_IP": "127.0.0.1",
         },
         conf={
-            # Cores and memory of a local cluster are numbers in its books: more than this machine has will do.
+            # A local cluster does not check its cores and memory, so they may be more than this machine has.
             "spark.master": f"local-cluster[1,{cores},2048]",
             "spark.executor.memory": "1g",
             "spark.driver.memory": "1g",
-            # The paths of this machine in place of /opt/spark-aesthetic.
+            # These paths of this machine replace those below /opt/spark-aesthetic.
             "spark.worker.resource.gpu.discoveryScript": str(DISCOVERY),
             "spark.pyspark.python": sys.executable,
             "spark.executorEnv.SPARK_AESTHETIC_CACHE": str(folder / "cache"),
-            # No table here, so no Delta: its jars would go to both executors first.
+            # The job uses no table. Without Delta, no jars are sent to both executors.
             "spark.jars.packages": "",
             "spark.sql.extensions": "",
             "spark.sql.catalog.spark_catalog": "builtin",
-            # No task before both executors are there, else one might take them all.
+            # No task starts before both executors are registered. Otherwise one executor might run all tasks.
             "spark.cores.max": str(cores),
             "spark.scheduler.minRegisteredResourcesRatio": "1.0",
             "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
-            # The failure is wanted; three more tries would load torch three more times.
+            # The failure is intended, and three more attempts would load torch three more times.
             "spark.task.maxFailures": "1",
             "spark.ui.enabled": "false",
             "spark.local.dir": str(folder / "local"),
@@ -188,7 +188,7 @@ def test_gpu_amounts_on_a_local_master_stop_the_job_at_once(tmp_path: Path) -> N
         env={"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable},
     )
     assert result.returncode == 2, result.stdout[-3000:] + result.stderr[-3000:]
-    # spark-submit passes on as its stdout what Python writes to stderr.
+    # spark-submit writes to its stdout what Python writes to stderr.
     (said,) = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("score_table:")]
     assert "spark.task.resource.gpu.amount: expected no GPU amounts with master 'local[2]', found 1" in said
     assert "Remove the spark.*.resource.gpu.* settings" in said
@@ -212,7 +212,7 @@ def test_a_task_without_gpus_runs_on_the_cpu(spark: "SparkSession") -> None:  # 
 
 
 def test_discovery_prints_what_nvidia_smi_lists(nvidia_smi: Path) -> None:
-    # Spark runs the file itself.
+    # Spark executes the file itself.
     assert os.access(DISCOVERY, os.X_OK)
     env = {"PATH": f"{nvidia_smi}:{os.environ['PATH']}"}
     printed = subprocess.run([DISCOVERY], env=env, text=True, capture_output=True, check=True).stdout
@@ -229,7 +229,7 @@ def test_discovery_prints_what_nvidia_smi_lists(nvidia_smi: Path) -> None:
     ids=["no nvidia-smi", "broken driver", "no GPU"],
 )
 def test_discovery_says_what_is_missing(tmp_path: Path, script: str | None, said: str) -> None:
-    # A PATH of its own, so that a machine's true nvidia-smi is out of sight.
+    # This PATH hides a real nvidia-smi of the machine.
     for tool in ("bash", "grep", "sed", "paste"):
         (tmp_path / tool).symlink_to(subprocess.check_output(["which", tool], text=True).strip())
     if script is not None:

@@ -1,4 +1,4 @@
-"""The page of review: what it counts and draws, and what it does in a browser when keys are really pressed."""
+"""The review page: its counts and drawings, and its behaviour in a browser when keys are really pressed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCORES = "site int, path string, aesthetic_score float, aesthetic_error string, 
 IMAGES = "site int, path string, image binary"
 MODEL = "untrained-vit-b-32@0123456789ab"
 
-# What breaks a CSV file, or is taken for a number or a formula.
+# These names may break a CSV file, or be taken for a number or a formula.
 AWKWARD = ['a,"b" c.jpg', " spaces ", "007", "back\\slash", "ü ✓ 猫.png", "line\nbreak", "=1+1", "</script><b>", "'"]
 
 
@@ -120,7 +120,7 @@ def test_the_sample_depends_on_the_rows_and_the_seed_alone(
     assert keys(frame.repartition(3, "aesthetic_score"), 0) == shown
     assert len(keys(frame, 1) & shown) < 200
 
-    # All rows, in whole hundredths, as the condition beside the cut compares them.
+    # The page counts all rows by whole hundredths, as the condition beside the cut compares them.
     edges = (np.arange(-100, 1200) / 100).astype(np.float32)
     expected = Counter((np.searchsorted(edges, np.float32(numbers), side="right") - 101).tolist())
     assert first["counts"] == [expected[first["first"] + at] for at in range(len(first["counts"]))]
@@ -139,7 +139,7 @@ def test_the_sample_depends_on_the_rows_and_the_seed_alone(
 def test_a_score_that_equals_the_cut_is_above_it(
     spark: SparkSession, interpreted: None, kind: str, tmp_path: Path
 ) -> None:
-    # As FLOAT the first five are less than the numbers that are written here.
+    # The first five are less, as FLOAT, than the decimal numbers here.
     numbers = [5.1, 6.35, 0.7, 8.13, 4.23, 0.29, -2.3, 150.0, -150.0]
     frame = spark.createDataFrame(list(enumerate(numbers)), "id int, s double").select(
         "id", F.col("s").cast(kind).alias("s")
@@ -274,7 +274,10 @@ def test_the_job_reads_only_the_files_with_sampled_rows_and_prints_one_json_line
 
 @pytest.fixture
 def open_page(browser: Any, made: Review) -> Iterator[Callable[..., Any]]:
-    """Opens the page without a network; what it says or asks for beyond itself fails the test."""
+    """Return a function that opens the page without a network.
+
+    Fail if the page logs anything or requests more than itself.
+    """
     contexts, said, asked = [], [], []
 
     def opening(address: str = f"file://{made.out}", **settings: Any) -> Any:
@@ -331,7 +334,7 @@ def test_keys_mark_and_the_labels_come_back_as_csv(
     page.keyboard.press("ArrowUp")
     assert below != current(page) == ("2", "39.jpg")
 
-    # Round by round, so that every awkward key has a label.
+    # The keys are pressed in turn, so that every awkward key gets a label.
     for at in range(52):
         page.keyboard.press("kKd"[at % 3])
     assert current(page) == last
@@ -351,7 +354,7 @@ def test_keys_mark_and_the_labels_come_back_as_csv(
     with file.open(encoding="utf-8", newline="") as lines:
         header, *rows = csv.reader(lines)
     assert header == ["site", "path", "score", "label"]
-    # An apostrophe stands before what a spreadsheet would take for a formula, and before an apostrophe.
+    # The page puts an apostrophe before a text that a spreadsheet would take for a formula, and before an apostrophe.
     assert {(site, path.removeprefix("'")): label for site, path, _, label in rows} == expected
     given = {(str(site), path): np.float32(score) for site, path, score, *_ in rows_of_scores() if score is not None}
     assert all(np.float32(score) == given[site, path.removeprefix("'")] for site, path, score, _ in rows)
@@ -362,7 +365,7 @@ def test_keys_mark_and_the_labels_come_back_as_csv(
     assert page.inner_text("#status") == "51 of 52 marked: 34 keep, 17 drop"
 
 
-# Each begins as a formula does in some spreadsheet, or is turned around where its marks are obeyed.
+# Some spreadsheet takes each of these for a formula, or direction marks would turn it around.
 FORMULAS = [
     "=1+1",
     "+1",
@@ -488,7 +491,7 @@ def test_a_narrow_screen_has_all_of_it_within_reach(open_page: Callable[..., Any
     assert tile["y"] + tile["height"] <= buttons["y"]
 
 
-# Of the WCAG, for text.
+# WCAG requires this contrast for text.
 READABLE = 4.5
 
 CONTRASTS = """() => {

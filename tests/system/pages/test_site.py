@@ -1,4 +1,4 @@
-"""The built documentation, in a browser: code that can be read without scrolling, and links that can be seen."""
+"""In a browser, the code of the built documentation can be read without scrolling, and its links are visible."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_every_page_is_as_wide_as_the_screen_and_its_links_are_seen(
         links, blocks = links + len(found["links"]), blocks + found["blocks"]
         assert found["wider"] <= 0, file.name
         assert min([*found["links"], found["header"]]) >= 4.5, (file.name, found)
-        # A telephone is narrower than any code.
+        # A phone is narrower than any code.
         assert width < 1000 or found["cut"] == [], file.name
     context.close()
-    # What the selectors name is there.
+    # The selectors find links and blocks of code.
     assert links > 100
     assert blocks > 50

@@ -1,6 +1,6 @@
-"""What is killed, full or run twice: afterwards the scores are those of a run that nothing disturbed.
+"""After a kill, a full disk or two runs at once, the scores are those of a run that nothing disturbed.
 
-`make test-faults` kills ten times and runs all of them; `make test` kills once, and leaves out the longest.
+`make test-faults` kills ten times and runs all of these tests. `make test` kills once and leaves out the longest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import spark_aesthetic as sa
 from spark_aesthetic.testing import noise_image, published_embeddings, small_predictor
 
 KILLS = int(os.environ.get("SPARK_AESTHETIC_KILLS", "1"))
-# As many chunks as those kills interrupt, and some more.
+# There are more chunks than the kills interrupt.
 FILES = 2 + 4 * KILLS
 ROWS = 10 * FILES
 # Each kill takes a spark-submit of its own.
@@ -33,7 +33,10 @@ PUBLISHED = [row.astype(float).tolist() for row in published_embeddings()]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """Starts jobs by the name of their log; none outlives a test that fails, to disturb the next."""
+    """Return a function that starts a job by the name of its log.
+
+    All jobs are killed at the end, so that none disturbs the next test.
+    """
     jobs: list[Job] = []
 
     def start(name: str, *arguments: str, **options: str) -> Job:
@@ -47,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 @pytest.fixture
 def source(spark: SparkSession, tmp_path: Path) -> str:
-    """Ten embeddings in each file, and each file a chunk."""
+    """Write a table with ten rows in each file, so that each file can be a chunk."""
     rows = [(at, PUBLISHED[at % 10]) for at in range(ROWS)]
     path = str(tmp_path / "source")
     frame = spark.createDataFrame(rows, "id bigint, e array<float>")
@@ -75,7 +78,7 @@ def test_a_driver_that_is_killed_at_any_moment_goes_on_where_it_stopped(
         job = start(f"{number}", *arguments(source, scores))
         begun = commits(scores)
         until(lambda begun=begun: commits(scores) > begun, job)  # type: ignore[misc]
-        # Two to four chunks fit into these seconds; a kill comes while one is read, scored, committed or noted.
+        # Two to four chunks take this time, so the kill comes while one is read, scored, committed or recorded.
         time.sleep(chance.uniform(0.0, 2.5))
         job.kill()
         found = spark.read.format("delta").load(scores).groupBy("id").count()
@@ -126,7 +129,8 @@ def test_a_worker_and_an_executor_that_are_killed_cost_no_row(
     until(lambda: commits(scores) > 3, job)
     job.children("CoarseGrainedExecutorBackend")[0].kill()
     job.wait()
-    # Not the exit code: at its end a local-cluster can take its own shutdown for executors that fail, and leave with 1.
+    # The exit code is not checked. At its end a local-cluster may take its own shutdown for failing executors and exit
+    # with 1.
     assert '"scored": 160, "failed": 0' in job.log.read_text(), job.log.read_text()[-3000:]
     found = spark.read.format("delta").load(scores)
     expected = spark.read.format("delta").load(source)
@@ -197,7 +201,7 @@ def test_a_stream_ends_after_its_chunk_on_sigterm_and_goes_on_later(
 
 
 def kill_after_a_commit(job: Job, table: str, chance: random.Random) -> None:
-    """While the next commit of a table is read, scored, made or noted."""
+    """Kill a job after its next commit to a table, while a further one is read, scored, made or recorded."""
     begun = commits(table)
     until(lambda: commits(table) > begun, job)
     time.sleep(chance.uniform(0.0, 1.0))
@@ -206,7 +210,7 @@ def kill_after_a_commit(job: Job, table: str, chance: random.Random) -> None:
 
 
 def change(spark: SparkSession, source: str, scores: str, way: str) -> tuple[str, ...]:
-    """Give a run of one way, after the first one, work for many commits; the options that it takes for it."""
+    """Give a later run work for many commits, and return the options that the run needs."""
     if way == "feed":
         for number in range(8):
             spark.sql(f"UPDATE delta.`{source}` SET e = array_repeat({number + 1}F, 768) WHERE id % 8 = {number}")
@@ -218,12 +222,12 @@ def change(spark: SparkSession, source: str, scores: str, way: str) -> tuple[str
     else:
         failed = "aesthetic_score = NULL, aesthetic_error = 'decode: out of memory'"
         spark.sql(f"UPDATE delta.`{scores}` SET {failed} WHERE id % 2 = 0")
-    # A part of the keys is then the rows of one file.
+    # With this limit, each part of the keys has the rows of one file.
     return (f"--{way}", "--max-bytes-per-chunk", "1000")
 
 
 @pytest.mark.long
-# Three runs, and the work that the source is given before them.
+# The limit is for three runs and the preparation of the source.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["feed", "reconcile", "retry-failed"])
 def test_a_later_run_that_is_killed_ends_as_if_nothing_had_been(
@@ -245,7 +249,7 @@ def test_a_later_run_that_is_killed_ends_as_if_nothing_had_been(
 
 
 @pytest.mark.long
-# Three runs, and the work that the source is given before them.
+# The limit is for three runs and the preparation of the source.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["staged", "at once"])
 def test_in_place_a_run_that_is_killed_ends_as_if_nothing_had_been(
@@ -257,7 +261,7 @@ def test_in_place_a_run_that_is_killed_ends_as_if_nothing_had_been(
     if way == "staged":
         given = (*given, "--max-files-per-chunk", "1")
         kill_after_a_commit(start("a chunk", *given), staged, chance)
-    # The columns are added right before the MERGE.
+    # The columns are added in a commit right before the MERGE. The job is killed after that commit.
     job, begun = start("the MERGE", *given), commits(source)
     until(lambda: commits(source) > begun, job)
     job.kill()

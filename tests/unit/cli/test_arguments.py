@@ -1,4 +1,4 @@
-"""Options that are made from functions: what each kind of parameter becomes, and that every option is explained."""
+"""Options that are made from a function's parameters: their types, defaults and explanations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Databricks bundle, as far as it can be checked without Databricks: its types, its command line, its settings."""
+"""The parts of the Databricks bundle that can be checked without Databricks: types, command line and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from spark_aesthetic.cli.scoring import score_table_arguments
 
 
 def filled(node: Any, variables: dict[str, Any]) -> Any:
-    """As Databricks does it: variables that are all of a text become their value, others a part of it."""
+    """Replace variables by their default values, as Databricks does.
+
+    A text that is only a variable becomes the variable's value. In any other text the value replaces the variable.
+    """
     if isinstance(node, dict):
         return {key: filled(value, variables) for key, value in node.items()}
     if isinstance(node, list):
@@ -49,7 +52,7 @@ def job(bundle: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_job_is_one_by_databricks_own_types(job: dict[str, Any]) -> None:
-    # Of names and types: a misspelt one is an error there.
+    # Databricks' types know the name of each field, so a misspelt name is an error.
     assert Job.from_dict(job).as_dict() == job
     with pytest.raises(ValueError, match="max_concurent_runs"):
         Job.from_dict(job | {"max_concurent_runs": 1})
@@ -98,7 +101,7 @@ def test_the_policy_allows_the_cluster_of_the_job(job: dict[str, Any]) -> None:
     for group in ("spark_conf", "spark_env_vars"):
         given |= {f"{group}.{name}": value for name, value in cluster[group].items()}
     for name, rule in policy.items():
-        # Of clusters that people start, not of a job's.
+        # This rule is for clusters that people start, not for the cluster of a job.
         if name not in given:
             assert rule["isOptional"]
             continue
@@ -112,7 +115,8 @@ def test_the_policy_allows_the_cluster_of_the_job(job: dict[str, Any]) -> None:
 
 
 def test_production_has_one_place(bundle: dict[str, Any]) -> None:
-    # Else the command line refuses to deploy it; and of one place for each user each has a nightly job.
+    # Without one place, the command line refuses to deploy. With one place per user, each user would have a nightly
+    # job.
     place = bundle["targets"]["prod"]["workspace"]["root_path"]
     assert place.endswith("${bundle.target}")
     assert "current_user" not in place

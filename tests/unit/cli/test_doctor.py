@@ -116,7 +116,7 @@ def test_what_the_score_of_an_image_lacks_is_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_process_says_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
-    """A cache that everyone can write to, no Java, and two paths, one of which is missing."""
+    """Everyone can write to the cache, Java is missing, and one of two paths is missing."""
     shared, there = tmp_path / "cache", tmp_path / "there"
     for folder in (shared, there):
         folder.mkdir()
@@ -203,7 +203,7 @@ def test_no_secret_of_a_message_is_shown() -> None:
 
 
 def test_a_path_that_python_cannot_read_is_shown_without_its_secret() -> None:
-    """With fsspec's own errors."""
+    """The error is one of fsspec's own."""
     finding = checked("a", doctor._read_by_python, "memory://key:secret@bucket/missing?sig=5f6e")
     assert finding.status == "failed"
     assert "secret" not in finding.found

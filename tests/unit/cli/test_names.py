@@ -1,4 +1,4 @@
-"""Which names of tables end with a run that has no metastore."""
+"""Without a metastore, tables in Spark's own catalog end with the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What labels say of a cut: intervals, ROC and weights, without Spark."""
+"""Intervals, ROC curves and weights that are computed from labels, without Spark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_wilson_is_the_published_interval() -> None:
 
 
 def test_the_variance_of_auc_is_delongs() -> None:
-    # By its definition, over all pairs.
+    # The expected variance is computed by its definition, over all pairs.
     random = np.random.default_rng(2)
     good, bad = random.normal(1, 1, 30).round(1), random.normal(0, 1, 50).round(1)
     pairs = (good[:, None] > bad) + 0.5 * (good[:, None] == bad)
@@ -50,7 +50,7 @@ def test_labels_in_order_or_all_tied_leave_doubt_whatever_their_weights(value: f
         found = auc(scores, keep, random.uniform(0.1, 10, 2 * rows))
         assert found.value == value
         assert found.low <= value <= found.high
-        # No narrower than that of a plain sample of as many rows.
+        # The interval is no narrower than that of a plain sample of as many rows.
         plain = wilson(value, rows)
         assert found.high - found.low >= plain.high - plain.low - 1e-12
 
@@ -63,7 +63,7 @@ def test_intervals_cover_the_truth_19_times_of_20() -> None:
     for _ in range(4000):
         _, low, high = auc(random.normal(0, 1, 100) + keep, keep, np.ones(100))
         covered += low <= truth <= high
-    # Within 1% of the 95%, of which one part is the simulation's own chance (0.3%).
+    # The tolerance of 1% includes the simulation's own standard error of 0.3%.
     assert 0.94 <= covered / 4000 <= 0.96
 
 
@@ -77,7 +77,7 @@ def test_labels_denser_around_the_cut_tell_of_the_whole_table() -> None:
     good = random.random(100_000) < 1 / (1 + np.exp(-2 * (table - 5.5)))
     cut = 5.5
     precision, recall = good[table >= cut].mean(), (table >= cut)[good].mean()
-    # Three in four labels within a quarter of a point of the cut.
+    # Three of four labels lie within a quarter of a point of the cut.
     near = np.flatnonzero(abs(table - cut) < 0.25)
     covered, plain = np.zeros(2), np.zeros(2)
     for _ in range(300):
@@ -92,5 +92,5 @@ def test_labels_denser_around_the_cut_tell_of_the_whole_table() -> None:
         points = curve(scores, keep, weights, counted.width)
         assert points[-1].recall == pytest.approx(1)
     assert (covered > 0.94 * 300).all()
-    # Taken for a plain sample they would be wrong most of the time.
+    # Intervals that take the labels for a plain sample are wrong most of the time.
     assert (plain < 0.5 * 300).all()

@@ -1,4 +1,4 @@
-"""Columns by their names, whatever the case of letters."""
+"""Columns are found by their names, in any case of letters."""
 
 from __future__ import annotations
 

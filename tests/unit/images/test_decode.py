@@ -1,4 +1,4 @@
-"""Decoding: the reference's pixels bit for bit, and a reason for every image that has none."""
+"""Decoding gives the reference's pixels bit for bit, or the reason why an image has no pixels."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_exif_rotation_is_not_applied() -> None:
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
 def test_sixteen_bit_greyscale_keeps_its_contrast(file_format: str) -> None:
-    # The reference would clip all but the darkest 256 of 65,536 levels to white.
+    # The reference would clip all levels except the darkest 256 of 65,536 to white.
     levels = np.linspace(0, 65_535, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint16)
     got = pixels(encoded(Image.fromarray(levels), file_format))
     assert (got == (levels >> 8)[:, :, None]).all()
@@ -156,7 +156,7 @@ def test_each_kind_of_damage_has_its_reason(data: bytes | None, expected: str) -
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF"])
 def test_a_file_cut_anywhere_in_its_pixels_is_not_accepted(file_format: str) -> None:
     data = noise_image(4, file_format=file_format)
-    # The last bytes of a GIF are its trailer and the end mark of its data: nothing of the picture.
+    # The last bytes of a GIF are its trailer and the end mark of its data, not pixels.
     last = 8 if file_format == "GIF" else 1
     for length in np.linspace(0, len(data) - last, 60).astype(int):
         assert reason(data[:length]).startswith("decode: ")
@@ -197,7 +197,7 @@ def test_an_image_so_thin_that_resizing_would_fill_the_memory_is_refused() -> No
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg"])
 def test_fast_decoding_stays_near_the_exact_pixels(name: str) -> None:
-    # As large as those of the benchmark: smaller ones are not shrunk.
+    # These images are as large as those of the benchmark, because smaller images are not shrunk.
     image = Image.open(BytesIO(photographs()[name])).convert("RGB")
     data = encoded(image.resize((1600, 1600 * image.height // image.width), Image.Resampling.LANCZOS), "JPEG")
     with Image.open(BytesIO(data)) as shrunk:
@@ -205,7 +205,8 @@ def test_fast_decoding_stays_near_the_exact_pixels(name: str) -> None:
         to_the_target = pixels(encoded(shrunk.convert("RGB"), "PNG"))
     exact = pixels(data).astype(int)
     difference = np.abs(pixels(data, fast=True).astype(int) - exact).mean()
-    # The distance falls with the size that libjpeg shrinks to; here twice the target against the target itself.
+    # The larger the size to which libjpeg shrinks, the smaller the difference. Fast decoding shrinks to twice the
+    # target, the comparison to the target itself.
     assert 0 < difference < 0.8 * np.abs(to_the_target.astype(int) - exact).mean()
 
 
@@ -213,7 +214,7 @@ def test_fast_decoding_stays_near_the_exact_pixels(name: str) -> None:
 def test_fast_decoding_shrinks_to_twice_the_target_and_never_below(side: int, shrunk: int) -> None:
     data = noise_image(7, width=side, height=side)
     with Image.open(BytesIO(data)) as image:
-        # The factor by which libjpeg shrinks, found by itself; then what decode does with it.
+        # Pillow chooses libjpeg's factor here. The resize below does what decode does with the result.
         image.draft(None, (448, 448))
         assert image.size == (shrunk, shrunk)
         expected = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC).convert("RGB"))
@@ -228,7 +229,8 @@ def test_a_lack_of_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatc
     assert reason(noise_image(0)) == "decode: out of memory"
 
 
-# How many threads the process has at most while a thread of ours decodes, beside that one.
+# This script prints how many threads the process gains at most while one thread decodes. The decoding thread counts
+# too.
 AVIF = """
 import os, sys, threading
 from spark_aesthetic.images.decode import decode

@@ -1,4 +1,4 @@
-"""Damaged images have no pixels, whole ones have Pillow's, and none takes long or much memory."""
+"""Damaged images get a reason, whole images get Pillow's pixels, and no image takes long or much memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from spark_aesthetic.options import PILLOW_WARNS_PIXELS
 from spark_aesthetic.testing import noise_image
 
 SIDE = 224
-# Pillow's, of broken metadata, would be errors here and are no fault of the pixels.
+# Pillow warns of broken metadata, which is no fault of the pixels. Pytest would turn these warnings into errors.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -117,7 +117,7 @@ def assert_whole(file: damaged_images.Whole, *, as_pillow: bool = True) -> None:
         assert (got == pillows(file.data)).all(), file.label
 
 
-# Refused by Pillow itself, for something else than their pixels.
+# Pillow refuses these files for faults outside their pixels.
 ONLY_OURS = ("PNG with text", "PNG with profile", "PNG with text of a wrong checksum")
 
 
@@ -138,7 +138,7 @@ def test_of_thousands_of_whole_files_none_is_refused() -> None:
 @pytest.mark.parametrize("sampling", [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
 @pytest.mark.parametrize("side", [449, 897, 1801])
 def test_fast_decoding_has_pillows_draft(sampling: tuple[int, int], side: int) -> None:
-    # Only these samplings are known to the strict decoder.
+    # The strict decoder knows only these samplings.
     data = grey_jpeg(side, side + 100, sampling=[sampling, (1, 1), (1, 1)])
     with Image.open(BytesIO(data)) as image:
         image.draft(None, (2 * SIDE, 2 * SIDE))
@@ -226,7 +226,7 @@ def test_valid_layouts_that_are_not_read_are_not_damaged(data: bytes, expected: 
 @pytest.mark.parametrize(
     ("runs", "expected"),
     [
-        # The mark of the end, before the last row: the other pixels have no value.
+        # The end mark comes before the last row, so the other pixels have no value.
         (b"\x09\x01\0\0\0\1", "decode: unsupported BMP layout"),
         (b"\x09\x01\0\0\0\1\x09\x01", "decode: damaged BMP"),
         (b"\x09\x01\0\0", "decode: truncated BMP"),
@@ -388,7 +388,7 @@ def test_an_avif_is_as_large_as_its_pictures(mode: str, frames: int) -> None:
 SMALL = hostile_images.av1_sequence(64, 48)
 TIMED = hostile_images.av1_sequence(64, 48, timed=True)
 LARGE = hostile_images.av1_sequence(20_000, 20_000, timed=True, even=True)
-# Screen content, whole motion, and a size of its own or not.
+# The last three fields are screen content, integer motion, and whether the frame has a size of its own.
 OWN_SIZE, GIVEN_SIZE = (
     hostile_images.av1(*hostile_images.AV1_FRAME, (1, 1), (0, 1), (own, 1), kind=3) for own in (1, 0)
 )  # fmt: skip
@@ -426,7 +426,7 @@ def test_items_of_an_avif_cannot_multiply_its_bytes() -> None:
     data = hostile_images.avif_of(*[bytes([n]) * 1000 for n in range(200)], halves=True)
     at = data.index(b"iloc") + 14
     for n in range(200):
-        # Of the place where each begins, and of the length of its first half.
+        # Item n begins at offset n, and its first half has half the length of the file.
         data = data[: at + 8] + struct.pack(">I", n) + data[at + 12 :]
         data = data[: at + 18] + struct.pack(">I", len(data) // 2) + data[at + 22 :]
         at += 30
@@ -444,7 +444,7 @@ def test_a_jpeg_without_its_last_scans_is_damaged(scans: int) -> None:
     data = encoded(hostile_images.noise(0, 64, 48), "JPEG", progressive=True)
     starts = [found.start() for found in re.finditer(rb"\xff\xda", data)]
     found = reason(data[: starts[scans]] + b"\xff\xd9")
-    # The first has the means of all blocks, the second some detail of the brightness.
+    # The first scan has the mean of each block, the second some detail of the brightness.
     assert found == ("decode: damaged JPEG" if scans == 1 else None)
 
 
@@ -464,7 +464,7 @@ def test_the_pass_costs_an_honest_photograph_nearly_nothing() -> None:
     started = thread_time()
     for _ in range(20):
         pixels_or_reason(data)
-    # Measured: 0.2%.
+    # The pass took 0.2% of the time in a measurement.
     assert passes < 0.03 * (thread_time() - started)
 
 
@@ -504,7 +504,7 @@ def mutated(generator: np.random.Generator, files: list[bytes]) -> bytes:
 
 
 def test_no_mutation_raises_or_hangs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs $SPARK_AESTHETIC_FUZZ_SECONDS; a failure names the seed of its input."""
+    """Fuzz the decoders for SPARK_AESTHETIC_FUZZ_SECONDS seconds. A failure names the seed of its input."""
     seconds = float(os.environ.get("SPARK_AESTHETIC_FUZZ_SECONDS", "5"))
     first = int(os.environ.get("SPARK_AESTHETIC_FUZZ_SEED", "0"))
     files, until, seed = seeds(), monotonic() + seconds, first

@@ -1,4 +1,4 @@
-"""Backbone files of every accepted form to the one that the workers memory-map."""
+"""Backbone files of every accepted form become the one file that the workers memory-map."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     folder = tmp_path / "cache"
     monkeypatch.setenv("SPARK_AESTHETIC_CACHE", str(folder))
     yield folder
-    # 88 MB a prepared file; pytest would keep those of three runs.
+    # Each prepared file takes 88 MB, and pytest would keep the files of three runs.
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -48,10 +48,11 @@ def encoded(encoder: ImageEncoder, pixels: npt.NDArray[np.uint8]) -> npt.NDArray
 
 @pytest.fixture(scope="module")
 def tower() -> Tensors:
-    """Seeded tensors of an image tower in open_clip's names: float32 that float16 holds exactly, as OpenAI's are.
+    """Return seeded tensors of an image tower under open_clip's names.
 
-    On the scale of a trained tower: with weights of one, attention has logits of thousands and multiplies the
-    rounding of float32 (in open_clip's tower to 3e-5 of an embedding, by float64).
+    They are float32 values that float16 holds exactly, as OpenAI's are. They have the scale of a trained tower. With
+    weights around 1, attention would have logits of thousands and would multiply the rounding of float32 (in
+    open_clip's tower to 3e-5 of an embedding, measured against float64).
     """
     generator = torch.Generator().manual_seed(7)
     empty = architectures.empty_tower(ARCHITECTURE).state_dict()
@@ -60,11 +61,14 @@ def tower() -> Tensors:
     }
 
 
-# The forms, each written out by hand: what a file of that origin holds.
+# Each of these functions returns the tensors of one form of file, written out by hand.
 
 
 def both_towers(tower: Tensors) -> Tensors:
-    """open_clip's names. Those of the text tower are the image tower's without the prefix."""
+    """Return both towers under open_clip's names.
+
+    The text tower has the names of the image tower without the prefix.
+    """
     text = {
         "positional_embedding": torch.zeros(77, 8),
         "token_embedding.weight": torch.zeros(10, 8),
@@ -86,7 +90,10 @@ def bare(tower: Tensors) -> Tensors:
 
 
 def transformers_image_tower(tower: Tensors) -> Tensors:
-    """CLIPVisionModelWithProjection: q, k and v apart, and the projection the other way around."""
+    """Return the tensors of a CLIPVisionModelWithProjection of transformers.
+
+    Its q, k and v are separate, and its projection is transposed.
+    """
     named = {
         "vision_model.embeddings.class_embedding": tower["class_embedding"],
         "vision_model.embeddings.patch_embedding.weight": tower["conv1.weight"],
@@ -121,7 +128,7 @@ def transformers_both_towers(tower: Tensors) -> Tensors:
 
 
 class Archived(torch.nn.Module):
-    """What OpenAI's archives hold as far as the image tower goes: a module `visual` in float16."""
+    """The part of OpenAI's archives that has the image tower: a module `visual` in float16."""
 
     def __init__(self, tower: Tensors) -> None:
         super().__init__()
@@ -138,7 +145,7 @@ FORMS = [both_towers, prefixed, bare, transformers_image_tower, transformers_bot
 def write(form: object, tower: Tensors, folder: Path) -> Path:
     if form is Archived:
         with warnings.catch_warnings():
-            # torch 2.15 deprecates all of TorchScript; archives such as OpenAI's can be made with nothing else.
+            # torch 2.15 deprecates all of TorchScript, but nothing else can make archives such as OpenAI's.
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
             torch.jit.save(torch.jit.trace(Archived(tower), torch.zeros(1)), folder / "backbone.pt")
         return folder / "backbone.pt"
@@ -162,7 +169,7 @@ def predictor(file: Path, backbone: str = ARCHITECTURE) -> Predictor:
 
 
 def small(folder: Path) -> Predictor:
-    """A backbone file that costs nothing to write: too few tensors of any architecture."""
+    """Return a predictor with a small backbone file, which has too few tensors for any architecture."""
     save_file({"class_embedding": torch.zeros(384)}, folder / "few.safetensors")
     return predictor(folder / "few.safetensors")
 
@@ -192,7 +199,7 @@ def test_a_tower_is_prepared_in_the_dtype_that_it_will_run_in(tower: Tensors, tm
 
 
 def test_a_tower_that_is_not_rewritten_keeps_open_clips_tensors_and_its_norms_single() -> None:
-    """A ResNet, in the dtypes of open_clip itself."""
+    """A ResNet is not rewritten and keeps the dtypes of open_clip."""
     resnet = weights.pin(replace(small_predictor(), backbone="RN50", head_weights="untrained:0:1024"))
     expected = architectures.empty_tower("RN50", "float16").state_dict()
     prepared = load_file(prepare(resnet, dtype="float16"))
@@ -203,11 +210,11 @@ def test_a_tower_that_is_not_rewritten_keeps_open_clips_tensors_and_its_norms_si
 
 @pytest.mark.parametrize("architecture", ["ViT-S-32", pytest.param("ViT-B-32-quickgelu", marks=pytest.mark.long)])
 def test_the_rewritten_tower_is_open_clips_in_exact_arithmetic(architecture: str) -> None:
-    """In float64 only rounding is left, so a wrong step of the algebra has nowhere to hide."""
+    """In float64 the rounding is too small to hide a wrong step of the algebra."""
     torch.manual_seed(0)
     reference = open_clip.create_model(architecture).visual.double().eval()
     for parameter in reference.parameters():
-        # Norms at one and biases at zero, as a fresh network has them, would hide half of the rewrites.
+        # A fresh network has norms of 1 and biases of 0, which would hide half of the rewrites.
         parameter.data += 0.02 * torch.randn(parameter.shape, dtype=torch.float64)
     shape = architectures.rewritten_shape(architecture)
     assert shape is not None
@@ -240,7 +247,7 @@ def test_half_precision_is_as_near_to_float32_as_open_clips(dtype: str, precisio
     distance, open_clips_distance = (
         np.linalg.norm(rows - exact, axis=1).max() for rows in (half, reference(precision))
     )
-    # Rounding is by chance: neither is nearer for every image.
+    # Rounding errors are random, so neither tower is nearer for every image.
     assert distance < 1.1 * open_clips_distance
 
 
@@ -255,7 +262,7 @@ def test_what_is_prepared_is_what_encodes(tower: Tensors, tmp_path: Path) -> Non
     np.testing.assert_allclose(encoded(encoder, pixels), expected.numpy(), rtol=0, atol=1e-6)
 
 
-# Once a node
+# Each node prepares a tower once.
 
 
 def test_a_tower_is_prepared_once_and_its_source_not_read_again(tower: Tensors, tmp_path: Path) -> None:
@@ -331,7 +338,7 @@ except WeightsError as error:
 """
 
 
-# Forked from one process that has imported torch, as Spark's workers are from their daemon.
+# Two processes are forked from one that has imported torch, as Spark forks workers from their daemon.
 PREPARE = """
 import os
 from spark_aesthetic.predictors import weights
@@ -354,7 +361,7 @@ for child in children:
 
 
 def test_of_two_processes_at_once_one_prepares_and_both_get_the_file(own_cache: Path) -> None:
-    """A second write would have another inode than the one that the first process saw."""
+    """A second write would give the file a different inode from the one that the first process saw."""
     run = subprocess.run([sys.executable, "-c", PREPARE], capture_output=True, text=True, check=True, timeout=120)
     file = prepare(weights.pin(small_predictor()), dtype="float32")
     seen = f"{file} {file.stat().st_ino} {file.stat().st_mtime_ns}"
@@ -370,11 +377,11 @@ def test_untrained_towers_are_the_same_for_a_seed_and_differ_between_seeds(own_c
     assert contents[0] == contents[1] != contents[2]
 
 
-# Shared between the workers of a node
+# The workers of a node share the prepared file.
 
 
 def mapped(file: Path) -> list[range]:
-    """Address ranges of this process that the pages of a file stand behind (Linux)."""
+    """Return the address ranges of this process that map a file (Linux)."""
     ranges = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith(str(file)):
@@ -395,7 +402,7 @@ def test_on_a_cpu_the_tensors_of_an_encoder_stay_memory_mapped() -> None:
 
 
 def test_a_prepared_cache_may_be_there_to_read_only(tower: Tensors, tmp_path: Path) -> None:
-    """A folder in the lock's place cannot be locked, whoever tries."""
+    """The lock is a folder here, which no user can lock."""
     mine = predictor(write(bare, tower, tmp_path))
     file = prepare(mine, dtype="float16")
     lock = Path(f"{file}.lock")
@@ -407,7 +414,7 @@ def test_a_prepared_cache_may_be_there_to_read_only(tower: Tensors, tmp_path: Pa
         prepare(mine, dtype="float16")
 
 
-# Before any work
+# The check comes before any work.
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -449,7 +456,7 @@ def test_architectures_that_do_not_fit_are_refused(backbone: str, reason: str) -
         check(weights.pin(replace(small_predictor(), backbone=backbone)))
 
 
-# Files that do not do
+# Unusable backbone files are refused.
 
 
 def refused(mine: Predictor, cache: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which addresses may be read, as a table: no spelling of an address leaves the prefix that it was checked against."""
+"""Tables of addresses that may be read. No spelling of an address leaves the prefix that it was checked against."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_public_addresses_beside_prefixes_are_named() -> None:
     assert permits("https://example.com/a.jpg", "s3://bucket/", "https://")
     assert not permits("http://example.com/a.jpg", "s3://bucket/", "https://")
     assert not permits("https://127.0.0.1/a.jpg", "https://")
-    # A host with a prefix of its own is read below that alone, whatever else is allowed.
+    # If a host has its own prefix, only addresses below that prefix are read, whatever else is allowed.
     assert not permits("https://cdn.example.com/b.jpg", "https://", "https://cdn.example.com/a/")
 
 
@@ -199,7 +199,7 @@ def test_what_is_public_does_not_depend_on_python(ip: str, expected: bool) -> No
         (["http://example.com/", "http://10.0.0.1/"], "example.com", "10.0.0.1", True),
         (["http://example.com/", "http://10.0.0.1:8080/"], "example.com", "10.0.0.1", False),
         (["http://", "http://10.0.0.1/"], "example.com", "10.0.0.1", False),
-        # Nobody else can register these.
+        # Nobody can register these names.
         (["http://localhost/"], "localhost", "127.0.0.1", True),
         (["http://images.internal/"], "images.internal", "10.0.0.1", True),
         (["http://localhost:8080/"], "localhost", "127.0.0.1", False),

@@ -1,4 +1,4 @@
-"""Addresses and servers that mean harm: each costs its own row, within bounds of time and memory. Knows no Spark."""
+"""Hostile addresses and servers cost only their own row, within bounds of time and memory. No test needs Spark."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from spark_aesthetic.testing import noise_image
 
 IMAGE = noise_image(1)
 MIB = 1 << 20
-# Three seconds of patience, so that the tests are quick.
+# A patience of three seconds keeps the tests quick.
 LIMITS = Limits(file_bytes=4 * MIB, patience_s=3, total_s=10)
 
 
 class Hostile(socketserver.StreamRequestHandler):
-    """Answers as the name in its path says, on one connection each."""
+    """A server that runs the method named by the path, for one request per connection."""
 
     asked: ClassVar[list[str]] = []
 
@@ -115,7 +115,7 @@ class Hostile(socketserver.StreamRequestHandler):
         self.say("Transfer-Encoding: chunked", body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(IMAGE), IMAGE))
 
     def closes(self, _: dict[str, list[str]]) -> None:
-        """Without a word."""
+        """Close the connection without an answer."""
 
     def garbage(self, _: dict[str, list[str]]) -> None:
         self.wfile.write(b"\xff\xd8\xff\xe0 this is no HTTP\r\n\r\n")
@@ -147,9 +147,9 @@ class Hostile(socketserver.StreamRequestHandler):
         self.say("Content-Encoding: gzip", body=BOMB)
 
 
-# A gigabyte in one megabyte.
+# The bomb has 2.3 MB, which is below the limit of a file, and expands to 512 MiB.
 _packer = zlib.compressobj(1, wbits=31)
-BOMB = b"".join(_packer.compress(bytes(16 * MIB)) for _ in range(64)) + _packer.flush()
+BOMB = b"".join(_packer.compress(bytes(16 * MIB)) for _ in range(32)) + _packer.flush()
 
 
 class Threaded(socketserver.ThreadingTCPServer):
@@ -205,7 +205,7 @@ SAID = {
 def test_what_a_server_does_is_the_reason_of_its_row_alone(server: str) -> None:
     started = time.monotonic()
     found = fetched(*[f"{server}/{name}" for name in [*SAID, "more-than-said"]], allow=[f"{server}/"])
-    # It depends on when the rest comes.
+    # The result depends on when the additional bytes arrive.
     assert found.pop(f"{server}/more-than-said") in (IMAGE, "fetch: malformed answer")
     assert {name.removeprefix(f"{server}/"): what for name, what in found.items()} == SAID
     assert time.monotonic() - started < 20
@@ -225,7 +225,7 @@ def test_names_are_checked_after_they_are_resolved(server: str, monkeypatch: pyt
 
     real, asked = socket.getaddrinfo, []
 
-    # What a stranger's name server would say; no test asks a real one.
+    # This function answers like an attacker's name server, so no test asks a real one.
     def resolved(host: str, *args: object, **options: object) -> object:
         asked.append(host)
         return real("127.0.0.1" if host == "rebound.example" else host, *args, **options)  # type: ignore[arg-type]
@@ -241,7 +241,7 @@ def test_names_are_checked_after_they_are_resolved(server: str, monkeypatch: pyt
     assert fetched(address, allow=both) == {address: IMAGE}
     local = f"http://localhost:{port}/image"
     assert fetched(local, allow=[f"http://localhost:{port}/"]) == {local: IMAGE}
-    # A redirect to such a name.
+    # A redirect to such a name is refused too.
     led = f"{server}/to?place={address}"
     assert fetched(led, allow=[f"{server}/", f"http://rebound.example:{port}/x"]) == {led: "fetch: refused address"}
 
@@ -287,7 +287,7 @@ def test_slow_servers_hold_up_no_neighbour(server: str) -> None:
 
 
 def test_memory_is_bounded_and_nobody_is_blamed_for_waiting(server: str) -> None:
-    # Room for less than two of them, and more patience than a machine at work needs.
+    # The memory has room for fewer than two images, and the patience is enough for a busy machine.
     limits = Limits(file_bytes=MIB, patience_s=20, held_bytes=len(IMAGE) * 3 // 2)
     held = []
     room = fetching._Room
@@ -308,7 +308,8 @@ def test_memory_is_bounded_and_nobody_is_blamed_for_waiting(server: str) -> None
 
 
 def test_slow_servers_in_front_keep_no_file_waiting_for_memory(server: str) -> None:
-    # Twice the least rate for longer than `total_s`; the files have room for three of eight.
+    # The slow servers send at twice the least rate for longer than `total_s`. The memory has room for three of the
+    # eight files.
     slow = [f"{server}/flows/{at}?size=2000&pieces=200&pause=0.1" for at in range(3)]
     files = [f"{server}/flows/{at}?size=20000&pieces=30&pause=0.01" for at in range(8)]
     limits = Limits(file_bytes=MIB, patience_s=5, least_rate=10_000, total_s=6, held_bytes=2_000_000, slow_s=0.3)
@@ -352,7 +353,7 @@ def test_a_local_file_is_read_below_its_prefix_by_all_of_its_links(tmp_path: Pat
     found = fetched(*expected, f"{inside}/itself.jpg", allow=[f"{inside}/"])
     assert found.pop(f"{inside}/itself.jpg") in ("fetch: unreadable", missing, refused)
     assert found == expected
-    # The prefix itself may be a link: its owner has named it.
+    # The prefix itself may be a link, because its owner has named it.
     assert fetched(f"{tmp_path}/link/a b.jpg", allow=[f"{tmp_path}/link"]) == {f"{tmp_path}/link/a b.jpg": IMAGE}
     assert fetched(*expected, allow=[]) == dict.fromkeys(expected, refused)
 
@@ -406,7 +407,7 @@ def test_a_proxy_of_the_environment_gets_the_requests_and_literals_are_still_che
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     found = fetched("http://nobody.example/image", "http://127.0.0.1/image", "http://localhost/image", allow=[])
-    # The proxy is asked by the whole address, and this one answers itself.
+    # A proxy is asked for the whole address. This proxy answers by itself.
     assert found.pop("http://nobody.example/image") == IMAGE
     assert set(found.values()) == {"fetch: refused address"}
     assert Hostile.asked == ["http://nobody.example/image"] * len(Hostile.asked)

@@ -1,4 +1,4 @@
-"""What a local folder has and Spark's listing leaves out, without Spark."""
+"""Files that a local folder has and Spark's listing leaves out. No test needs Spark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9.jpg")).write_bytes(b"x")
     (tmp_path / "dangling.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "itself.jpg").symlink_to("itself.jpg")
-    # A circle ends.
+    # This link makes a circle, which the comparison must not follow forever.
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     found = compare(str(tmp_path), None, listed, len(listed))
     assert found.counts == {listing.HIDDEN: 4, listing.EMPTY: 1, listing.NOT_UTF8: 1, listing.NO_FILE: 2}
@@ -97,7 +97,7 @@ def test_what_vanishes_meanwhile_is_counted(tmp_path: Path, monkeypatch: pytest.
             Path(path).unlink()
         return getsize(path)
 
-    # Which of some releases of Python is os.stat.
+    # In some releases of Python isdir calls os.stat, which is replaced below.
     monkeypatch.setattr(os.path, "isdir", lambda path: Path(path).suffix == "")
     monkeypatch.setattr(os, "stat", stat_late)
     monkeypatch.setattr(os.path, "getsize", getsize_late)

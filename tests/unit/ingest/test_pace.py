@@ -1,4 +1,4 @@
-"""How long an address may take, why it is given up, and which one is next: tables of pure functions."""
+"""Tables of pure functions: how long an address may take, why it is given up, and which address is next."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ LIMITS = Limits(file_bytes=1 << 20, patience_s=30, least_rate=1000, total_s=600,
     [
         (Flow(began=0, received=0, last=0, paused=0), (30, reasons.TIMED_OUT)),
         (Flow(began=100, received=0, last=100, paused=0), (130, reasons.TIMED_OUT)),
-        # A byte a second: the seconds that a byte earns are none.
+        # At one byte a second, the bytes earn almost no additional time.
         (Flow(began=0, received=29, last=29, paused=0), (30.029, reasons.TOO_SLOW)),
-        # Well, and then nothing.
+        # The address sends well and then falls silent.
         (Flow(began=0, received=100_000, last=5, paused=0), (35, reasons.TIMED_OUT)),
-        # As fast as need be.
+        # At the least rate, 100,000 bytes earn 100 s beyond the patience of 30 s.
         (Flow(began=0, received=100_000, last=120, paused=0), (130, reasons.TOO_SLOW)),
-        # However well it flows.
+        # The total time ends even a fast address.
         (Flow(began=0, received=10_000_000, last=599, paused=0), (600, reasons.TOO_SLOW)),
-        # For the time in which others held the memory it is not to blame.
+        # Time in which other files held the memory does not count.
         (Flow(began=0, received=29, last=69, paused=40), (70.029, reasons.TOO_SLOW)),
         (Flow(began=0, received=0, last=40, paused=40), (70, reasons.TIMED_OUT)),
         (Flow(began=0, received=10_000_000, last=630, paused=40), (640, reasons.TOO_SLOW)),
-        # Slow ones that wait for each other do not get the whole time in turn.
+        # Pauses count up to `total_s`, so slow addresses that wait for each other do not each get the whole time in
+        # turn.
         (Flow(began=0, received=10_000_000, last=1190, paused=900), (1200, reasons.TOO_SLOW)),
     ],
 )
@@ -51,10 +52,10 @@ def test_a_store_gets_the_time_of_a_block_that_nobody_sees() -> None:
         (["a"], [], 0),
         (["a"], [Running("a", 9)] * 7, 0),
         (["a"], [Running("a", 9)] * 8, None),
-        # Slow ones keep no others waiting.
+        # Slow addresses do not keep other addresses waiting.
         (["b"], [Running("a", 0)] * 8, 0),
         (["b"], [Running("a", 0)] * 16 + [Running("b", 9)] * 8, None),
-        # Those of their own host, from some number on.
+        # They do keep addresses of their own host waiting, once 16 of them are running.
         (["a", "a", "b", "a"], [Running("a", 0)] * 16, 2),
         (["a", "a"], [Running("a", 0)] * 16, None),
         (["b"], [Running(str(at), 0) for at in range(63)], 0),
@@ -75,7 +76,7 @@ def test_the_next_look_is_when_one_becomes_slow() -> None:
 
 
 class AnsweredError(Exception):
-    """As the libraries of stores raise them."""
+    """An error with a status, as the libraries of stores raise it."""
 
     status = 503
 
@@ -102,7 +103,7 @@ KEY = aiohttp.client_reqrep.ConnectionKey("h", 80, False, True, None, None, None
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError()), "fetch: TLS failed"),
         (caused(aiohttp.ClientConnectorError(KEY, OSError()), reasons.RefusedError()), "fetch: refused address"),
         (aiohttp.InvalidURL("x"), "fetch: refused address"),
-        # aiohttp says 400 of an answer that it cannot read.
+        # aiohttp reports status 400 for an answer that it cannot read.
         (aiohttp.ClientResponseError(None, (), status=400), "fetch: malformed answer"),  # type: ignore[arg-type]
         (AnsweredError(), "fetch: HTTP 503"), (caused(ValueError(), AnsweredError()), "fetch: HTTP 503"),
         (caused(OSError("x"), PermissionError()), "fetch: no access"), (OSError("x"), "fetch: unreadable"),

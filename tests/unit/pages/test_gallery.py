@@ -1,4 +1,4 @@
-"""The page: complete in one file, in the order of the scores, honest about untrained weights."""
+"""The gallery is one complete file, in the order of the scores, and names untrained weights."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ def test_images_are_shown_as_on_the_other_pages() -> None:
     uri = ScoredImage("turned.jpg", file.getvalue(), 5.0, None).thumbnail
     assert uri is not None
     assert Image.open(BytesIO(b64decode(uri.partition(",")[2]))).size == (320, 480)
-    # A file that scoring would not decode is no error of the page.
+    # A file that scoring cannot decode gets no thumbnail and is no error of the page.
     assert ScoredImage("x.ppm", b"P6 1 1 255 abc", 5.0, None).thumbnail is None
     assert ScoredImage("gone.jpg", None, 5.0, None).thumbnail is None

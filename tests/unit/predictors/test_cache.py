@@ -1,4 +1,4 @@
-"""The cache of weights: whose it is, files that are whole or made again, and a lock that is named."""
+"""The cache of weights: its owner and modes, files that are whole or made again, and its lock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """As on machines where each user has a group, and of which some add users to others' groups."""
+    """Set the umask of machines where each user has a group, to which some add other users."""
     before = os.umask(0o002)
     yield
     os.umask(before)
@@ -85,7 +85,7 @@ def test_in_a_folder_for_everyone_each_user_has_a_subfolder(tmp_path: Path, monk
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which takes root")
 def test_two_users_of_one_machine_do_not_meet() -> None:
-    # Not in pytest's own folder, which lets nobody else in.
+    # Other users cannot enter pytest's own folder, so the cache is in a different one.
     with tempfile.TemporaryDirectory() as shared:
         Path(shared).chmod(0o1777)
         told = [_published_by(user, shared) for user in (0, NOBODY)]
@@ -112,7 +112,7 @@ def test_without_a_home_folder_the_cache_is_in_the_folder_for_temporary_files(
 ) -> None:
     monkeypatch.delenv("SPARK_AESTHETIC_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    # Not even root makes a folder in a file.
+    # The home folder is a file, in which even root cannot make a folder.
     (tmp_path / "home").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))

@@ -24,14 +24,14 @@ from spark_aesthetic.predictors import weights
 from spark_aesthetic.predictors.download import download
 from spark_aesthetic.predictors.recipe import BUILT_IN, Predictor
 
-# Several requests, once the blocks are small (see `blocks`).
+# With the fixture `blocks`, this content takes several requests.
 CONTENT = random.Random(0).randbytes(5 * 2**20 + 7)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 BLOCK_BYTES, CHUNK_BYTES = 2**20, 2**14
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` and writes down what it was asked for and what it gave."""
+    """A server of `files` that records the requested ranges and counts the bytes it sends."""
 
     daemon_threads = True
 
@@ -40,10 +40,10 @@ class Server(ThreadingHTTPServer):
         self.files = {"/weights.bin": CONTENT}
         self.knows_ranges = True
         self.says_that_it_knows_no_ranges = False
-        # The connection ends once this many bytes were given in all; None: never.
+        # A connection ends once the server has sent this many bytes in all. None sets no limit.
         self.cut_after: int | None = None
         self.seconds_per_piece = 0.0
-        # What HEAD promises beyond what there is.
+        # HEAD promises this many bytes more than the file has.
         self.promised_bytes = 0
         self.ranges: list[str | None] = []
         self.served_bytes = 0
@@ -123,7 +123,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same proportions on a 64th of the scale, so that a small file has several blocks."""
+    """Reduce blocks and chunks to a 64th, so that a small file has several blocks."""
     monkeypatch.setattr(download_module, "_BLOCK_BYTES", BLOCK_BYTES)
     monkeypatch.setattr(download_module, "_CHUNK_BYTES", CHUNK_BYTES)
 
@@ -136,7 +136,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def dead_url() -> str:
-    """An address on this machine at which nobody listens."""
+    """Return an address on this machine where no server listens."""
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -157,7 +157,7 @@ def predictor(**fields: str | None) -> Predictor:
     return Predictor(**{**recipe, **fields})
 
 
-# Whole, and resumed
+# Complete and resumed downloads
 
 
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["checked", "unchecked"])
@@ -178,7 +178,7 @@ def test_a_file_that_is_there_is_not_asked_for(server: Server, tmp_path: Path) -
 
 
 def test_a_file_that_is_there_takes_no_lock(server: Server, tmp_path: Path) -> None:
-    """As in a cache to read only. A folder in the lock's place cannot be locked, whoever tries."""
+    """The lock is a folder here, which no user can lock, as in a read-only cache."""
     target = tmp_path / "weights.bin"
     (tmp_path / "weights.bin.lock").mkdir()
     with pytest.raises(WeightsError, match="SPARK_AESTHETIC_CACHE"):
@@ -238,7 +238,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_pa
     kept = part.stat().st_size
     assert 0 < kept <= cut_after
     assert part.read_bytes() == CONTENT[:kept]
-    # What is lost is the block in which it broke.
+    # Only the block in which the connection broke is lost.
     assert cut_after - kept <= BLOCK_BYTES + CHUNK_BYTES
 
     server.forget()
@@ -256,7 +256,7 @@ def test_a_part_that_is_already_whole_is_only_checked(server: Server, tmp_path: 
 
 
 def test_without_a_checksum_no_part_is_continued(server: Server, tmp_path: Path) -> None:
-    """It could be a part of another version of the file, and nothing would tell."""
+    """The part could be from a different version of the file, and without a checksum nothing would detect it."""
     (tmp_path / "weights.bin.part").write_bytes(b"another version")
     assert download(server.url(), tmp_path / "weights.bin", sha256=None).read_bytes() == CONTENT
 
@@ -308,7 +308,7 @@ def test_other_schemes_of_fsspec_are_read_too(tmp_path: Path) -> None:
     assert download(url, tmp_path / "weights.bin", sha256=SHA256).read_bytes() == CONTENT
 
 
-# The wrong file
+# Files with a different content
 
 
 def test_another_file_than_asked_for_is_deleted_and_said(server: Server, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_after_a_part_of_another_file_the_next_call_succeeds(server: Server, tmp
     assert download(server.url(), tmp_path / "weights.bin", sha256=SHA256).read_bytes() == CONTENT
 
 
-# Two at once
+# Two downloads at once
 
 FETCH = """
 import sys
@@ -345,7 +345,7 @@ print(download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3]))
 
 
 def test_of_two_processes_at_once_one_downloads_and_both_get_the_file(server: Server, tmp_path: Path) -> None:
-    server.seconds_per_piece = 0.01  # 0.8 s for the file, so that the other comes while the one is at it
+    server.seconds_per_piece = 0.01  # The file takes 0.8 s, so that the second process comes during the download.
     target = tmp_path / "weights.bin"
     command = [sys.executable, "-c", FETCH, server.url(), str(target), SHA256]
     with (
@@ -365,7 +365,7 @@ def test_of_two_processes_at_once_one_downloads_and_both_get_the_file(server: Se
     assert target.read_bytes() == CONTENT
 
 
-# By way of a predictor
+# Downloads for a predictor
 
 
 def test_a_backbone_is_fetched_once_into_the_cache(server: Server, own_cache: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_missing_address_is_reported_with_the_servers_answer(server: Server, t
     ("sha256", "size"),
     [
         (SHA256, "size not known"),
-        # The published ViT-L/14, at an address of this machine.
+        # The checksum of the published ViT-L/14 gives its size, whatever the address.
         (BUILT_IN["laion-aesthetics-v2"].backbone_sha256, "1,710,540,580 bytes"),
         (BUILT_IN["laion-aesthetics-v1-b32"].backbone_sha256, "338 MiB"),
     ],

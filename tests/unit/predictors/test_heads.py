@@ -1,4 +1,4 @@
-"""The published heads: folding repeated, scores against the published ones, and rows that get none."""
+"""The published heads: folding them again, comparing their scores with the published ones, and rows without a score."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from spark_aesthetic.testing import PUBLISHED_SCORES, published_embeddings
 
 Floats = npt.NDArray[np.floating]
 
-# Of the ten published embeddings, to three decimals as their authors' weights give them.
+# These are the scores that the authors' weights give the ten published embeddings, to three decimals.
 PUBLISHED = {
     "laion-aesthetics-v2": [1.655, 2.359, 3.070, 3.672, 4.238, 4.701, 5.073, 5.365, 5.577, 5.747],
     "laion-aesthetics-v2-ava": [4.513, 4.476, 4.492, 4.596, 4.705, 4.843, 5.004, 5.148, 5.231, 5.266],
     "laion-aesthetics-v2-ava-relu": [4.372, 4.192, 4.048, 4.013, 3.989, 4.018, 4.103, 4.208, 4.270, 4.308],
     "laion-aesthetics-v1": [-2.458, -0.138, 1.895, 3.585, 5.100, 6.470, 7.787, 9.048, 10.226, 11.304],
 }
-# Sums of 768 products in float32, against float64: 1.3e-6 was the most here; a BLAS may sum in another order.
+# Sums of 768 products in float32 differed from float64 by at most 1.3e-6 here. A different BLAS may sum in a different
+# order.
 FLOAT32_ATOL = 3e-6
 FILES = {**PUBLISHED_FILES, "laion-aesthetics-v2-ava-relu": "ava+logos-l14-reluMSE.pth"}
 
 
 def layers(file: Path) -> list[Layer]:
-    """The Linear layers of a published file in their order, read without the package."""
+    """Return the Linear layers of a published file in their order, read without the package."""
     tensors = torch.load(file, map_location="cpu", weights_only=True)
     names = sorted(
         (name for name in tensors if name.endswith("weight")),
@@ -45,7 +46,7 @@ def layers(file: Path) -> list[Layer]:
 
 
 def layered(file: Path, embeddings: Floats, *, relu: bool = False) -> Floats:
-    """Scores in float64, layer by layer."""
+    """Return scores that are computed layer by layer in float64."""
     hidden: Floats = embeddings.astype(np.float64)
     for number, layer in enumerate(layers(file)):
         if relu and number:
@@ -55,7 +56,7 @@ def layered(file: Path, embeddings: Floats, *, relu: bool = False) -> Floats:
 
 
 def unit_embeddings(dimension: int) -> npt.NDArray[np.float32]:
-    """The published ones where they have this length, and a thousand of random direction."""
+    """Return a thousand random unit vectors and the published embeddings of the same length."""
     random = np.random.default_rng(0).standard_normal((1000, dimension))
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     published = [published_embeddings(name) for name in ("vit_l_14", "vit_b_32")]
@@ -66,7 +67,10 @@ def unit_embeddings(dimension: int) -> npt.NDArray[np.float32]:
 
 
 def header_and_payload(file: bytes) -> tuple[object, bytes]:
-    """The two parts of a safetensors file. Two of the same content differ in the order of their metadata alone."""
+    """Return the two parts of a safetensors file.
+
+    Files of the same content differ only in the order of their metadata.
+    """
     length = int.from_bytes(file[:8], "little")
     return json.loads(file[8 : 8 + length]), file[8 + length :]
 
@@ -99,7 +103,7 @@ def test_folded_and_layered_agree(name: str, published_heads: Path) -> None:
     exact = fold(layers(published_heads / PUBLISHED_FILES[name]))
     # In float64 throughout, only the order of the sums differs.
     np.testing.assert_allclose(embeddings @ exact.weight[0] + exact.bias[0], expected, rtol=0, atol=1e-12)
-    # The package keeps float32: a relative 6e-8 a weight, of scores around 5.
+    # The package keeps float32, with a relative error of 6e-8 per weight. Scores are around 5.
     kept = embeddings.astype(np.float64) @ head.weight.astype(np.float64) + head.bias
     np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(head(embeddings), expected, rtol=0, atol=FLOAT32_ATOL)
@@ -112,7 +116,7 @@ def test_the_relu_head_keeps_its_layers(published_heads: Path) -> None:
     embeddings = unit_embeddings(768)
     expected = layered(published_heads / FILES[name], embeddings, relu=True)
     np.testing.assert_allclose(head(embeddings), expected, rtol=0, atol=FLOAT32_ATOL)
-    # Without its activation it would be another predictor.
+    # Without its activation, the head would give different scores.
     assert np.abs(layered(published_heads / FILES[name], embeddings) - expected).max() > 0.1
 
 
@@ -154,14 +158,14 @@ def test_packaged_heads_take_the_embeddings_of_their_backbone(name: str, dimensi
 
 
 def test_v1_on_vit_b_32_ranks_the_published_levels() -> None:
-    """No scores are published for it; its ten levels of appeal have an order."""
+    """No scores are published for this head, but the order of its ten levels of appeal is known."""
     scores = weights.load_head(BUILT_IN["laion-aesthetics-v1-b32"])(published_embeddings("vit_b_32"))
     assert np.all(np.diff(scores) > 0)
 
 
-# Rows
+# Rows with and without a score
 
-# 2 * x + 3 * y + 1
+# HEAD computes 2 * x + 3 * y + 1.
 HEAD = Head((Layer(np.array([[2, 3]], np.float32), np.array([1], np.float32)),))
 RELU_HEAD = Head(
     (
@@ -187,7 +191,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ([INFINITY, -INFINITY], NOT_FINITE),
         ([None, 1.0], NOT_FINITE),
         ([None, None], NOT_FINITE),
-        # Doubles that float32 does not hold.
+        # float32 cannot hold these doubles.
         ([1e300, 0.0], NOT_FINITE),
         (np.array([0.0, -1e39]), NOT_FINITE),
     ],
@@ -240,7 +244,7 @@ def test_nothing_to_score_is_no_error(vectors: list[None]) -> None:
 
 
 def test_a_row_scores_the_same_alone_and_among_others() -> None:
-    """Sums over other shapes may run in another order: float32 steps at most."""
+    """Sums over different shapes may run in a different order and differ by a few float32 steps."""
     head = weights.load_head(BUILT_IN["laion-aesthetics-v2"])
     rows = list(unit_embeddings(768)[:40])
     together, _ = score_embeddings(head, [None, *rows], normalize=True)

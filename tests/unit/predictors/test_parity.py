@@ -1,4 +1,4 @@
-"""Our embeddings and scores against plain open_clip and the layered head, in float32 on the photographs."""
+"""Embeddings and scores of photographs equal those of plain open_clip with the layered head, in float32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 
 def layered_head(dimension: int) -> torch.nn.Sequential:
-    """The published V2 architecture, as its training script has it, with weights on the scale of a trained one."""
+    """Return the published V2 architecture from its training script, with weights on the scale of a trained head."""
     torch.manual_seed(1)
     layers = [torch.nn.Linear(*shape) for shape in ((dimension, 1024), (1024, 128), (128, 64), (64, 16), (16, 1))]
     for layer in layers:
@@ -75,5 +75,5 @@ def test_scores_equal_plain_open_clip_with_the_layered_head(architecture: str, d
     assert [row.errors for row in rows] == [[None] * 4, [None] * 4, [None]]
     assert np.abs(embeddings - expected.numpy()).max() < TOLERANCE
     assert np.abs(scores - expected_scores.numpy()).max() < TOLERANCE
-    # Else the comparison would hold for a tower that ignores its input.
+    # Without this check, the comparison would pass for a tower that ignores its input.
     assert np.ptp(scores) > 100 * TOLERANCE

@@ -1,4 +1,4 @@
-"""Where weights are looked for, which files are refused before they are opened, and what their content is called."""
+"""Weights: the order of the places to search, the files that are refused unopened, and the ids of their content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def recipe(**fields: str | None) -> Predictor:
-    """A predictor that lacks nothing; no address in it is outside this machine."""
+    """Return a complete predictor. None of its addresses is outside this machine."""
     values: dict[str, str | None] = {
         "name": "mine",
         "backbone": "ViT-S-32",
@@ -44,7 +44,7 @@ def recipe(**fields: str | None) -> Predictor:
 
 
 def head_bytes(bias: float) -> bytes:
-    """An affine head on two numbers that scores a zero vector as `bias`."""
+    """Return an affine head on two numbers that scores a zero vector as `bias`."""
     return save_bytes({"weight": np.ones((1, 2), np.float32), "bias": np.array([bias], np.float32)})
 
 
@@ -58,14 +58,14 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
-# Where
+# Places of weights
 
 
 @pytest.mark.parametrize("first", ["model_path", "environment", "own path", "cache"])
 def test_files_are_looked_for_in_the_documented_order(
     first: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each place in turn is the first that has the file; all later ones have it too."""
+    """`first` is the first place that has the file, and all later places have it too."""
     order = ["model_path", "environment", "own path", "cache"]
     own_path = tmp_path / "own" / "weights.safetensors"
     source = str(own_path)
@@ -121,7 +121,7 @@ def test_a_file_that_is_nowhere_names_every_place(
     assert str(own_cache) in str(caught.value)
 
 
-# The second is there and takes no file, not even of root.
+# The second place exists and takes no file, not even from root.
 @pytest.mark.parametrize("place", ["{file}/cache", "/proc"])
 def test_a_cache_that_cannot_be_written_to_says_what_to_set(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,17 +161,17 @@ def test_a_model_path_that_no_path_can_be_is_not_there() -> None:
 
 
 def test_a_file_at_hand_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on executors that have no home folder."""
+    """Executors may have no home folder, so their cache cannot be made."""
     monkeypatch.setenv("SPARK_AESTHETIC_CACHE", str(put(tmp_path / "file", b"") / "cache"))
     put(tmp_path / "head.safetensors", head_bytes(3.0))
     assert weights.load_head(recipe(head_sha256=sha256(head_bytes(3.0))), str(tmp_path)).bias == 3.0
 
 
-# Whether it is the right one
+# Checksums, and code in files
 
 
 class Bomb:
-    """Its pickle makes a file when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -187,7 +187,7 @@ def trace(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["pickle", "torch.save"])
 def bomb(request: pytest.FixtureRequest, tmp_path: Path, trace: Path) -> Path:
-    """A head file that carries code."""
+    """Write a head file that carries code."""
     file = tmp_path / "head.pth"
     content = {"weight": torch.ones(1, 2), "bias": torch.zeros(1), "more": Bomb(trace)}
     if request.param == "pickle":
@@ -198,7 +198,7 @@ def bomb(request: pytest.FixtureRequest, tmp_path: Path, trace: Path) -> Path:
 
 
 def test_the_bomb_works(bomb: Path, trace: Path) -> None:
-    """Otherwise the tests below would prove nothing."""
+    """If the bomb did not work, the tests below would prove nothing."""
     loaded = torch.load(bomb, weights_only=False) if bomb.read_bytes()[:2] == b"PK" else pickle.loads(bomb.read_bytes())
     loaded["more"].close()
     assert trace.exists()
@@ -275,7 +275,7 @@ def test_a_head_that_is_not_in_the_package_names_those_that_are() -> None:
         weights.load_head(recipe(head_weights="package:laion-aesthetics-v3"))
 
 
-# The last one is a file of the package, by its name.
+# The third would lead to a file of the package if it were a path.
 @pytest.mark.parametrize("way", ["../../{tmp}/own", "{tmp}/own", "./laion-aesthetics-v2", "laion-aesthetics-v2/", ""])
 def test_a_packaged_head_is_one_of_the_packages_names_and_never_a_path(way: str, tmp_path: Path) -> None:
     put(tmp_path / "own.safetensors", head_bytes(9.0))
@@ -286,7 +286,7 @@ def test_a_packaged_head_is_one_of_the_packages_names_and_never_a_path(way: str,
 
 
 def test_a_packaged_head_that_was_exchanged_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever the metadata of the other file say of its origin."""
+    """The file is refused, whatever its metadata say of its origin."""
     with resources.as_file(resources.files("spark_aesthetic.predictors.heads")) as folder:
         original = (folder / "laion-aesthetics-v1.safetensors").read_bytes()
         put(tmp_path / "laion-aesthetics-v2.safetensors", original)
@@ -295,7 +295,7 @@ def test_a_packaged_head_that_was_exchanged_is_refused(monkeypatch: pytest.Monke
         weights.load_head(BUILT_IN["laion-aesthetics-v2"])
 
 
-# What the content is called
+# Ids of the content
 
 
 def test_safetensors_without_a_checksum_is_pinned_by_its_content(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_pinning_the_published_predictors_opens_and_fetches_nothing(own_cache: P
 
 
 def test_the_model_id_is_stable_across_releases() -> None:
-    """Literal: rows that are scored already carry it."""
+    """The ids are literals, because rows that are already scored have them."""
     assert weights.pin(BUILT_IN["laion-aesthetics-v2"]).model_id == "laion-aesthetics-v2@875870216cca"
     assert weights.pin(BUILT_IN["untrained-vit-b-32"]).model_id == "untrained-vit-b-32@079c57a4f4a1"
 
@@ -332,7 +332,7 @@ def test_the_model_id_changes_with_the_content_of_head_or_backbone(tmp_path: Pat
     ids.append(weights.pin(predictor).model_id)
     put(backbone, head_bytes(3.0))
     ids.append(weights.pin(predictor).model_id)
-    # Both exchanged is another content too.
+    # If both files are exchanged, the content changes too.
     put(backbone, head_bytes(2.0))
     put(head, head_bytes(3.0))
     ids.append(weights.pin(predictor).model_id)
@@ -482,17 +482,17 @@ def test_predictors_are_keys_and_travel_by_pickle() -> None:
     assert len(set(BUILT_IN.values())) == len(BUILT_IN)
 
 
-# What makes a head
+# Tensors that make a head
 
 
 def linear(*shape: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weight (out, in) and bias (out)."""
+    """Return a weight of shape (out, in) and a bias of shape (out)."""
     generator = np.random.default_rng(seed)
     return {"weight": generator.standard_normal(shape), "bias": generator.standard_normal(shape[0])}
 
 
 def stacked(positions: tuple[int, ...], widths: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Tensors `layers.N.weight` and `.bias` of layers at the positions."""
+    """Return the tensors `layers.N.weight` and `.bias` of layers at the positions."""
     return {
         f"layers.{position}.{name}": tensor
         for number, position in enumerate(positions)
@@ -503,7 +503,7 @@ def stacked(positions: tuple[int, ...], widths: tuple[int, ...]) -> dict[str, np
 def applied(
     tensors: dict[str, np.ndarray], positions: tuple[int, ...], embeddings: np.ndarray, *, relu: bool
 ) -> np.ndarray:
-    """The layers one by one in float64, written down a second time."""
+    """Return scores that are computed layer by layer in float64, by a second implementation."""
     hidden = embeddings.astype(np.float64)
     for number, position in enumerate(positions):
         if number and relu:
@@ -522,14 +522,14 @@ WIDTHS = (6, 5, 4, 3, 2, 1)
     [
         ((0, 2, 4, 6, 7), WIDTHS, None, False),
         ((0, 3, 6, 9, 11), WIDTHS, None, True),
-        # A word in the file outweighs the positions.
+        # An activation that the file names takes precedence over the positions.
         ((0, 2, 4, 6, 7), WIDTHS, "relu", True),
         ((0, 3, 6, 9, 11), WIDTHS, "none", False),
-        # Positions of nobody published.
+        # No published head has these positions.
         ((0, 1), (6, 4, 1), "none", False),
         ((0, 2), (6, 4, 1), "relu", True),
         ((3, 10, 200), (6, 4, 2, 1), "relu", True),
-        # One layer, and nothing to stand between.
+        # A single layer has no place for an activation.
         ((0,), (6, 1), None, False),
         ((7,), (6, 1), "relu", False),
     ],
@@ -543,7 +543,7 @@ def test_stacked_layers_are_recognised_by_position_or_by_their_activation(
     assert head.dimension == 6
     scores = head(EMBEDDINGS)
     assert (scores.dtype, scores.shape) == (np.float32, (20,))
-    # Random layers, scores up to about 50: some float32 steps.
+    # Random layers give scores up to about 50, so some float32 steps are tolerated.
     np.testing.assert_allclose(scores, applied(tensors, positions, EMBEDDINGS, relu=relu), rtol=1e-5, atol=1e-5)
 
 

@@ -1,7 +1,7 @@
-"""Delta tables, checkpoints and runs in memory, as far as the decisions of a run depend on them.
+"""Simulate Delta tables, checkpoints and runs in memory, as far as the decisions of a run depend on them.
 
-Images are numbers: a row's score is right if it was made of the number that the row has now. A run is a generator that
-stops wherever a real one can be killed, or another one can come between.
+Images are numbers. A row's score is right if it was made from the number that the row has now. A run is a generator
+that yields wherever a real run can be killed or another run can come between.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Kind = Literal["add", "update", "delete", "optimize"]
 
 
 class RefusedError(Exception):
-    """A run ends with an error that tells what to do."""
+    """A run has ended with an error that states the remedy."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Version:
 
 @dataclass
 class Source:
-    """A source, version by version."""
+    """A source with all of its versions."""
 
     id: str
     location: str
@@ -95,14 +95,14 @@ class Committed:
 
 @dataclass
 class Scores:
-    """A scores table of one model. A row is its key and the number that its score was made of."""
+    """A scores table of one model. A row is a key and the number from which its score was made."""
 
     history: list[Committed] = field(default_factory=list)
     rows: list[tuple[int, int]] = field(default_factory=list)
-    # By the source's id: its location, and how far the model has come.
+    # Both are keyed by the source's id. `sources` has its location, and `progress` the model's progress in it.
     sources: dict[str, str] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
-    # Delta's transactions, which no RESTORE takes back.
+    # Each source's last Delta transaction. A RESTORE does not take it back.
     transactions: dict[str, int] = field(default_factory=dict)
 
     def commit(self, *, ours: bool = True, adds_only: bool = False, restored: int | None = None, **told: Any) -> None:
@@ -114,24 +114,24 @@ class Scores:
         return any(id != source.id and location != source.location for id, location in self.sources.items())
 
     def put(self, key: int, image: int) -> None:
-        """As a MERGE by the key does it."""
+        """Insert or replace a row, as a MERGE by the key does."""
         self.rows = [row for row in self.rows if row[0] != key] + [(key, image)]
 
 
-# The rows of a chunk, whether they belong to the beginning, and their version.
+# A chunk: its rows, whether they belong to the initial load, and their source version.
 Pending = tuple[list[tuple[str, int, int]], bool, int]
 
 
 @dataclass
 class Checkpoint:
-    """What Spark keeps of a stream."""
+    """The state that Spark keeps of a stream."""
 
     id: str
     left: list[tuple[str, int, int]]
     initial: int
     next: int
     chunk: int = 0
-    # Logged and not yet known to be committed.
+    # The chunk that is logged and not yet known to be committed.
     pending: Pending | None = None
 
 
@@ -150,7 +150,7 @@ class World:
         return self.clock
 
     def lose_scores(self) -> None:
-        """Someone drops the table; the folder of its checkpoints goes with it."""
+        """Drop the scores table, and with it the folder of its checkpoints."""
         self.scores = Scores()
         self.scores.commit(adds_only=True)
         self.checkpoints = {}
@@ -158,7 +158,7 @@ class World:
     def restore(self, version: int) -> None:
         there = self.scores.history[version]
         self.scores.rows, self.scores.sources = list(there.rows), dict(there.sources)
-        # Delta restores a table's properties too.
+        # Delta also restores a table's properties.
         self.scores.progress = dict(there.progress)
         self.scores.commit(ours=False, restored=version)
 
@@ -167,7 +167,7 @@ class World:
         self.scores.commit(ours=False)
 
     def faults(self, source: Source) -> list[str]:
-        """What is wrong with the scores of a source."""
+        """Return the faults of the scores of a source."""
         copies = Counter(key for key, _ in self.scores.rows)
         made_of = dict(self.scores.rows)
         return [
@@ -182,7 +182,7 @@ class World:
 
 
 class Run:
-    """One run, with the decisions of a real one."""
+    """A run that makes the same decisions as a real one."""
 
     def __init__(self, world: World, source: Source, asked: Asked, *, changes: bool = True) -> None:
         self.world, self.source, self.asked = world, source, asked
@@ -303,7 +303,10 @@ class Run:
                 self.scores.commit(adds_only=True)
 
     def score(self, rows: dict[int, int]) -> Iterator[None]:
-        """A commit for each row; between a look at the keys and each commit there is time for others."""
+        """Commit one row at a time.
+
+        Other runs may commit between the look-up of the keys and each commit.
+        """
         for key, image in rows.items():
             yield
             self.check_alone()
@@ -420,12 +423,12 @@ class Run:
                     break
             pending, chunk = there.pending, there.chunk
             yield
-            # Spark ends a query whose checkpoint is gone.
+            # Spark ends a query if its checkpoint is gone.
             if world.checkpoints.get(name) is not there:
                 raise RefusedError("the checkpoint is gone")
             yield from self.write_chunk(progress, there, pending, chunk)
             yield
-            # And one that is not the first to note in it that a chunk has ended.
+            # Spark also ends a query that is not the first to note the end of a chunk in the checkpoint.
             if there.chunk != chunk:
                 raise RefusedError("another run is at work on the same rows")
             there.pending, there.chunk = None, chunk + 1
@@ -473,7 +476,8 @@ class Run:
             return
         way = way_of_chunk(initial=initial, began_empty=current.began_empty)
         drops = not scores.others(source)
-        # What it looks up is what Delta compares its commit with: another commit in between would be a conflict.
+        # Delta compares a commit with those made since this look-up. After a conflict, the keys are looked up again,
+        # except for an append.
         found = {key for key, _ in scores.rows}
         seen = len(scores.history)
         yield
@@ -498,7 +502,7 @@ class Run:
 
 
 def finished(run: Run) -> str | None:
-    """Let a run go on to its end; None, or why it was refused."""
+    """Let a run go on to its end. Return None, or the reason why it was refused."""
     try:
         for _ in run.go():
             pass

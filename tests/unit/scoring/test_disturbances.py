@@ -1,4 +1,4 @@
-"""What the history of a scores table tells of scores that others took away."""
+"""The history of a scores table shows which scores other writers have removed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_last_chunk_that_a_version_had_tells_how_far_the_source_was_read() -
     assert read_until(chunks, "other", "s") is None
     assert restored_until(chunks, "m", "s", 3) == 6
     assert restored_until(chunks, "m", "s", 0) is None
-    # To a time: all scores are of the first chunk or later ones, if that is in the history.
+    # Version -1 is a restore to a time. If the history is complete, each score is at least as new as the first chunk.
     assert restored_until(chunks, "m", "s", -1) is None
     assert restored_until([*chunks, commit(0)], "m", "s", -1) == 6
 
@@ -112,7 +112,7 @@ def test_what_was_restored_before_holds_the_rows_of_that_time(version: int, unti
     history = [
         commit(7, "RESTORE", version="4"),
         commit(6, "RESTORE", version="1"),
-        # This run did not see the RESTORE before it.
+        # The run that wrote this commit did not see the RESTORE before it.
         commit(4, told=OWN | {"chunk": 2, "source_version": 9}),
         commit(3, "RESTORE", version="1"),
         commit(2, told=OWN | {"chunk": 1, "source_version": 8}),
@@ -127,7 +127,7 @@ def test_what_was_restored_before_holds_the_rows_of_that_time(version: int, unti
     [
         (OWN | {"run": "mine"}, False),
         (OWN | {"run": "other"}, True),
-        # An earlier release did not name the run.
+        # Earlier releases did not name the run.
         (OWN, True),
         (OWN | {"run": "other", "model": "n"}, False),
         (OWN | {"run": "other", "source_id": "t"}, False),

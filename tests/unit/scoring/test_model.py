@@ -1,7 +1,7 @@
-"""No sequence of what may happen to two sources and their scores ends in a row with two scores, a stale one, or none.
+"""No sequence of events on two sources and their scores ends in a row with two scores, a stale score or none.
 
-`SPARK_AESTHETIC_SEQUENCES=2000 pytest tests/unit/scoring/test_model.py -s` tries more sequences than `make test`, and
-says how many.
+`SPARK_AESTHETIC_SEQUENCES=2000 pytest tests/unit/scoring/test_model.py -s` tries more sequences than `make test` and
+prints their number.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SEQUENCES = int(ASKED or 300)
 
 PLAIN, REMEDY = Asked(), Asked(reconcile=True, by_version=True)
 WAYS = st.sampled_from([PLAIN, PLAIN, PLAIN, Asked(retry_failed=True), REMEDY])
-# A run without end never comes to its count, so its rows are looked at in the next run that has one.
+# An endless run never counts its rows, so they are checked in the next run that has an end.
 ENDLESS = Asked(endless=True)
 KEYS = st.integers(0, 3)
 
 
 class Tables(RuleBasedStateMachine):
-    """Each rule is something that a user, another writer or a power cut does."""
+    """Each rule is an event that a user, another writer or a power cut may cause."""
 
     tried: ClassVar[int] = 0
 
@@ -38,10 +38,10 @@ class Tables(RuleBasedStateMachine):
         Tables.tried += 1
         self.world, self.images = World(), 0
         self.source = self.world.sources["a"] = Source("a", "/a", feed)
-        # A second source, whose equal keys mean the same image.
+        # In the second source, equal keys mean the same image.
         self.other = Source("b", "/b", feed) if shared else None
         self.paused: list[Iterator[None]] = []
-        # The image of each key that the first source had last: the second one has no other.
+        # The latest image of each key in the first source. The second source has no other images.
         self.shown: dict[int, int] = {}
         self.updated = set[int]()
         if begun:
@@ -63,13 +63,13 @@ class Tables(RuleBasedStateMachine):
         new = [("insert", key, known.get(key, self.image())) for key in sorted(keys)]
         if new:
             self.source.commit("add", new)
-            # A row that was deleted comes back as another one, which is an update in two commits.
+            # If a deleted key returns with a different image, the two commits are an update.
             self.updated |= {key for _, key, image in new if self.shown.get(key, image) != image}
             self.shown |= self.source.rows
 
     @rule(key=KEYS, run=st.booleans())
     def update(self, key: int, run: bool) -> None:
-        # An image that two sources share is the same in both.
+        # Two sources must have the same image for a shared key, so such a key is not updated.
         if key in self.source.rows and (self.other is None or key not in self.other.rows):
             self.source.commit("update", [("update", key, self.image())])
             self.updated.add(key)
@@ -91,7 +91,7 @@ class Tables(RuleBasedStateMachine):
     @rule(keys=st.sets(KEYS, min_size=1, max_size=3))
     def append_to_the_other(self, keys: set[int]) -> None:
         assert self.other is not None
-        # A run over one source does not see that an image was updated in the other.
+        # A run over one source does not see updates in the other source, so updated keys are left out.
         new = [
             ("insert", key, self.shown.get(key, self.image()))
             for key in sorted(keys - set(self.other.rows) - self.updated)
@@ -129,7 +129,10 @@ class Tables(RuleBasedStateMachine):
 
     @rule(asked=WAYS | st.just(ENDLESS), steps=st.integers(1, 25), other=st.booleans())
     def run_and_be_killed(self, asked: Asked, steps: int, other: bool) -> None:
-        """Or to its end, or until another run comes between."""
+        """Start a run and pause it after some steps, unless it has ended.
+
+        It counts as killed if no later step resumes it.
+        """
         source = self.other if other and self.other is not None else self.source
         self.paused.append(Run(self.world, source, asked).go())
         self.go_on(steps)
@@ -137,7 +140,7 @@ class Tables(RuleBasedStateMachine):
     @precondition(lambda self: self.paused)
     @rule(steps=st.integers(1, 25), last=st.booleans())
     def go_on(self, steps: int, last: bool = True) -> None:
-        """With a run that was slow, the last one or the first."""
+        """Resume a paused run, the last or the first one."""
         at = -1 if last else 0
         try:
             for _ in range(steps):
@@ -159,7 +162,7 @@ class Tables(RuleBasedStateMachine):
         assert not faults, faults
 
     def teardown(self) -> None:
-        """Whatever has happened: the next run, or the remedy that it names, brings all scores up to date."""
+        """Check that the next run, or the remedy that it names, brings all scores up to date after any sequence."""
         if not hasattr(self, "world"):
             return
         for source in filter(None, (self.source, self.other)):
@@ -170,7 +173,7 @@ class Tables(RuleBasedStateMachine):
             self.check(source)
 
 
-# The same sequences each time, and new ones where a number of them is asked for.
+# The sequences are the same each time, unless SPARK_AESTHETIC_SEQUENCES asks for a number of new ones.
 def test_no_sequence_of_twelve_steps_breaks_the_scores() -> None:
     Tables.tried = 0
     run_state_machine_as_test(

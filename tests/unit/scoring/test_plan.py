@@ -1,4 +1,4 @@
-"""What a run does next, case by case."""
+"""The next step of a run, case by case."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def restored(until: int | None, *, current: bool) -> Others:
             Refuse.RESTORED,
         ),
         (state(Phase.LOOK_BACK, progress(), others=restored(3, current=False), asked=COMPARING), Do.REOPEN),
-        # What the feed tells of updates is read again, and the mark of a comparison stays.
+        # The feed's updates are read again, and the mark of a comparison stays.
         (
             state(Phase.LOOK_BACK, progress(feed=True), others=restored(3, current=False)),
             Begin(starting_version=4, feed=True),
@@ -79,7 +79,7 @@ def restored(until: int | None, *, current: bool) -> Others:
     ],
 )
 def test_what_others_did(found: State, step: Step) -> None:
-    # Where nothing is to be done, the stream asks for its checkpoint, or begins.
+    # Without progress, a run checks the keys before it begins a stream. Otherwise it looks for the stream's checkpoint.
     named = next_step(found)[1]
     assert named == (Do.CHECK_KEYS if found.progress is None and step is Look.CHECKPOINT else step)
 
@@ -87,7 +87,7 @@ def test_what_others_did(found: State, step: Step) -> None:
 @pytest.mark.parametrize(
     ("found", "step"),
     [
-        # Without a feed keys alone tell.
+        # Without a feed, only a comparison of the keys finds changes.
         (state(Phase.FOLLOW, progress()), Do.REOPEN),
         (state(Phase.FOLLOW, None), Do.REOPEN),
         (state(Phase.FOLLOW, progress(feed=True)), Look.CHECKPOINT),
@@ -100,9 +100,9 @@ def test_what_others_did(found: State, step: Step) -> None:
             Begin(starting_version=4, feed=True, comparing=True),
         ),
         (state(Phase.FOLLOW, progress(feed=True, starting=4, comparing=True), fresh=True), Do.STREAM),
-        # Nothing has come since.
+        # The source has no version after those that were read.
         (state(Phase.FOLLOW, progress(feed=True, starting=8, comparing=True), fresh=True), Do.REOPEN),
-        # Under the mark of a comparison that was stopped nothing was read.
+        # An interrupted comparison without a starting version has read nothing from the feed.
         (state(Phase.FOLLOW, progress(feed=True, comparing=True)), Do.REOPEN),
         (state(Phase.FOLLOW, progress(feed=True, starting=4, comparing=True)), Look.CHECKPOINT),
     ],
@@ -121,7 +121,7 @@ def test_a_comparison_is_marked_until_it_has_ended() -> None:
         steps.append(step)
         found = after(found, step, answers.get(step, progress(starting=10)))  # type: ignore[arg-type]
     assert steps == [Do.REOPEN, Do.CHECK_KEYS, Begin(comparing=True), Do.COMPARE, Begin(starting_version=10)]
-    # Nothing is newer than what was compared.
+    # No version is newer than the compared one.
     assert next_step(found)[1] is Do.COUNT
 
 
@@ -146,7 +146,7 @@ def test_a_comparison_that_was_stopped_is_asked_for_again() -> None:
         (state(Phase.STREAM, None, replaced=True), Refuse.REPLACED),
         (state(Phase.STREAM, progress()), Look.CHECKPOINT),
         (state(Phase.STREAM, progress(), checkpoint=True), Do.STREAM),
-        # Nothing is left to read, so Spark need not look for it. A run without end waits for what comes.
+        # Nothing is left to read, so no stream is started. An endless run waits for new rows.
         (state(Phase.STREAM, progress(), others=Others(read_all=True)), Do.COUNT),
         (state(Phase.STREAM, progress(), others=Others(read_all=True), asked=Asked(endless=True)), Look.CHECKPOINT),
         (state(Phase.STREAM, progress(), others=Others(read_all=True), fresh=True), Do.STREAM),
@@ -165,7 +165,7 @@ def test_a_comparison_that_was_stopped_is_asked_for_again() -> None:
             Begin(starting_version=5, feed=True),
         ),
         (state(Phase.STREAM, progress(starting=7), fresh=True), Do.STREAM),
-        # Delta refuses to begin at a version that is not there yet.
+        # Delta refuses to begin at a version that does not exist yet.
         (state(Phase.STREAM, progress(starting=8), checkpoint=False), Do.COUNT),
         (state(Phase.STREAM, progress(starting=8), fresh=True, asked=Asked(endless=True)), Wait(8)),
         (state(Phase.STREAM, progress(starting=8), fresh=True, asked=Asked(endless=True), stopping=True), None),
@@ -178,17 +178,17 @@ def test_a_stream_goes_on_or_begins(found: State, step: Step | None) -> None:
 @pytest.mark.parametrize(
     ("found", "step"),
     [
-        # What was looked up is compared with what others write after the source was opened.
+        # The source is opened again first, so that later commits of other writers are detected.
         (state(Phase.RETRY, asked=Asked(retry_failed=True)), Do.REOPEN),
         (state(Phase.RETRY, asked=Asked(retry_failed=True), reopened=True), Do.RETRY),
         (state(Phase.REPAIR, asked=Asked(endless=True), others=Others(took=True)), Do.REOPEN),
         (state(Phase.REPAIR, asked=Asked(endless=True), others=Others(took=True), reopened=True), Do.SCORE_MISSING),
         (state(Phase.COUNT), Do.COUNT),
         (state(Phase.COUNT, missing=0, others=QUIET), Do.NOTE),
-        # A row may be missing because it was deleted since the source was opened.
+        # A row may be missing because it was deleted after the source was opened.
         (state(Phase.COUNT, missing=2, others=QUIET), Do.REOPEN),
         (state(Phase.COUNT, missing=2, others=QUIET, reopened=True), Do.SCORE_MISSING),
-        # Of rows that others took away one may be there again by another source's run.
+        # A different source's run may have scored a removed row again, so a count of 0 is not enough.
         (state(Phase.COUNT, missing=0, others=Others(took=True)), Do.REOPEN),
         (state(Phase.COUNT, missing=0, others=Others(took=True), reopened=True), Do.SCORE_MISSING),
         (state(Phase.COUNT, missing=2, others=QUIET, repaired=True), Do.NOTE),
@@ -202,7 +202,7 @@ def test_the_rest(found: State, step: Step | None) -> None:
 
 
 def test_every_state_has_a_next_step_and_every_run_an_end() -> None:
-    """Whatever the tables answer."""
+    """This holds for any answers of the tables."""
     ends = 0
     for known, feed, starting, comparing, there, reconcile, took, is_current, until, grown, endless in product(
         *[[False, True]] * 2, [None, 3, 8], *[[False, True]] * 6, [False, True], [False, True]

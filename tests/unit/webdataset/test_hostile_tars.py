@@ -1,4 +1,4 @@
-"""Tars and shards that were built to do harm: each costs its own rows, and nothing else."""
+"""Tars and shards that were built to do harm cost only their own rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = hostile_tars.hostile()
 NAMES = ("__key__", "__url__", "__path__", "jpg", "txt", "__error__")
 SCHEMA = StructType([StructField(name, BinaryType() if name == "jpg" else StringType()) for name in NAMES])
 
-# What a row may say of its shard or of itself.
+# Each error of a row begins with one of these words.
 REASONS = ("sample: ", "shard ")
 
 
@@ -38,14 +38,14 @@ def rows(path: Path, schema: StructType | None = SCHEMA, **options: object) -> l
 
 
 def check(path: Path) -> list[dict[str, object]]:
-    """Read a shard both ways; the reader's own columns are its own, and errors are reasons."""
+    """Read a shard with both readers, check the errors and the reader's own columns, and return the rows."""
     found = rows(path)
     for row in found:
         assert row["__url__"] == str(path)
         assert row["__error__"] is None or str(row["__error__"]).startswith(REASONS), row["__error__"]
         assert str(row["__path__"]).startswith(str(path))
     assert len({(row["__path__"], row["__error__"]) for row in found}) == len(found)
-    # A shard that fails says where and what to do.
+    # If a shard fails, the error states the place and the remedy.
     try:
         for _ in shards.read(str(path), lambda _: True):
             pass
@@ -69,7 +69,7 @@ def test_a_hostile_shard_costs_its_own_rows_alone(tmp_path: Path, name: str) -> 
         assert (found[0]["__key__"], found[0]["jpg"]) == ("good", b"good")
     else:
         assert [row["__key__"] for row in found] == [None]
-    # What the schema is made from is the same.
+    # The schema is inferred from the same shard, so it is bounded too.
     names = [name.upper().lower() for name in WebDataset(
         {"path": str(tmp_path / "x.tar"), "onDamage": "report"}).schema().names]  # fmt: skip
     assert len(names) == len(set(names)) <= 210
@@ -88,7 +88,7 @@ def test_a_file_that_is_too_large_is_a_fault_of_its_sample(tmp_path: Path) -> No
     assert found["b"]["__error__"] is None
     with pytest.raises(ShardError, match=r"sample 'a': sample: jpg is larger than maxMemberBytes\. .* onDamage=report"):
         rows(tmp_path / "x.tar", maxMemberBytes="1000", onDamage="fail")
-    # Nobody reads it who does not ask for it.
+    # The column jpg is not in this schema, so it is not read and its size does not matter.
     schema = StructType([StructField("__key__", StringType()), StructField("txt", StringType())])
     assert len(rows(tmp_path / "x.tar", schema, maxMemberBytes="1000", onDamage="fail")) == 5
 
@@ -135,7 +135,7 @@ print((peak() - before) >> 10)
 
 
 def read_apart(path: Path) -> tuple[list[str], int, float]:
-    """What a process of its own reads, the MiB that it takes for that, and its CPU seconds."""
+    """Read a shard in a separate process; return the lines it prints, the MiB it takes and its CPU seconds."""
     started = os.times()
     done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
     ended = os.times()
@@ -265,7 +265,7 @@ def test_other_keys_come_back(tmp_path: Path) -> None:
 def test_a_column_whose_files_readers_would_not_take_is_refused(tmp_path: Path, name: str) -> None:
     schema = StructType([StructField("__key__", StringType()), StructField(name, BinaryType())])
     if name == "__url__":
-        # It stays behind: readers add it.
+        # The writer leaves this column out, because readers add it.
         return
     with pytest.raises(TableError, match=r"webdataset: column .*expected an extension that readers accept"):
         WebDataset({"path": str(tmp_path / "out")}).writer(schema, overwrite=False)
@@ -284,7 +284,7 @@ def bases() -> list[bytes]:
 
 
 def test_mutated_shards_end_and_say_why(tmp_path: Path) -> None:
-    """A fuzz target: SPARK_AESTHETIC_FUZZ_SECONDS says how long."""
+    """Fuzz the readers for as many seconds as SPARK_AESTHETIC_FUZZ_SECONDS states."""
     path, some = tmp_path / "x.tar", bases()
     seconds = float(os.environ.get("SPARK_AESTHETIC_FUZZ_SECONDS", "3"))
     first = int(os.environ.get("SPARK_AESTHETIC_FUZZ_SEED", "0"))

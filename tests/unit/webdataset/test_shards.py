@@ -1,4 +1,4 @@
-"""Shards without Spark: which there are, what is in them, what is wrong with them."""
+"""Shards without Spark: how they are located, which samples they have, and how damage is reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_a_store_whose_package_is_missing_is_named() -> None:
 
 
 def test_a_file_system_that_fails_is_no_damage(tmp_path: Path) -> None:
-    # So Spark runs the task again, and onDamage=report does not pass over samples that are there.
+    # After this error Spark runs the task again. If it counted as damage, onDamage=report would skip samples that
+    # exist.
     with pytest.raises(IsADirectoryError):
         list(shards.read(str(tmp_path), lambda _: True))
 
@@ -171,7 +172,7 @@ def test_files_without_an_extension_are_told_once_a_shard(tmp_path: Path, caplog
 
 
 def test_files_of_megabytes_are_read_one_at_a_time(tmp_path: Path) -> None:
-    # Of zeros that take no place on the disk.
+    # The files contain only zeros, which take no space on the disk.
     with (tmp_path / "x.tar").open("wb") as file:
         for at in range(32):
             header = tarfile.TarInfo(f"{at:03d}.jpg")
@@ -182,7 +183,7 @@ def test_files_of_megabytes_are_read_one_at_a_time(tmp_path: Path) -> None:
     source = WebDataset({"path": str(tmp_path / "x.tar")})
     reader = source.reader(source.schema())
     (partition,) = reader.partitions()
-    # PySpark imports pandas with the first batch.
+    # PySpark imports pandas at the first batch, which must not count as memory of the reader.
     next(iter(reader.read(partition)))
     tracemalloc.start()
     rows = sum(batch.num_rows for batch in reader.read(partition))
@@ -283,7 +284,7 @@ def test_a_link_out_of_a_shard_fails_or_is_reported(tmp_path: Path) -> None:
         "__error__": "sample: jpg is a link to /data/a.jpg, which the archive does not hold",
     }  # fmt: skip
     assert second == {"__key__": "b", "jpg": b"b", "txt": None, "__error__": None}
-    # Who does not ask for it does not need it.
+    # A read without the column jpg does not need the link.
     assert len(rows(tmp_path / "x.tar", "__key__ txt")) == 2
 
 
@@ -299,7 +300,7 @@ def test_samples_in_parts_fail_or_are_reported_with_the_path_that_joins_them(tmp
         ("b#2", f"{apart}jpg before txt"), ("a", f"{apart}jpg, txt before json"),
         ("c#2", f"{apart}jpg, txt before jpg"),
     ]  # fmt: skip
-    # No file is lost.
+    # No file is lost: all nine have a row.
     files = [row[name] for row in found for name in ("jpg", "txt", "json") if row[name] is not None]
     assert len(files) == 9
 
@@ -309,7 +310,7 @@ def test_samples_in_parts_fail_or_are_reported_with_the_path_that_joins_them(tmp
     [
         ("0.jpg 1.jpg 0.txt 0.jpg", {"0": None, "1": None, "0#2": "jpg before txt, jpg"}),
         ("0.jpg 0.txt 1.jpg 0.txt", {"0": None, "1": None, "0#2": "jpg, txt before txt"}),
-        # The same files again, in any order, are the key's second sample, and so is what follows at once.
+        # The same extensions again, in any order, are the key's second sample. A file that follows at once is one too.
         ("0.jpg 0.txt 1.jpg 0.txt 0.jpg", {"0": None, "1": None, "0#2": None}),
         ("0.jpg 0.txt 0.jpg 1.jpg 1.txt", {"0": None, "0#2": None, "1": None}),
     ],
@@ -356,21 +357,21 @@ def test_paths_are_first_what_is_called_so(tmp_path: Path, monkeypatch: pytest.M
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         make_shard(tmp_path / name, 1)
-        # What a pattern would find.
+    # The names would match these files if they were patterns.
     for name in ("a.tar", "b.tar", "qq.tar", "0/z.tar", "1/z.tar", "w0/z.tar", "home/h.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         make_shard(tmp_path / name, 1)
     for name in names:
         assert shards.find(f"{tmp_path}/{name}") == [f"{tmp_path}/{name}"]
         assert [sample.key for sample in shards.read(f"{tmp_path}/{name}", lambda _: True)] == ["some/00000"]
-    # A folder that is called so, and then a pattern.
+    # A folder may have such a name, and a pattern may follow it.
     for name in ("{0..1}", "w[0]", "m::n"):
         assert shards.find(f"{tmp_path}/{name}") == [f"{tmp_path}/{name}/z.tar"]
         assert shards.find(f"{tmp_path}/{name}/*.tar") == [f"{tmp_path}/{name}/z.tar"]
     assert shards.find("~/h.tar") == [f"{tmp_path}/home/h.tar"] == shards.find("~/*.tar")
     monkeypatch.chdir(tmp_path)
     assert shards.find("~c.tar") == [f"{tmp_path}/~c.tar"]
-    # Patterns where nothing is called so.
+    # If no file or folder has that name, the name is a pattern.
     assert shards.find(f"{tmp_path}/{{a,qq}}.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/qq.tar"]
     assert len(shards.find(f"{tmp_path}/q*.tar")) == 2
 
@@ -383,7 +384,7 @@ def test_paths_in_a_list_are_all_read(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"expected the shard .*/9.tar, found nothing"):
         shards.find(f"{tmp_path}/1.tar::{tmp_path}/9.tar")
     assert shards.find(f"file://{tmp_path}/3.tar::file://{tmp_path}/1.tar") == [f"{tmp_path}/{at}.tar" for at in (3, 1)]
-    # Addresses that fsspec would chain.
+    # fsspec would chain these addresses.
     with pytest.raises(TableError, match=r"expected the shard simplecache, found nothing"):
         shards.find(f"simplecache::file://{tmp_path}/1.tar")
     with pytest.raises(TableError, match="found several that fsspec would chain"):

@@ -1,4 +1,4 @@
-"""Commits that are killed half way, by SIGKILL of the process that makes them."""
+"""Commits of staged shards, including commits that SIGKILL ends half way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from spark_aesthetic.webdataset import staging
 from spark_aesthetic.webdataset.lease import Lease, is_alive
 from spark_aesthetic.webdataset.places import locate
 
-# Dies when the last but one file has moved, or, with 0, before the note is there.
+# This process kills itself after `left` moves. After 3, the note and two of the three files have moved. After 0,
+# nothing has moved, not even the note.
 KILLED = """
 import os, signal, sys
 from fsspec.implementations.local import LocalFileSystem
@@ -130,7 +131,7 @@ def test_a_killed_commit_is_undone_or_brought_to_its_end(
 
 @pytest.mark.parametrize("replaces", [False, True])
 def test_a_store_whose_folders_look_like_patterns(replaces: bool) -> None:
-    # fsspec's own copies and removals take them for patterns, and each of these matches the one before.
+    # fsspec's own copy and remove treat these names as patterns, and each pattern matches the name before it.
     system = fsspec.filesystem("memory")
     for name in ("a1", "a[1]", "a?1*"):
         system.pipe_file(f"/{name}/00000.tar", b"old")
@@ -222,7 +223,7 @@ def test_links_in_the_place_of_staged_folders_are_not_followed(tmp_path: Path) -
         staging.settle(str(tmp_path / "out"))
     assert {path.name for path in elsewhere.iterdir()} == {"commit.json", "a"}
     (tmp_path / "out" / f"_staged-{HEX}").unlink()
-    # A note that is a link, and a folder in the place of a shard.
+    # First the note is a link, then a link to a folder is in the place of a shard.
     hidden = hostile_note(tmp_path / "out", b"")
     (hidden / "commit.json").unlink()
     (hidden / "commit.json").symlink_to(elsewhere / "commit.json")
@@ -292,7 +293,7 @@ def test_what_is_called_alike_and_is_not_a_write_stays(tmp_path: Path) -> None:
 
 
 class Versioned(MemoryFileSystem):  # type: ignore[misc]
-    """A store that takes a version in second place, as s3fs does."""
+    """A store that takes a version as its second argument, as s3fs does."""
 
     protocol = "versioned"
 

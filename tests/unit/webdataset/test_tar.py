@@ -27,7 +27,7 @@ def read(file: io.BytesIO) -> list[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_and_bytes_are_those_that_tarfile_wrote(kind: int) -> None:
-    # USTAR cuts a name of at most 255 bytes at a slash.
+    # USTAR stores a long name only if it can split the name at a slash, so the longest names are left out.
     names = [name for name in NAMES if kind != tarfile.USTAR_FORMAT or len(name) < 180]
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=kind, pax_headers={"comment": "for all"}) as archive:
@@ -119,7 +119,7 @@ def test_damage_is_told_with_its_place(damaged: bytes, place: int) -> None:
 
 
 def entry(name: str, content: bytes = b"", **fields: object) -> bytes:
-    """A header with some fields of one's own, as other programs may write them."""
+    """Return a member with some header fields set, as other programs may set them."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
     for field, value in fields.items():
