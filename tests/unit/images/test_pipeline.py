@@ -1,8 +1,9 @@
-"""The pipeline between decoding and the head: order, batch borders, and what a model can do to a row."""
+"""The pipeline between decoding and the head: the order of rows, the borders of batches, and failures of the model."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -38,7 +39,7 @@ def grey(level: int) -> bytes:
 
 
 class Encoder:
-    """Writes an image's grey level into its embedding, and runs out of memory above `most_rows` at once."""
+    """An encoder that writes an image's grey level into its embedding and runs out of memory above `most_rows` rows."""
 
     side, dimension, preprocess = 224, 384, None
 
@@ -97,7 +98,7 @@ def test_what_is_not_finite_is_an_error_of_its_row_alone(scorer_of: Callable[...
     class Damaged(Encoder):
         def __call__(self, pixels: Bytes) -> Floats:
             embeddings = np.full((len(pixels), 384), 0.1, np.float32)
-            # The last one is finite itself; the head's sum is not.
+            # The last value is finite, and only the head's sum overflows.
             embeddings[1] = value * np.sign(scorer.head.weight)
             return embeddings
 
@@ -150,7 +151,8 @@ def test_files_are_taken_in_only_as_far_as_their_bytes_allow(scorer_of: Callable
 
     stream = scorer_of(Encoder(), 16).score(files())
     next(stream)
-    # Three batches are further on, 64 MB wait for a thread, one has just come; by rows alone two batches would wait.
+    # Three batches are in progress, files of 64 MB wait for a thread, and one file has just arrived. A limit by rows
+    # would let two batches wait.
     assert taken <= 3 * 16 + 6 + 1
     assert sum(len(rows.errors) for rows in stream) == 100 - 16
 
@@ -187,7 +189,7 @@ def test_threads_hold_no_more_than_the_budget_together() -> None:
     assert (most, budget.free) == (100, 100)
 
 
-# Beyond what the process had with the model loaded; files and pixels of other sizes among them, three at a time.
+# This script prints by how much the peak of memory grows after a first image. Some images are small.
 LARGE = """
 import sys
 from spark_aesthetic.predictors import weights
@@ -212,7 +214,7 @@ def test_what_the_device_holds_is_known_to_later_tasks(scorer_of: Callable[..., 
     for _ in range(2):
         list(scorer_of(encoder, 8, num_threads=1).score([grey(level) for level in range(8)]))
     failures = [rows for rows in encoder.calls if rows > 3]
-    # Once beside others and once alone for each size; a task that begins later begins with what fits.
+    # Each size fails once beside other work and once alone. A later task begins with the size that fits.
     assert failures == [8, 8, 4, 4]
 
 
@@ -235,7 +237,7 @@ def test_a_pass_that_fits_alone_is_made_alone_from_then_on(scorer_of: Callable[.
     batches = list(scorer_of(encoder, 2, num_threads=2).score([grey(level) for level in range(40)]))
     assert [error for rows in batches for error in rows.errors] == [None] * 40
     assert encoder.limits.alone
-    # The two that were under way at once, and no later one.
+    # Only the two passes that ran at the same time may fail.
     assert 1 <= encoder.failed <= 2
     assert encoder.limits.rows >= 40
 
@@ -263,17 +265,20 @@ def test_every_thread_of_a_task_counts_for_one_core(scorer_of: Callable[..., Ima
 
 
 def test_the_benchmark_for_gpus_checks_itself_on_a_cpu(tmp_path: Path) -> None:
-    predictor = tmp_path / "small.json"
-    small_predictor().save(predictor)
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu.py"), "--device", "cpu", "--seconds", "0.2"]
-    done = subprocess.run(
-        [*command, "--predictor", str(predictor), "--num-threads", "1", "--batch-size", "8"],
-        check=True, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    said = json.loads(done.stdout)
-    assert said["device"] == "cpu"
-    assert min(said["images_per_second_from_pixels"], said["images_per_second_from_jpeg"]) > 0
-    assert said["share_of_matmul_limit"] > 0
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu.py"), "--device", "cpu", "--minutes", "2"]
+    subprocess.run([*command, "--out", str(tmp_path / "out")], check=True, capture_output=True, timeout=300)
+    rows = json.loads((tmp_path / "out" / "gpu.json").read_text())["rows"]
+    measured = {
+        part: [row for row in rows if row["part"] == part and row["value"]] for part in {r["part"] for r in rows}
+    }
+    assert all(measured.values()), rows
+    assert {"limit", "pixels", "engine", "decode", "variants", "transfer"} <= measured.keys()
+    notes = {row["what"]: row["note"] for row in rows}
+    assert notes["exact, 1 threads"] == "pixels move by 0.00 of 255 on average, scores by 0.00000 at most"
+    moved = re.search(r"([0-9.]+) at most", notes["int8, scaled by row, torch.float32"])
+    assert moved is not None
+    assert 0 < float(moved[1]) < 0.1
+    assert measured["variants"][0]["note"] == "scores move by 0.00000 on average, 0.00000 at most"
 
 
 FIFTY_MEGAPIXELS = (8660, 5774)
@@ -286,14 +291,14 @@ FIFTY_MEGAPIXELS = (8660, 5774)
         pytest.param("JPEG", "RGB", FIFTY_MEGAPIXELS, {"progressive": True, "subsampling": 0}, marks=pytest.mark.long),
         pytest.param("PNG", "RGBA", FIFTY_MEGAPIXELS, {"compress_level": 1}, marks=pytest.mark.long),
         pytest.param("WEBP", "RGB", FIFTY_MEGAPIXELS, {"method": 0}, marks=pytest.mark.long),
-        # Thin: small itself, and 89 megapixels once its width is the target's.
+        # This image is thin. It has few pixels, and 89 megapixels once its width is scaled to the target's.
         pytest.param("PNG", "RGB", (10, 17_800), {}, marks=pytest.mark.long),
     ],
 )
 def test_large_images_on_six_threads_take_less_than_a_gigabyte(
     file_format: str, mode: str, size: tuple[int, int], options: dict[str, object], tmp_path: Path
 ) -> None:
-    # Made here, not there: encoding takes memory too.
+    # The image is encoded in this process, because encoding takes memory too.
     file = tmp_path / "large"
     Image.open(BytesIO(noise_image(0))).convert(mode).resize(size).save(file, file_format, **options)
     done = subprocess.run(

@@ -64,7 +64,8 @@ def test_a_hostile_shard_costs_its_own_rows_alone(tmp_path: Path, name: str) -> 
     (tmp_path / "x.tar").write_bytes(HOSTILE[name])
     started = time.process_time()
     found = check(tmp_path / "x.tar")
-    assert time.process_time() - started < 5
+    # `make coverage` traces every line, which takes about three times as long.
+    assert time.process_time() - started < (5 if sys.gettrace() is None else 20)
     if HOSTILE[name].startswith(GOOD):
         assert (found[0]["__key__"], found[0]["jpg"]) == ("good", b"good")
     else:
