@@ -150,10 +150,10 @@ CORE := $(addprefix tests/spark/,$(addprefix functions/test_,columns.py sql.py s
 OLDER := -W ignore::pytest.PytestUnraisableExceptionWarning
 
 .PHONY: test-compat
-test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta, and a client of 4.2 on a server of 4.0
+test-compat: .compat/4.0.5-4.0.1/ready .compat/4.1.1-4.3.1/ready ## Run the core tests on Spark 4.0 and 4.1 with their Delta, a client of 4.2 on a server of 4.0, and Iceberg
 	for versions in 4.0.5-4.0.1 4.1.1-4.3.1; do \
 		PYTHONPATH=$(CURDIR)/.compat/$$versions $(PYTEST) -m '' $(OLDER) $(CORE) || exit 1; done
-	$(PYTEST) -m long tests/system/test_older_server.py
+	$(PYTEST) -m long tests/system/test_older_server.py tests/system/test_iceberg.py
 
 .PHONY: docs
 docs: setup ## Build the documentation (build/site)
