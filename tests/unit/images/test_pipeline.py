@@ -264,6 +264,7 @@ def test_every_thread_of_a_task_counts_for_one_core(scorer_of: Callable[..., Ima
     assert encoder.threads == {1}
 
 
+@pytest.mark.long
 def test_the_benchmark_for_gpus_checks_itself_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu.py"), "--device", "cpu", "--minutes", "2"]
     subprocess.run([*command, "--out", str(tmp_path / "out")], check=True, capture_output=True, timeout=300)
