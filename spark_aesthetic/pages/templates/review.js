@@ -100,7 +100,7 @@
     $("preview-key").textContent = `${tile.querySelector(".key").textContent} ${labels[current]}`;
   }
 
-  function select(at, { focus = true } = {}) {
+  function select(at, { focus = true, scroll = true } = {}) {
     tiles[current].setAttribute("aria-selected", "false");
     tiles[current].tabIndex = -1;
     current = Math.min(Math.max(at, 0), tiles.length - 1);
@@ -109,7 +109,7 @@
     tile.tabIndex = 0;
     preview();
     if (focus) tile.focus({ preventScroll: true });
-    tile.scrollIntoView({ block: "nearest" });
+    if (scroll) tile.scrollIntoView({ block: "nearest" });
   }
 
   function mark(label, options) {
@@ -214,5 +214,7 @@
 
   load();
   document.querySelectorAll(".band").forEach((band) => tellOfBand(band.querySelector(".tile")));
-  select(Math.max(above - 1, 0), { focus: false });
+  // On a narrow screen the title and the cut are above the images, so the page opens there.
+  const narrow = matchMedia("(max-width: 799px)").matches;
+  select(Math.max(above - 1, 0), { focus: false, scroll: !narrow });
 }

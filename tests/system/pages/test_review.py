@@ -478,6 +478,8 @@ def test_marks_go_on_where_nothing_can_be_stored(open_page: Callable[..., Any], 
 def test_a_narrow_screen_has_all_of_it_within_reach(open_page: Callable[..., Any]) -> None:
     page = open_page(viewport={"width": 390, "height": 780}, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("scrollY") == 0
+    assert page.locator("h1").bounding_box()["y"] < 100
     page.locator(".tile").nth(20).tap()
     for button in ("keep", "drop", "undo", "next"):
         box = page.locator(f"#{button}").bounding_box()
