@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from chunks import session
 from pyspark.sql import SparkSession
 
 import spark_aesthetic as sa
@@ -66,18 +66,6 @@ def child(case: str, work: Path, rows: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--case", case, "--work", str(work), "--rows", str(rows)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def session() -> SparkSession:
-    """Make a session on two cores with the settings of conf/local.conf."""
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
-    for line in (Path(__file__).parents[1] / "conf" / "local.conf").read_text().splitlines():
-        if line.startswith("spark.") and not line.startswith("spark.master"):
-            builder = builder.config(*line.split(maxsplit=1))
-    spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
-    return spark
 
 
 def add(spark: SparkSession, table: str, first: int, count: int) -> None:
