@@ -23,6 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -40,7 +41,7 @@ from spark_aesthetic.images.tower import VisionTower
 from spark_aesthetic.options import Decode, Options
 from spark_aesthetic.predictors import weights
 
-_PIXELS = 89_478_485  # the default of max_pixels
+_PIXELS = Options().max_pixels
 
 
 @dataclass
@@ -91,9 +92,8 @@ class Bench:
             measure()
         # A kernel or a codec that this machine lacks fails in many ways, and the rest must still be measured.
         except Exception as error:
-            self.add(
-                part, what, None, "", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            said = str(error).partition("\n")[0]
+            self.add(part, what, None, "", f"{type(error).__name__}: {said}")
         if self.on_gpu:
             torch.cuda.empty_cache()
 
@@ -154,6 +154,13 @@ def pixels(bench: Bench, tower: VisionTower, what: str, rows: int, way: str = "e
     share = rate * operations(tower) / bench.limits[dtype]
     note = f"{share:.0%} of the limit" + ("" if way == "eager" else f"; first pass {first:.1f} s")
     bench.add("pixels", f"{what}, {dtype}, {way}, batch {rows}", rate, note=note)
+
+
+def sweep(bench: Bench, name: str, dtype: torch.dtype, batches: list[int]) -> None:
+    """Measure a further tower in all batches."""
+    tower = seeded(name, dtype, bench.device)
+    for rows in batches:
+        bench.attempt("pixels", f"{name}, {dtype}, batch {rows}", partial(pixels, bench, tower, name, rows))
 
 
 @torch.inference_mode()
@@ -241,7 +248,7 @@ def _ways_to_decode(bench: Bench) -> dict[str, Callable[[list[bytes]], Any]]:
 
 
 def decoding(
-    bench: Bench, name: str, threads: int, files: list[bytes], exact: torch.Tensor, tower: VisionTower
+    bench: Bench, name: str, threads: int, files: list[bytes], exact: torch.Tensor, tower: VisionTower, expected: Any
 ) -> None:
     """Measure files per second of one way to decode, and how far pixels and scores are from the exact ones."""
     way = _ways_to_decode(bench)[name]
@@ -249,20 +256,19 @@ def decoding(
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         rate = bench.rate(lambda: list(pool.map(way, parts)), len(files))
     found = torch.as_tensor(np.stack([np.asarray(one.cpu() if torch.is_tensor(one) else one) for one in way(files)]))
-    moved = np.abs(scores(tower, found.to(bench.device)) - scores(tower, exact.to(bench.device))).max()
+    moved = np.abs(scores(tower, found.to(bench.device)) - expected).max()
     far = (found.float() - exact.float()).abs().mean()
     note = f"pixels move by {far:.2f} of 255 on average, scores by {moved:.5f} at most"
     bench.add("decode", f"{name}, {threads} threads", rate, note=note)
 
 
-def engine_rate(device: str, how: str, seconds: float, rows: int) -> float:
+def engine_rate(device: str, how: Decode, seconds: float, rows: int) -> float:
     """Return images per second of the engine as a Spark worker runs it: JPEG bytes to scores."""
     name, dtype = ("ViT-L/14", torch.float16) if device.startswith("cuda") else ("tiny", torch.float32)
     tower = seeded(name, dtype, device)
     shape, _, dimension = ARCHITECTURES[name]
     encoder = Encoder(tower, side=shape.side, dimension=dimension, row_bytes=tower.row_bytes, device=device)
-    decoder: Decode = "fast" if how == "fast" else "exact"
-    options = Options(device=device, batch_size=rows, num_threads=os.cpu_count() or 1, decode=decoder)
+    options = Options(device=device, batch_size=rows, num_threads=os.cpu_count() or 1, decode=how)
     files = [picture(seed) for seed in range(64)]
     ending = perf_counter() + seconds
 
@@ -283,19 +289,8 @@ def engine_rate(device: str, how: str, seconds: float, rows: int) -> float:
 
 def engine(bench: Bench, how: str, rows: int, processes: int) -> None:
     """Measure the engine in processes of its own, which share the device and the cores."""
-    seconds = "12" if bench.on_gpu else "1"
-    command = [
-        sys.executable,
-        __file__,
-        "--device",
-        bench.device,
-        "--engine",
-        how,
-        "--rows",
-        str(rows),
-        "--seconds",
-        seconds,
-    ]
+    given = ["--device", bench.device, "--engine", how, "--rows", str(rows), "--seconds", "12" if bench.on_gpu else "1"]
+    command = [sys.executable, __file__, *given]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     rate = sum(float(process.communicate(timeout=120)[0]) for process in running)
     alone = max(row["value"] or 0.0 for row in bench.rows if row["part"] == "pixels")
@@ -321,25 +316,22 @@ def run(bench: Bench) -> None:
     files = [picture(seed) for seed in range(256 if bench.on_gpu else 4)]
     exact = torch.as_tensor(np.stack([decode(file, side=224, max_pixels=_PIXELS) for file in files]))  # type: ignore[arg-type]
     judge = seeded(names[0], torch.float32, bench.device)
+    expected = scores(judge, exact.to(bench.device))
     cores = [count for count in (1, 2, 4, 8, 16) if count <= (os.cpu_count() or 1)]
     for name in _ways_to_decode(bench):
         for threads in [1] if "nvJPEG" in name else cores:
-            measure = partial(decoding, bench, name, threads, files, exact, judge)
+            measure = partial(decoding, bench, name, threads, files, exact, judge, expected)
             bench.attempt("decode", f"{name}, {threads} threads", measure)
     shown = exact[:64].to(bench.device)
-    expected = scores(judge, shown)
     for name in ["unchanged", *VARIANTS]:
-        bench.attempt("variants", name, partial(variant, bench, large, name, shown, expected, batches[0]))
+        bench.attempt("variants", name, partial(variant, bench, large, name, shown, expected[:64], batches[0]))
     bench.attempt("transfer", "", partial(transfer, bench, large, batches[0]))
     ways = ["CUDA graph", "default", "reduce-overhead", "max-autotune"] if bench.on_gpu else []
     for way in ways:
         bench.attempt("pixels", way, partial(pixels, bench, large, names[0], 256, way))
-    for name in names:
-        for dtype in half:
-            tower = seeded(name, dtype, bench.device)
-            for rows in batches:
-                if (name, dtype) != (names[0], half[0]):
-                    bench.attempt("pixels", f"{name}, {dtype}, {rows}", partial(pixels, bench, tower, name, rows))
+    # The first pair is `large`, which is measured already.
+    for name, dtype in list(product(names, half))[1:]:
+        bench.attempt("pixels", f"{name}, {dtype}", partial(sweep, bench, name, dtype, batches))
 
 
 def main() -> None:

@@ -214,7 +214,7 @@
 
   load();
   document.querySelectorAll(".band").forEach((band) => tellOfBand(band.querySelector(".tile")));
-  // On a narrow screen the title and the cut are above the images, so the page opens there.
+  // On a narrow screen (as in review.css) the title and the cut are above the images, so the page opens there.
   const narrow = matchMedia("(max-width: 799px)").matches;
   select(Math.max(above - 1, 0), { focus: false, scroll: !narrow });
 }
